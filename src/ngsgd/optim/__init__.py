@@ -1,0 +1,1 @@
+"""Layer 1, the mathematics: tensors in, tensors out. Knows no file and no acoustic model."""

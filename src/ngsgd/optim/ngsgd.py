@@ -1,0 +1,271 @@
+"""NG-SGD as a ``torch.optim.Optimizer``: hooks that see the rows of affine layers, and the update made from them.
+
+Source: Povey, Zhang, Khudanpur, arXiv:1410.7455; the update is that of Kaldi's
+``AffineComponentPreconditionedOnline::Update`` (``nnet2/nnet-component.cc``).
+
+For an affine layer y = W x + b the gradient of the summed objective over N rows is ``Y^T X``, row i of X
+(N x D_in + 1) being the layer's input with a 1 appended and row i of Y (N x D_out) the derivative of the objective
+at its output. Both are preconditioned, row by row, and
+
+    W,b <- W,b + l gamma_x gamma_y s Y^^T X^
+
+with l the learning rate and s the limit that max-change sets.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol, overload
+
+import torch
+from torch import Tensor, nn
+
+from ngsgd.optim.online import OnlineNaturalGradient
+from ngsgd.optim.simple import SimpleNaturalGradient
+
+Method = Literal["online", "simple", "none"]
+
+
+class Preconditioner(Protocol):
+    def precondition(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Identity:
+    """No preconditioning: X^ = X, gamma = 1."""
+
+    def precondition(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x.new_ones(())
+
+
+class _Capture(torch.autograd.Function):
+    """The identity, which on the way back keeps the derivative that passes through it.
+
+    ``anchor`` is a leaf that requires a gradient: through it the derivative reaches a first layer, too, whose input
+    and (see `_AffineLayer`) weights ask for none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, anchor: Tensor, x: Tensor, layer: _AffineLayer) -> Tensor:
+        ctx.x, ctx.layer = x, layer
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (dy,) = grad_outputs
+        ctx.layer.keep(ctx.x, dy)
+        return (dy if ctx.needs_input_grad[0] else None), None, None, None
+
+
+class _AffineLayer:
+    """One ``nn.Linear``: the rows of X and Y that passed since the last step, and its two preconditioners.
+
+    While the layer computes its output, its parameters do not require a gradient, so that autograd does not form
+    ``Y^T X``: the update is made from ``Y^^T X^`` and would throw it away.
+    """
+
+    def __init__(self, name: str, module: nn.Linear, x_side: Preconditioner, y_side: Preconditioner) -> None:
+        self.name = name
+        self.weight: Tensor = module.weight
+        self.bias: Tensor | None = module.bias
+        self.x_side, self.y_side = x_side, y_side
+        self.num_steps = 0
+        self.num_limited: Tensor | int = 0
+        self._parameters = [p for p in (module.weight, module.bias) if p is not None]
+        self._asked: list[bool] = []  # which of them required a gradient before the forward pass under way
+        self._module = weakref.ref(module)
+        self._anchor = torch.zeros((), requires_grad=True)
+        self._rows: list[tuple[Tensor, Tensor]] = []
+        self.handles = [
+            module.register_forward_pre_hook(self._before_forward),
+            module.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
+        ]
+
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        if module is self._module():  # and not a copy of it, which has the hooks too
+            self._asked = [p.requires_grad for p in self._parameters]
+            for p in self._parameters:
+                p.requires_grad_(False)
+
+    def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, y: Tensor | None) -> Tensor | None:
+        if module is not self._module():
+            return None
+        for p, asked in zip(self._parameters, self._asked, strict=True):
+            p.requires_grad_(asked)
+        if y is None or not torch.is_grad_enabled() or not all(self._asked):
+            return None
+        x: Tensor = args[0] if args else kwargs["input"]
+        captured: Tensor = _Capture.apply(y, self._anchor, x.detach(), self)  # type: ignore[no-untyped-call]
+        return captured
+
+    def keep(self, x: Tensor, dy: Tensor) -> None:
+        self._rows.append((x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])))
+
+    def forget(self) -> None:
+        self._rows.clear()
+
+    def take(self) -> tuple[Tensor, Tensor] | None:
+        """X (N, D_in, + 1 where there is a bias) and Y (N, D_out) of all that passed, which are then forgotten."""
+        if not self._rows:
+            return None
+        xs, ys = zip(*self._rows, strict=True)
+        self._rows.clear()
+        # Under autocast the rows have less precision than the parameters.
+        X = (xs[0] if len(xs) == 1 else torch.cat(xs)).to(self.weight.dtype)
+        Y = (ys[0] if len(ys) == 1 else torch.cat(ys)).to(self.weight.dtype)
+        if self.bias is not None:
+            X = nn.functional.pad(X, (0, 1), value=1.0)
+        return X, Y
+
+    def update(self, lr: float, max_change_per_sample: float) -> None:
+        """One step of this layer; a loss is minimised, so the rows of Y are *minus* the objective's derivative."""
+        rows = self.take()
+        if rows is None:
+            return
+        X_hat, gamma_x = self.x_side.precondition(rows[0])
+        Y_hat, gamma_y = self.y_side.precondition(rows[1])
+        step = lr * gamma_x * gamma_y
+        if max_change_per_sample > 0.0:
+            lengths = torch.linalg.vector_norm(X_hat, dim=1) @ torch.linalg.vector_norm(Y_hat, dim=1)
+            change = step * lengths
+            limit = max_change_per_sample * len(X_hat)
+            step = torch.where(change > limit, step * (limit / change), step)
+            self.num_limited = self.num_limited + (change > limit).long()
+        self.num_steps += 1
+        Y_hat = Y_hat * step
+        self.weight.addmm_(Y_hat.T, X_hat[:, : self.weight.shape[1]], alpha=-1)
+        if self.bias is not None:
+            self.bias.addmv_(Y_hat.T, X_hat[:, -1], alpha=-1)
+
+
+class NGSGD(torch.optim.Optimizer):
+    """Natural-gradient SGD for any model: its affine layers (``nn.Linear``) are preconditioned, the rest gets SGD.
+
+    ::
+
+        optimizer = NGSGD(model, lr=0.01)
+        loss = nn.functional.nll_loss(model(x), labels, reduction="sum")
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+
+    The loss is the *sum* over the rows of the minibatch and learning rates are per sample: with a mean, multiply
+    ``lr`` by the number of rows. An affine layer that is applied at several positions of an example, or several
+    times before a step, has each application's rows in its statistics.
+
+    Where not to use it: under DistributedDataParallel, gradient clipping or anything else that works on the ``.grad``
+    of affine layers, which is never formed; parameters that a module uses without calling the ``nn.Linear`` that
+    owns them (as ``nn.MultiheadAttention`` does) get plain SGD.
+
+    The statistics are not part of ``state_dict()``: in the method that this serves, a job starts them afresh.
+
+    Args:
+        model: the module to train; parameters that do not require a gradient when this is called stay as they are.
+        lr: learning rate per sample, for all parameters; ``param_groups[0]["lr"]`` may be changed between steps.
+        preconditioner: "online" (the default), "simple", or "none", which is plain SGD.
+        alpha: smoothing of the Fisher estimates with the identity.
+        rank_in: rank of the online estimate of an affine layer's inputs.
+        rank_out: rank of the online estimate of the derivatives at its output.
+        num_samples_history: rows over which the online estimate forgets.
+        update_period: minibatches from one update of the online estimate to the next.
+        max_change_per_sample: m; a layer's step is scaled by ``min(1, m N / change)``, with the bound
+            ``change = lr gamma_x gamma_y sum_i |x^_i| |y^_i|`` on how far it goes. 0 turns it off. By default
+            0.075, and 0 for plain SGD.
+
+    Raises:
+        ValueError: an argument out of its range, or a model with nothing to train.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float,
+        *,
+        preconditioner: Method = "online",
+        alpha: float = 4.0,
+        rank_in: int = 20,
+        rank_out: int = 80,
+        num_samples_history: float = 2000.0,
+        update_period: int = 4,
+        max_change_per_sample: float | None = None,
+    ) -> None:
+        if not (math.isfinite(lr) and lr >= 0.0):
+            raise ValueError(f"lr must be a finite number, at least 0, got {lr}")
+        if max_change_per_sample is None:
+            max_change_per_sample = 0.0 if preconditioner == "none" else 0.075
+        if not max_change_per_sample >= 0.0:
+            raise ValueError(f"max_change_per_sample must be at least 0, got {max_change_per_sample}")
+
+        def make(rank: int) -> Preconditioner:
+            if preconditioner == "online":
+                return OnlineNaturalGradient(rank, alpha, num_samples_history, update_period)
+            if preconditioner == "simple":
+                return SimpleNaturalGradient(alpha)
+            if preconditioner == "none":
+                return Identity()
+            raise ValueError(f"preconditioner must be 'online', 'simple' or 'none', got {preconditioner!r}")
+
+        self.max_change_per_sample = max_change_per_sample
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("the model has no parameter that requires a gradient")
+        super().__init__(parameters, {"lr": lr})
+        self._layers = [
+            _AffineLayer(name, module, make(rank_in), make(rank_out))
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+            and {"weight", "bias"} <= module._parameters.keys()  # not so where they are computed from others
+            and all(p.requires_grad for p in module.parameters())
+        ]
+        handles = [handle for layer in self._layers for handle in layer.handles]
+        weakref.finalize(self, _remove, handles)
+
+    # torch wraps this method so that its first call imports torch._dynamo, which takes longer than starting a job
+    # may; nothing here is compiled, so the method underneath serves.
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        torch.optim.Optimizer.add_param_group.__wrapped__(self, param_group)  # type: ignore[attr-defined]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients, and the rows of affine layers, of all backward passes since the last step."""
+        for layer in self._layers:
+            layer.forget()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if set_to_none or p.grad is None:
+                    p.grad = None
+                else:
+                    p.grad.zero_()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of all parameters from the backward passes since the last step.
+
+        Raises:
+            FloatingPointError: an estimate was to be renewed from values that are not finite; the layers before that
+                one have been updated. Steps that renew none, and plain SGD, do not look.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        lr = float(self.param_groups[0]["lr"])
+        for layer in self._layers:
+            layer.update(lr, self.max_change_per_sample)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.add_(p.grad, alpha=-lr)
+        return loss
+
+    def max_change_share(self) -> dict[str, float]:
+        """For each affine layer, by its name in the model, the share of its steps so far that max-change limited."""
+        return {layer.name: int(layer.num_limited) / max(1, layer.num_steps) for layer in self._layers}
+
+
+def _remove(handles: Iterable[torch.utils.hooks.RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
