@@ -1,0 +1,181 @@
+"""The acoustic model: a chain of components that computes each layer only at the frame positions that are needed."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ngsgd.errors import ModelError
+from ngsgd.network.components import Affine, Component, Splice, from_spec
+from ngsgd.network.storage import FORMAT, Header, read_model, write_model
+
+
+@functools.lru_cache(maxsize=64)
+def splice_rows(offsets: tuple[tuple[int, ...], ...], num_frames: int, device: torch.device) -> tuple[Tensor, ...]:
+    """For each splice of a chain, which of its input positions each of its outputs is made from.
+
+    Args:
+        offsets: of the splices, from the input to the output of the network.
+        num_frames: T, successive frames for which an output is wanted.
+        device: where the indices are to lie.
+
+    Returns:
+        For each splice a tensor (positions needed of its output, number of its offsets) of indices into the sorted
+        positions needed of its input. For the chain -2:-1:0:1:2, -2:1, -3:3 and T = 1 the layers have 4, 2 and 1
+        positions.
+    """
+    needed = list(range(num_frames))
+    rows: list[Tensor] = []
+    for depth, layer in reversed(list(enumerate(offsets))):
+        below = sorted({t + o for t in needed for o in layer})
+        if depth == 0:  # the features of an example are contiguous, whether or not each is needed
+            below = list(range(below[0], below[-1] + 1))
+        index = {t: i for i, t in enumerate(below)}
+        rows.append(torch.tensor([[index[t + o] for o in layer] for t in needed], device=device))
+        needed = below
+    return tuple(reversed(rows))
+
+
+class AcousticModel(nn.Module):
+    """A chain of components from features to log posteriors over the classes (pdf-ids).
+
+    Args:
+        components: name and component, from the input to the output; the first is a `Splice`.
+        history: how the model came to be, of what JSON can hold; saved with it.
+
+    Attributes:
+        left_context, right_context: frames needed before and after a frame to classify it.
+        priors: (C,) probabilities of the classes, by which posteriors are divided for decoding; or None.
+
+    Raises:
+        ValueError: the chain is empty, does not begin with a splice, or two neighbours differ in dimension.
+    """
+
+    def __init__(
+        self, components: Iterable[tuple[str, Component | Affine]], history: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.components = nn.ModuleDict(dict(components))
+        self.history: dict[str, Any] = {"iterations": []} if history is None else history
+        self.priors: Tensor | None
+        self.register_buffer("priors", None)
+        chain = self.chain()
+        if not chain or not isinstance(chain[0], Splice):
+            raise ValueError("a network begins with a splice")
+        for below, above in itertools.pairwise(chain):
+            if below.output_dim != above.input_dim:
+                raise ValueError(
+                    f"{below.kind} gives {below.output_dim} dimensions, {above.kind} takes {above.input_dim}"
+                )
+        self._offsets = tuple(c.offsets for c in chain if isinstance(c, Splice))
+        self.left_context = -sum(min(o) for o in self._offsets)
+        self.right_context = sum(max(o) for o in self._offsets)
+        self.input_dim = chain[0].input_dim
+        self.num_classes = chain[-1].output_dim
+
+    def chain(self) -> list[Component | Affine]:
+        """The components in order."""
+        return list(self.components.values())  # type: ignore[arg-type]  # ModuleDict knows only Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Log posteriors of the frames in the middle.
+
+        Args:
+            x: (B, left_context + T + right_context, D) features.
+
+        Returns:
+            (B, T, C).
+
+        Raises:
+            ValueError: the features have another dimension, or are too few.
+        """
+        if x.dim() != 3 or x.shape[2] != self.input_dim:
+            raise ValueError(f"expected features (B, T, {self.input_dim}), got shape {tuple(x.shape)}")
+        num_frames = x.shape[1] - self.left_context - self.right_context
+        if num_frames < 1:
+            raise ValueError(f"{x.shape[1]} frames are fewer than the network's context")
+        rows = iter(splice_rows(self._offsets, num_frames, x.device))
+        for component in self.components.values():
+            x = component(x, next(rows)) if isinstance(component, Splice) else component(x)
+        return x
+
+    @torch.no_grad()
+    def log_posteriors(self, features: Tensor) -> Tensor:
+        """Log posteriors of all frames of an utterance, its first and last frame repeated beyond its edges.
+
+        Args:
+            features: (T, D).
+
+        Returns:
+            (T, C).
+        """
+        before = features[:1].expand(self.left_context, -1)
+        after = features[-1:].expand(self.right_context, -1)
+        y: Tensor = self(torch.cat((before, features, after))[None])
+        return y[0]
+
+    def log_likelihoods(self, features: Tensor) -> Tensor:
+        """Log posteriors minus log priors (T, C), for decoding.
+
+        Raises:
+            ModelError: the model has no priors; a final model has.
+        """
+        if self.priors is None:
+            raise ModelError("the model has no priors, which decoding needs; take the run's final model")
+        return self.log_posteriors(features) - self.priors.log()
+
+    def architecture(self) -> list[dict[str, Any]]:
+        named = zip(self.components.keys(), self.chain(), strict=True)
+        return [{"name": name} | component.spec() for name, component in named]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model whole or not at all; the same model gives the same bytes.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in self.state_dict().items()}
+        write_model(path, arrays, Header(format=FORMAT, architecture=self.architecture(), history=self.history))
+
+
+def load_model(path: str | os.PathLike[str]) -> AcousticModel:
+    """A model from its file; no code from the file is run.
+
+    Raises:
+        ModelError: the file is missing, truncated, foreign, or its arrays are not those of its architecture.
+    """
+    arrays, header = read_model(path)
+    try:
+        # Without memory, until the arrays are known to be those that the architecture claims.
+        with torch.device("meta"):
+            names = [str(spec.get("name")) for spec in header["architecture"]]
+            if len(set(names)) != len(names):
+                raise ValueError("two components have the same name")
+            components = zip(names, map(from_spec, header["architecture"]), strict=True)
+            model = AcousticModel(components, header["history"])
+            if "priors" in arrays:
+                model.register_buffer("priors", torch.empty(model.num_classes))
+    except (ValueError, KeyError, RuntimeError, TypeError) as e:
+        raise ModelError(f"{os.fspath(path)}: malformed architecture: {e}") from None
+    state = model.state_dict()
+    dtypes = {array.dtype for array in arrays.values()}
+    if dtypes not in ({np.dtype(np.float32)}, {np.dtype(np.float64)}):
+        found = ", ".join(sorted(map(str, dtypes)))
+        raise ModelError(f"{os.fspath(path)}: arrays of type {found}, expected all float32 or all float64")
+    for name in sorted(state.keys() | arrays.keys()):
+        if name not in arrays or name not in state:
+            raise ModelError(f"{os.fspath(path)}: array {name} is {'missing' if name in state else 'not expected'}")
+        if arrays[name].shape != tuple(state[name].shape):
+            raise ModelError(
+                f"{os.fspath(path)}: array {name} is {arrays[name].shape}, its architecture says "
+                f"{tuple(state[name].shape)}"
+            )
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, assign=True)
+    return model

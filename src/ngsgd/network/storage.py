@@ -1,0 +1,101 @@
+"""The file of a model: named arrays and a header of canonical JSON, in safetensors. Imports no torch.
+
+safetensors writes several metadata entries in an order that changes from process to process, so that there is one
+entry, ``ngsgd``, and the same model always gives the same bytes. There is no time, host or path in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from ngsgd.errors import ModelError
+from ngsgd.files import canonical_json, whole
+
+KEY = "ngsgd"
+FORMAT = 1
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class Header(TypedDict):
+    """What a model's file says beside its arrays."""
+
+    format: int
+    architecture: list[dict[str, Any]]  # a specification for each component, from the input to the output
+    history: dict[str, Any]  # how the model came to be
+
+
+def write_model(path: str | os.PathLike[str], arrays: Arrays, header: Header) -> None:
+    """Writes a model whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with whole(path) as temporary:
+        # Not save_file: it would report a full disk as an error of safetensors.
+        temporary.write_bytes(safetensors.numpy.save(contiguous, metadata={KEY: canonical_json(header)}))
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The header of a model's file, without its arrays.
+
+    Raises:
+        ModelError: the file is missing, truncated, or not a model of this project.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as f:
+            metadata = f.metadata() or {}
+    except (OSError, safetensors.SafetensorError) as e:
+        raise _unreadable(path, e) from None
+    return _checked_header(path, metadata)
+
+
+def read_model(path: str | os.PathLike[str]) -> tuple[Arrays, Header]:
+    """The arrays and the header of a model's file.
+
+    Raises:
+        ModelError: the file is missing, truncated, or not a model of this project.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as f:
+            header = _checked_header(path, f.metadata() or {})
+            arrays = {name: f.get_tensor(name) for name in sorted(f.keys())}
+    # TypeError and AttributeError: types that numpy does not have.
+    except (OSError, safetensors.SafetensorError, TypeError, AttributeError) as e:
+        raise _unreadable(path, e) from None
+    return arrays, header
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> ModelError:
+    if not Path(path).exists():
+        return ModelError(f"{os.fspath(path)}: no such model file")
+    return ModelError(
+        f"{os.fspath(path)}: not a whole safetensors file ({error}); delete it and run again to remake it"
+    )
+
+
+def _checked_header(path: str | os.PathLike[str], metadata: dict[str, str]) -> Header:
+    foreign = f"{os.fspath(path)}: a safetensors file, but not a model of ngsgd"
+    try:
+        header = json.loads(metadata[KEY])
+    except (KeyError, ValueError, RecursionError):
+        raise ModelError(foreign) from None
+    if not (
+        isinstance(header, dict)
+        and isinstance(header.get("architecture"), list)
+        and all(isinstance(component, dict) for component in header["architecture"])
+        and isinstance(header.get("history"), dict)
+    ):
+        raise ModelError(foreign)
+    if header.get("format") != FORMAT:
+        raise ModelError(f"{os.fspath(path)}: model format {header.get('format')!r}, this version reads {FORMAT}")
+    return Header(format=FORMAT, architecture=header["architecture"], history=header["history"])

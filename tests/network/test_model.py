@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from ngsgd import NGSGD, load_model
+from ngsgd.errors import ConfigError, ModelError
+from ngsgd.files import canonical_json
+from ngsgd.network import components as c
+from ngsgd.network.model import AcousticModel, splice_rows
+from ngsgd.network.splices import context, parse_splice_indexes
+from ngsgd.network.storage import read_header
+from ngsgd.network.topology import HiddenLayers, initial_model, insert_hidden_layer, output_scales
+
+SPLICES = parse_splice_indexes("layer0/-2:-1:0:1:2 layer1/-2:1 layer2/-3:3")
+CPU = torch.device("cpu")
+
+
+def make_model(
+    nonlinearity="pnorm", batchnorm: bool = False, num_layers: int = 3, seed: int = 0, dim: int = 4
+) -> AcousticModel:
+    affine_dim = 12 if nonlinearity == "pnorm" else 6
+    layers = HiddenLayers(SPLICES, nonlinearity, affine_dim, 6, batchnorm)
+    transform = np.random.default_rng(seed).normal(size=(5 * dim, 5 * dim + 1))
+    model = initial_model(layers, (transform[:, :-1], transform[:, -1]), np.array([5, 1, 9]), seed)
+    for layer in range(1, num_layers):
+        model = insert_hidden_layer(model, layers, seed + layer)
+    return model.eval()
+
+
+def test_layers_are_computed_where_they_are_needed_and_nowhere_else() -> None:
+    rows = splice_rows(((-2, -1, 0, 1, 2), (-2, 1), (-3, 3)), 1, CPU)
+    assert [r.shape[0] for r in rows] == [4, 2, 1]
+    # The hidden layers' rows, as NG-SGD will see them.
+    model = make_model().train()
+    optimizer = NGSGD(model, lr=0.01)
+    model(torch.randn(5, 14, 4)).sum().backward()
+    assert [len(layer.take()[0]) for layer in optimizer._layers] == [20, 10, 5, 5]
+
+
+@pytest.mark.parametrize("nonlinearity", ["pnorm", "relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("batchnorm", [False, True])
+def test_frames_come_out_the_same_alone_and_in_their_utterance(nonlinearity, batchnorm: bool) -> None:
+    model = make_model(nonlinearity, batchnorm)
+    assert (model.left_context, model.right_context) == (7, 6) == context(SPLICES)
+    utterance = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    all_frames = model.log_posteriors(utterance)
+    assert all_frames.shape == (9, 3)
+    torch.testing.assert_close(all_frames.exp().sum(dim=1), torch.ones(9))
+    padded = torch.cat((utterance[:1].expand(7, -1), utterance, utterance[-1:].expand(6, -1)))
+    alone = torch.cat([model(padded[t : t + 14][None])[0] for t in range(9)])
+    torch.testing.assert_close(all_frames, alone)
+
+
+def test_frames_that_no_layer_looks_at_may_lie_in_between() -> None:
+    layers = HiddenLayers(parse_splice_indexes("layer0/0 layer1/-3:2"), "relu", 6, 6, batchnorm=False)
+    model = initial_model(layers, (np.eye(4), np.zeros(4)), np.array([1, 1]), 0)
+    model = insert_hidden_layer(model, layers, 1).requires_grad_(False)
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    other = x.clone()
+    other[[1, 2, 3, 4]] = 7.0  # only the first frame, 3 before the fourth, and the last, 2 after it, are seen
+    assert torch.equal(model(x[None]), model(other[None]))
+    assert not torch.equal(model(x[None]), model(x.flip(0)[None]))
+
+
+def test_no_frame_beyond_the_context_matters() -> None:
+    model = make_model()
+    x = torch.randn(1, 14, 4)
+    x.requires_grad_()
+    model(x).square().sum().backward()
+    used = x.grad[0].abs().sum(dim=1) > 0
+    # Positions -5, -2, 1, 4 of layer 0, each of five frames: all of -7 ... 6.
+    assert used.all()
+
+
+def test_components_compute_what_they_say() -> None:
+    x = torch.randn(3, 2, 6, dtype=torch.float64)
+    y = c.PNorm(6, 2)(x)
+    torch.testing.assert_close(y[..., 1], (x[..., 3:] ** 2).sum(dim=-1).sqrt())
+    torch.testing.assert_close(c.PNorm(6, 2, p=3.0)(x)[..., 0], (x[..., :3].abs() ** 3).sum(dim=-1) ** (1 / 3))
+    torch.testing.assert_close(c.Normalize(6)(x).square().mean(dim=-1), torch.ones(3, 2, dtype=torch.float64))
+    assert torch.equal(c.Normalize(6)(torch.zeros(1, 1, 6)), torch.zeros(1, 1, 6))
+    assert torch.equal(c.Splice(6, (-1, 0))(x, torch.tensor([[0, 1]])), x.reshape(3, 1, 12))
+    norm = c.BatchNorm(6).double().train()
+    z = norm(x)
+    torch.testing.assert_close(z.mean(dim=(0, 1)), torch.zeros(6, dtype=torch.float64), atol=1e-7, rtol=0)
+    assert set(norm.state_dict()) == {"running_mean", "running_var"}
+    assert not torch.equal(norm.running_mean, torch.zeros(6))
+
+
+def test_a_zero_group_of_pnorm_has_no_nan_in_its_derivative() -> None:
+    x = torch.zeros(1, 1, 6, requires_grad=True)
+    c.Normalize(2)(c.PNorm(6, 2)(x)).sum().backward()
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def test_the_first_model_knows_nothing() -> None:
+    """The output starts at zero, so that the posteriors are flat whatever comes in."""
+    model = make_model(num_layers=1).requires_grad_(False)
+    torch.testing.assert_close(model(torch.randn(2, 5, 4)).detach(), torch.full((2, 1, 3), 1 / 3).log())
+    assert model.components["affine0"].weight.std() == pytest.approx(12**-0.5, rel=0.2)
+
+
+def test_output_scales_average_to_one_and_favour_rare_classes() -> None:
+    scales = output_scales(np.array([100, 10, 0]))
+    assert scales.mean() == pytest.approx(1.0)
+    counts = np.array([100, 10, 0]) + 0.01 * 110 / 3
+    np.testing.assert_allclose(scales / scales[0], (counts / counts[0]) ** -0.25)
+
+
+def test_inserting_a_layer_keeps_those_below_and_draws_the_output_afresh() -> None:
+    one, two = make_model(num_layers=1), make_model(num_layers=2)
+    assert list(two.components)[-8:] == [
+        "normalize0", "splice1", "affine1", "pnorm1", "normalize1", "output_affine", "output_scale", "softmax",
+    ]  # fmt: skip
+    assert torch.equal(one.components["affine0"].weight, two.components["affine0"].weight)
+    new = two.components["output_affine"].weight.detach()
+    assert 0 < float(new.abs().max()) < 6 * 0.1 / 6**0.5
+    assert not torch.equal(
+        two.components["affine1"].weight, make_model(seed=5, num_layers=2).components["affine1"].weight
+    )
+
+
+@pytest.mark.parametrize("nonlinearity", ["pnorm", "relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("batchnorm", [False, True])
+def test_a_model_survives_its_file(tmp_path: Path, nonlinearity, batchnorm: bool) -> None:
+    model = make_model(nonlinearity, batchnorm)
+    model.priors = torch.tensor([0.5, 0.2, 0.3])
+    model.history = {"iterations": [{"iteration": 0, "jobs": [1]}]}
+    model.save(tmp_path / "a.safetensors")
+    back = load_model(tmp_path / "a.safetensors").eval()
+    x = torch.randn(10, 4)
+    assert torch.equal(model.log_likelihoods(x), back.log_likelihoods(x))
+    assert back.history == model.history
+    back.save(tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+SAVE = """
+import sys
+sys.path.insert(0, {here!r})
+from test_model import make_model
+make_model().save(sys.argv[1])
+"""
+
+
+def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    """Python's hashes, and with them the order of sets and of the library's own tables, differ between them."""
+    for name in ("a", "b"):
+        program = SAVE.format(here=str(Path(__file__).parent))
+        subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / name)],
+            check=True,
+            env={"PYTHONHASHSEED": (name == "a" and "1") or "2"},
+        )
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    header = (tmp_path / "a").read_bytes()[8:3000]
+    assert b'"__metadata__":{"ngsgd":' in header
+    with safetensors.safe_open(tmp_path / "a", "numpy") as f:
+        assert list(f.metadata()) == ["ngsgd"]
+        assert f.metadata()["ngsgd"] == canonical_json(json.loads(f.metadata()["ngsgd"]))
+    assert str(tmp_path).encode() not in (tmp_path / "a").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int32])
+def test_arrays_of_another_type_are_refused(tmp_path: Path, dtype) -> None:
+    path = saved(tmp_path)
+    arrays = safetensors.numpy.load_file(path)
+    name = "components.affine0.weight"
+    arrays[name] = arrays[name].astype(dtype)
+    with safetensors.safe_open(path, "numpy") as f:
+        safetensors.numpy.save_file(arrays, path, metadata=f.metadata())
+    with pytest.raises(ModelError, match="expected all float32 or all float64"):
+        load_model(path)
+
+
+def test_types_that_numpy_does_not_have_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bf16.safetensors"
+    model = make_model()
+    safetensors.torch.save_file(
+        {name: tensor.bfloat16() for name, tensor in model.state_dict().items()},
+        path,
+        metadata={"ngsgd": canonical_json({"format": 1, "architecture": model.architecture(), "history": {}})},
+    )
+    with pytest.raises(ModelError, match="not a whole"):
+        load_model(path)
+
+
+def test_only_a_final_model_gives_likelihoods() -> None:
+    with pytest.raises(ModelError, match="no priors"):
+        make_model().log_likelihoods(torch.randn(3, 4))
+
+
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    make_model().save(path)
+    return path
+
+
+def with_header(path: Path, change) -> Path:
+    """The same file with another header of ours."""
+    arrays = safetensors.numpy.load_file(path)
+    header = dict(read_header(path))
+    changed = change(header)
+    safetensors.numpy.save_file(
+        arrays, path, metadata={"ngsgd": json.dumps(changed if changed is not None else header)}
+    )
+    return path
+
+
+def set_component(header, index: int, **values) -> None:
+    header["architecture"][index].update(values)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 8, 200, -1])
+def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
+    path = saved(tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=r"model\.safetensors: not a whole"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda h: [], "not a model of ngsgd"),
+        (lambda h: h.update(format=99), "model format 99"),
+        (lambda h: h.update(architecture=[]), "begins with a splice"),
+        (lambda h: set_component(h, 2, kind="__import__"), "unknown kind"),
+        (lambda h: set_component(h, 2, input_dim=10**15), "positive integer"),
+        (lambda h: set_component(h, 2, input_dim=10**8, output_dim=10**8), "malformed"),
+        (lambda h: set_component(h, 2, surprise=1), "surprise"),
+        (lambda h: set_component(h, 4, output_dim=3), "malformed"),
+        (lambda h: set_component(h, 0, offsets=["a"]), "list of integers"),
+        (lambda h: set_component(h, 3, p="x"), "malformed"),
+        (lambda h: set_component(h, 2, name="lda"), "same name"),
+        (lambda h: set_component(h, 2, name="a.b"), "malformed"),
+        (lambda h: set_component(h, 2, name="other"), "array"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused(tmp_path: Path, change, text: str) -> None:
+    with pytest.raises(ModelError, match=text):
+        load_model(with_header(saved(tmp_path), change))
+
+
+def test_foreign_and_hostile_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.safetensors"
+    safetensors.numpy.save_file({"x": np.zeros(3)}, path)
+    with pytest.raises(ModelError, match="not a model of ngsgd"):
+        load_model(path)
+    path.write_bytes(struct.pack("<Q", 2**40) + b"{}")
+    with pytest.raises(ModelError, match="not a whole"):
+        load_model(path)
+    with pytest.raises(ModelError, match="no such model file"):
+        load_model(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("layer0/-1:1", "contiguous"), ("layer1/-1:1", "layer0"), ("layer0/0 layer1/1:-1", "rise"),
+     ("layer0/0 layer1:2", "form"), ("layer0/0 layer0/0", "twice")],
+)  # fmt: skip
+def test_malformed_splices_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_splice_indexes(text)
