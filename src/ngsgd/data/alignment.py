@@ -1,0 +1,128 @@
+"""Left-to-right alignment of frames with a chain of states, and the word models that come of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.stats
+
+from ngsgd.data.corpus import Float32s, WordModel
+
+MAX_ROUNDS = 100
+VARIANCE_FLOOR = 0.01  # of the variance over all frames
+MIN_PROBABILITY = 0.01  # of staying in or leaving a state, however the training data looks
+
+Floats = npt.NDArray[np.float64]
+States = npt.NDArray[np.int64]
+
+log = logging.getLogger(__name__)
+
+
+def equal_segments(num_frames: int, num_states: int) -> States:
+    """Each state in turn for the same number of frames, as nearly as it goes (num_frames,)."""
+    return np.arange(num_frames, dtype=np.int64) * num_states // num_frames
+
+
+def viterbi(scores: Floats, log_stay: Floats, log_leave: Floats) -> tuple[float, States]:
+    """The best path through a chain from its first state to its last, at least one frame in each.
+
+    Args:
+        scores: (T, S) log-likelihood of each frame in each state, T >= S.
+        log_stay, log_leave: (S,) log-probabilities of the two transitions of each state.
+
+    Returns:
+        The path's log-likelihood, the leaving of the last state included, and the states (T,).
+    """
+    T, S = scores.shape
+    best = np.full(S, -np.inf)
+    best[0] = scores[0, 0]
+    came = np.zeros((T, S), dtype=np.bool_)  # whether the state was entered at this frame
+    entering = np.full(S, -np.inf)
+    for t in range(1, T):
+        staying = best + log_stay
+        entering[1:] = best[:-1] + log_leave[:-1]
+        came[t] = entering > staying
+        best = np.maximum(entering, staying) + scores[t]
+    states = np.empty(T, np.int64)
+    s = S - 1
+    for t in range(T - 1, -1, -1):
+        states[t] = s
+        s -= int(came[t, s])
+    return float(best[-1] + log_leave[-1]), states
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A word as a left-to-right chain of states, each with a Gaussian of diagonal covariance.
+
+    Attributes:
+        means, deviations: (S, dim) of the Gaussians.
+        log_stay, log_leave: (S,) log-probabilities of the two transitions of each state.
+    """
+
+    means: Floats
+    deviations: Floats
+    log_stay: Floats
+    log_leave: Floats
+
+    @classmethod
+    def estimate(cls, features: Sequence[Float32s], paths: Sequence[States], num_states: int, floor: Floats) -> Chain:
+        """The chain that explains the frames best as they are aligned; ``floor`` (dim,) is the smallest variance."""
+        frames, states = np.concatenate(features).astype(np.float64), np.concatenate(paths)
+        own = [frames[states == s] for s in range(num_states)]
+        means = np.array([f.mean(axis=0) for f in own])
+        deviations = np.sqrt(np.maximum([f.var(axis=0) for f in own], floor))
+        leave = np.clip(len(paths) / np.array([len(f) for f in own]), MIN_PROBABILITY, 1.0 - MIN_PROBABILITY)
+        return cls(means, deviations, np.log1p(-leave), np.log(leave))
+
+    def align(self, features: Sequence[Float32s]) -> list[States]:
+        """The states of each frame of some recordings, each of at least as many frames as there are states."""
+        frames = np.concatenate(features).astype(np.float64)[:, None]
+        scores = np.asarray(scipy.stats.norm.logpdf(frames, self.means, self.deviations)).sum(axis=2)
+        ends = np.cumsum([len(f) for f in features])[:-1]
+        return [viterbi(part, self.log_stay, self.log_leave)[1] for part in np.split(scores, ends)]
+
+
+def train_chain(features: Sequence[Float32s], num_states: int, floor: Floats) -> Chain:
+    """The chain of one word: from equal segments round and round until the alignment does not change.
+
+    Args:
+        features: of the word's recordings (frames, dim), each at least num_states frames.
+        num_states: S.
+        floor: (dim,) smallest variance.
+    """
+    paths = [equal_segments(len(f), num_states) for f in features]
+    for round_ in range(MAX_ROUNDS):
+        chain = Chain.estimate(features, paths, num_states, floor)
+        new = chain.align(features)
+        if all(np.array_equal(a, b) for a, b in zip(paths, new, strict=True)):
+            log.info("alignment settled in round %d", round_)
+            return chain
+        paths = new
+    log.warning("alignment had not settled after %d rounds; the last one is taken", MAX_ROUNDS)
+    return chain
+
+
+def decode_word(log_likelihoods: npt.NDArray[np.floating], words: Sequence[WordModel]) -> str:
+    """The word whose chain of classes explains an isolated word's frames best.
+
+    Args:
+        log_likelihoods: (T, C) of each class.
+        words: the candidates; those with more states than there are frames are left out.
+
+    Returns:
+        The best word; empty if none is short enough.
+    """
+    scored = [
+        (
+            viterbi(log_likelihoods[:, m.classes].astype(np.float64), np.array(m.log_stay), np.array(m.log_leave))[0],
+            m.word,
+        )
+        for m in words
+        if len(m.classes) <= len(log_likelihoods)
+    ]
+    return max(scored)[1] if scored else ""

