@@ -1,0 +1,152 @@
+"""The end of an iteration: the average of its jobs' models, or the best of them. Imports no torch.
+
+A job whose model is not fit to be averaged is left out, and the iteration's report says why.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ngsgd.errors import ModelError, TrainingError
+from ngsgd.files import write_text
+from ngsgd.network.storage import Arrays, Header, read_header, read_model, write_model
+from ngsgd.procedure.plan import AVERAGE
+
+RECORD = {"iteration", "job", "action", "frames", "log_probability", "max_change_share", "failure"}
+
+log = logging.getLogger(__name__)
+
+
+def end_iteration(
+    jobs: Sequence[str | os.PathLike[str]],
+    before: str | os.PathLike[str],
+    max_gap: float,
+    output: str | os.PathLike[str],
+    report: str | os.PathLike[str],
+) -> None:
+    """Makes the next model from those of an iteration's jobs, as their plan's action says, and a report of it.
+
+    Args:
+        jobs: the jobs' models, in the order of the jobs.
+        before: the model that they started from.
+        max_gap: a job is left out whose training log-probability per frame is further than this below the median of
+            the others'.
+        output: where the next model is to be written.
+        report: where the iteration's report (JSON) is to be written.
+
+    Raises:
+        ModelError: a model cannot be read, or is not one of this iteration.
+        TrainingError: no job's model is of use.
+    """
+    headers = [_job_header(path) for path in jobs]
+    records: list[dict[str, Any]] = [header["history"]["job"] for header in headers]
+    iteration = records[0]["iteration"]
+    before_arrays, before_header = read_model(before)
+    past = before_header["history"].get("iterations")
+    if not isinstance(past, list) or len(past) != iteration:
+        raise ModelError(f"{os.fspath(before)}: not the model that iteration {iteration} starts from; delete it")
+    for path, header, record in zip(jobs, headers, records, strict=True):
+        if record["iteration"] != iteration or header["architecture"] != headers[0]["architecture"]:
+            raise ModelError(f"{os.fspath(path)}: not of iteration {iteration}, or of another architecture; delete it")
+    reasons = _left_out(jobs, records, max_gap)
+    used = [i for i in range(len(jobs)) if reasons[i] is None]
+    for i, reason in enumerate(reasons):
+        if reason:
+            log.warning("iteration %d: job %d is left out: %s", iteration, i + 1, reason)
+    if not used:
+        saw = "; ".join(f"job {i + 1}: {reason}" for i, reason in enumerate(reasons))
+        raise TrainingError(
+            f"iteration {iteration}: no job made a model of use ({saw}); lower initial_effective_lrate or "
+            "max_change_per_sample, or look into the jobs' logs for bad examples"
+        )
+    action = records[0]["action"]
+    if action != AVERAGE:
+        used = [max(used, key=lambda i: (records[i]["log_probability"], -i))]
+    arrays = average_arrays([jobs[i] for i in used])
+    entry = {
+        "iteration": iteration,
+        "action": action,
+        "jobs": [i + 1 for i in used],
+        "frames": sum(records[i]["frames"] for i in used),
+    }
+    history = {"iterations": [*past, entry]}
+    header = Header(format=headers[0]["format"], architecture=headers[0]["architecture"], history=history)
+    summary = entry | {
+        "relative_change": _relative_changes(before_arrays, arrays),
+        "records": [record | {"left_out": reason} for record, reason in zip(records, reasons, strict=True)],
+    }
+    write_text(report, json.dumps(summary, indent=1) + "\n")
+    write_model(output, arrays, header)
+
+
+def _job_header(path: str | os.PathLike[str]) -> Header:
+    header = read_header(path)
+    record = header["history"].get("job")
+    if not isinstance(record, dict) or not record.keys() >= RECORD:
+        raise ModelError(f"{os.fspath(path)}: not the model of a training job; delete it and run again")
+    return header
+
+
+def _left_out(
+    jobs: Sequence[str | os.PathLike[str]], records: list[dict[str, Any]], max_gap: float
+) -> list[str | None]:
+    """For each job why its model is not to be used, or None."""
+    reasons: list[str | None] = []
+    for path, record in zip(jobs, records, strict=True):
+        reason: str | None = record["failure"]
+        if reason is None:
+            bad = [name for name, array in read_model(path)[0].items() if not np.isfinite(array).all()]
+            if bad:
+                reason = f"{bad[0]} is not finite"
+        reasons.append(reason)
+    healthy = [i for i, reason in enumerate(reasons) if reason is None]
+    for i in healthy:
+        others = [records[k]["log_probability"] for k in healthy if k != i]
+        if others and records[i]["log_probability"] < statistics.median(others) - max_gap:
+            reasons[i] = (
+                f"its training log-probability {records[i]['log_probability']:.3f} is more than {max_gap:g} below "
+                f"the others' {statistics.median(others):.3f}"
+            )
+    return reasons
+
+
+def average_arrays(paths: Sequence[str | os.PathLike[str]]) -> Arrays:
+    """The mean of all arrays (parameters and running statistics) of models of one architecture.
+
+    Sums are taken in double precision in the order of the paths, so that the same models give the same bytes; one
+    model at a time is in memory beside the sum.
+
+    Raises:
+        ModelError: a model cannot be read, or its arrays are not those of the first.
+    """
+    first, _ = read_model(paths[0])
+    if len(paths) == 1:
+        return first
+    sums = {name: array.astype(np.float64) for name, array in first.items()}
+    for path in paths[1:]:
+        arrays, _ = read_model(path)
+        if {n: a.shape for n, a in arrays.items()} != {n: a.shape for n, a in first.items()}:
+            raise ModelError(f"{os.fspath(path)}: its arrays are not those of {os.fspath(paths[0])}")
+        for name, array in arrays.items():
+            sums[name] += array
+    return {name: (total / len(paths)).astype(first[name].dtype) for name, total in sums.items()}
+
+
+def _relative_changes(before: Arrays, after: Arrays) -> dict[str, float]:
+    """For each component that was there before, |after - before| / |before| over its arrays (0 where that is 0)."""
+    squares: dict[str, list[float]] = {}
+    for name in sorted(name for name in after if name.startswith("components.")):
+        layer = name.split(".")[1]
+        if name in before and before[name].shape == after[name].shape:
+            old, new = before[name].astype(np.float64), after[name].astype(np.float64)
+            change = squares.setdefault(layer, [0.0, 0.0])
+            change[0] += float(np.square(new - old).sum())
+            change[1] += float(np.square(old).sum())
+    return {layer: (c / o) ** 0.5 if o else 0.0 for layer, (c, o) in squares.items()}

@@ -1,0 +1,187 @@
+"""One training job: from one model, over one label position of one archive, to one model.
+
+It imports only what it needs, since it is started once for each job of each iteration.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ngsgd.data.egs import minibatches, open_archive
+from ngsgd.errors import ConfigError
+from ngsgd.files import derived_seed
+from ngsgd.network.model import AcousticModel, load_model
+from ngsgd.network.topology import insert_hidden_layer
+from ngsgd.optim.ngsgd import NGSGD, Method
+from ngsgd.procedure.plan import INSERT, Job
+from ngsgd.procedure.scoring import check_fit, check_labels
+from ngsgd.procedure.settings import Settings
+
+REPORTS = 10  # lines about the objective that a job writes into its log
+
+PRECONDITIONERS: dict[str, Method] = {"ng-sgd": "online", "ng-sgd-simple": "simple", "sgd": "none"}
+
+log = logging.getLogger(__name__)
+
+
+def run_job(
+    settings: Settings,
+    job: Job,
+    model_path: str | os.PathLike[str],
+    archive_path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+) -> None:
+    """Trains and writes the job's model; under ``job`` its history says how it went.
+
+    A job whose objective or parameters become non-finite stops there and says so in its history (``failure``): the
+    averaging leaves its model out.
+
+    Args:
+        settings: of the run.
+        job: row of the plan.
+        model_path: the model that the iteration starts from.
+        archive_path: the archive that the plan names.
+        output: where the job's model is to be written.
+
+    Raises:
+        ModelError: the model cannot be read.
+        DataError: the archive cannot be read, or does not go with the model.
+        ConfigError: the device is not there.
+        OSError: the job's model cannot be written.
+    """
+    torch.set_num_threads(job.threads)
+    model = load_model(model_path)
+    if job.action == INSERT:
+        model = insert_hidden_layer(
+            model, settings.hidden_layers(), derived_seed(settings.seed, "layer", job.iteration)
+        )
+    archive = open_archive(archive_path)
+    name = os.fspath(archive_path)
+    context = settings.context()
+    check_fit(model, archive, context, name, job.frame)
+    model.to(device(settings)).train()
+    optimizer = NGSGD(
+        model,
+        lr=job.learning_rate,
+        preconditioner=PRECONDITIONERS[settings.optimizer],
+        alpha=settings.alpha,
+        rank_in=settings.rank_in,
+        rank_out=settings.rank_out,
+        num_samples_history=settings.num_samples_history,
+        update_period=settings.update_period,
+        max_change_per_sample=settings.max_change_per_sample,
+    )
+    batches = minibatches(
+        archive, job.frame, context, (model.left_context, model.right_context), job.minibatch_size, job.seed
+    )
+    progress = _Progress(len(archive), -(-len(archive) // job.minibatch_size), optimizer)
+    failure = _train(model, optimizer, batches, name, progress)
+    if failure is None and progress.frames == 0:
+        failure = f"no example of {name} has a label at position {job.frame}"
+    if failure is None and not all(bool(p.isfinite().all()) for p in model.state_dict().values()):
+        failure = "the parameters are not finite"
+    if failure:
+        log.warning("iteration %d job %d: %s", job.iteration, job.job, failure)
+    model.history = model.history | {"job": job._asdict() | progress.summary() | {"failure": failure}}
+    model.save(output)
+
+
+def device(settings: Settings) -> torch.device:
+    """The device that the settings ask for.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device: {settings.device}: this machine has no usable GPU")
+    return torch.device(settings.device)
+
+
+def _train(
+    model: AcousticModel, optimizer: NGSGD, batches: Iterator[Any], name: str, progress: _Progress
+) -> str | None:
+    """Goes once over the minibatches; returns what went wrong, if anything did."""
+    where = next(model.parameters()).device
+    with progress.showing():
+        for number, (features, labels) in enumerate(batches):
+            check_labels(labels, model.num_classes, name)
+            y = torch.from_numpy(labels).long().to(where)
+            log_posteriors = model(torch.from_numpy(features).to(where))[:, 0]
+            loss = nn.functional.nll_loss(log_posteriors, y, reduction="sum")
+            objective = -float(loss.detach())
+            if not math.isfinite(objective):
+                return f"the objective became {objective} in minibatch {number}"
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            try:
+                optimizer.step()
+            except FloatingPointError as e:
+                return f"minibatch {number}: {e}"
+            progress.add(objective, int((log_posteriors.argmax(dim=1) == y).sum()), len(labels))
+    return None
+
+
+class _Progress:
+    """Sums over the job, a bar in its log, and a line for each block of minibatches."""
+
+    def __init__(self, num_examples: int, num_minibatches: int, optimizer: NGSGD) -> None:
+        self.objective, self.correct, self.frames, self.minibatches = 0.0, 0, 0, 0
+        self._block_objective, self._block_frames, self._block_start = 0.0, 0, time.perf_counter()
+        self._num_examples = num_examples
+        self._block = max(1, -(-num_minibatches // REPORTS))
+        self._optimizer = optimizer
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        with tqdm(total=self._num_examples, unit="frame", mininterval=5.0) as self._bar:
+            self._block_start = time.perf_counter()
+            yield
+            self._report()
+
+    def add(self, objective: float, correct: int, frames: int) -> None:
+        self.objective += objective
+        self.correct += correct
+        self.frames += frames
+        self.minibatches += 1
+        self._block_objective += objective
+        self._block_frames += frames
+        self._bar.update(frames)
+        if self.minibatches % self._block == 0:
+            self._report()
+
+    def _report(self) -> None:
+        if not self._block_frames:
+            return
+        seconds = time.perf_counter() - self._block_start
+        shares = self._optimizer.max_change_share().values()
+        self._bar.write(
+            f"minibatch {self.minibatches}: "
+            f"log-probability per frame {self._block_objective / self._block_frames:.4f}, "
+            f"{self._block_frames / seconds:.0f} frames/s, "
+            f"max-change limited {sum(shares) / max(1, len(shares)):.0%} of the steps so far",
+            file=sys.stderr,
+        )
+        self._block_objective, self._block_frames, self._block_start = 0.0, 0, time.perf_counter()
+
+    def summary(self) -> dict[str, Any]:
+        """What the averaging and the diagnostics want to know of the job."""
+        frames = max(1, self.frames)
+        return {
+            "frames": self.frames,
+            "log_probability": self.objective / frames,
+            "train_accuracy": self.correct / frames,
+            "max_change_share": {
+                name.removeprefix("components."): share for name, share in self._optimizer.max_change_share().items()
+            },
+        }

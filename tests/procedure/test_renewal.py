@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ngsgd.procedure import renewal
+from ngsgd.procedure.plan import AVERAGE, Job
+
+DATA = {"train": "a hash"}
+PLAN = [Job(0, 1, 0, 0, 0.1, 128, 1, 7, AVERAGE)]
+
+
+def renew(run: Path, settings, data=DATA, plan=PLAN) -> None:
+    renewal.renew(run, settings, data, plan)
+
+
+@pytest.fixture
+def one(make_settings):
+    return make_settings(seed=1)
+
+
+@pytest.fixture
+def two(make_settings):
+    return make_settings(seed=2)
+
+
+def put(run: Path, text: str) -> None:
+    for name in ("models/1", "diagnostics/1", "final.safetensors"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(text)
+
+
+def found(run: Path) -> list[str]:
+    names = ("models/1", "diagnostics/1", "final.safetensors")
+    return [(run / name).read_text() if (run / name).exists() else "" for name in names]
+
+
+def test_files_of_another_recipe_are_set_aside_and_come_back(tmp_path: Path, one, two) -> None:
+    renew(tmp_path, one)
+    put(tmp_path, "one")
+    renew(tmp_path, one)
+    assert found(tmp_path) == ["one"] * 3
+    renew(tmp_path, two)
+    assert found(tmp_path) == [""] * 3
+    put(tmp_path, "two")
+    renew(tmp_path, one)
+    assert found(tmp_path) == ["one"] * 3
+    renew(tmp_path, two)
+    assert found(tmp_path) == ["two"] * 3
+    renew(tmp_path, two, data={"train": "another hash"})
+    assert found(tmp_path) == [""] * 3
+    renew(tmp_path, two)
+    assert found(tmp_path) == ["two"] * 3
+    renew(tmp_path, two, plan=[PLAN[0]._replace(seed=8)])
+    assert found(tmp_path) == [""] * 3
+
+
+def test_other_scoring_keeps_the_models_of_training(tmp_path: Path, make_settings, one) -> None:
+    few = make_settings(seed=1, num_valid_frames=10)
+    renew(tmp_path, one)
+    put(tmp_path, "one")
+    renew(tmp_path, few)
+    assert found(tmp_path) == ["one", "", ""]
+    renew(tmp_path, one)
+    assert found(tmp_path) == ["one"] * 3
+
+
+def test_scores_do_not_come_back_to_models_that_they_are_not_of(tmp_path: Path, make_settings, one, two) -> None:
+    few = {"num_valid_frames": 10}
+    renew(tmp_path, one)
+    put(tmp_path, "one")
+    renew(tmp_path, make_settings(seed=1, **few))  # sets the scores of seed 1 aside
+    renew(tmp_path, two)
+    assert found(tmp_path) == [""] * 3
+
+
+@pytest.mark.parametrize("moves", range(12))
+def test_an_interruption_loses_and_mixes_nothing(
+    tmp_path: Path, moves: int, one, two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renew(tmp_path, two)
+    put(tmp_path, "two")
+    renew(tmp_path, one)
+    put(tmp_path, "one")
+    left = moves
+    replace = renewal.os.replace
+
+    def breaking(source, target) -> None:
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(renewal.os, "replace", breaking)
+        try:
+            renew(tmp_path, two)
+            assert moves > 8, "the interruptions cover all of it"
+        except KeyboardInterrupt:
+            pass
+    renew(tmp_path, two)
+    assert found(tmp_path) == ["two"] * 3
+    renew(tmp_path, one)
+    assert found(tmp_path) == ["one"] * 3
+
+
+def test_files_of_nobody_knows_what_are_set_aside(tmp_path: Path, one) -> None:
+    put(tmp_path, "found")
+    renew(tmp_path, one)
+    assert found(tmp_path) == [""] * 3
+    assert (tmp_path / "superseded" / "unknown" / "models/1").read_text() == "found"
