@@ -1,0 +1,32 @@
+import sys
+
+# Snakemake's DAG recurses once a rule of a chain, and training is a chain of two rules an iteration.
+sys.setrecursionlimit(200_000)
+
+
+configfile: f"{workflow.basedir}/config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/inputs.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/egs.smk"
+include: "workflow/rules/model.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/combine.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/figures.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        expand(
+            "results/{run}/{made}",
+            run=RUNS,
+            made=["plan.tsv", "settings.json", "final.safetensors", "combination.json"],
+        ),
+        expand("results/{run}/evaluation.json", run=RUNS),
+        expand("results/{run}/metrics.tsv", run=RUNS),
+        expand("results/{run}/figures/convergence.png", run=RUNS),
+        all_models,

@@ -1,0 +1,51 @@
+"""What the choice of the final model is worth: python benchmarks/combination.py results/RUN [results/RUN ...].
+
+For each finished run the log-probability per frame of its last model, of the plain average of the models that the final
+one was chosen from, and of the final model, on the validation frames and on the test set.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pandas as pd
+import torch
+
+from ngsgd import load_model
+from ngsgd.data.corpus import Subset
+from ngsgd.data.egs import open_archive
+from ngsgd.procedure.average import average_arrays
+from ngsgd.procedure.evaluate import score_utterances
+from ngsgd.procedure.run import Run
+from ngsgd.procedure.scoring import score
+
+
+def compare(folder: str) -> dict[str, float | str]:
+    run = Run.open(folder)
+    tried = json.loads(run.combination.read_text())
+    last = max(int(path.stem) for path in run.model(0).parent.iterdir())
+    models = {
+        "last": load_model(run.model(last)),
+        "final": load_model(run.final),
+        "average": load_model(run.model(last)),
+    }
+    paths = [run.model(x) for x in range(last - tried["candidates"] + 1, last + 1)]
+    average = {name: torch.from_numpy(array) for name, array in average_arrays(paths).items()}
+    models["average"].load_state_dict(average)
+    row: dict[str, float | str] = {"run": run.folder.name, "models": f"{tried['models']} of {tried['candidates']}"}
+    for name in ("last", "average", "final"):
+        model = models[name].eval()
+        valid = score(model, open_archive(run.valid), run.settings.context(), str(run.valid))
+        row[f"{name}, validation"] = valid.log_probability
+        row[f"{name}, test"] = score_utterances(model, Subset(run.data, "test")).log_probability
+    return row
+
+
+if __name__ == "__main__":
+    table = pd.DataFrame([compare(folder) for folder in sys.argv[1:]])
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+    for other in ("last", "average"):
+        difference = table["final, test"] - table[f"{other}, test"]
+        error = difference.std() / len(difference) ** 0.5
+        print(f"final - {other} on the test set: {difference.mean():+.4f} +- {error:.4f}")

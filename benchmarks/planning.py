@@ -1,0 +1,46 @@
+"""How long Snakemake takes to plan 2,500 iterations of 16 jobs, beside 10 iterations: python benchmarks/planning.py.
+
+The corpus is the default one, cut into archives small enough; nothing is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+JOBS = 16
+EXPANDED = 8 * 11  # expanded archives of the configuration below
+
+
+def plan(num_iters: int) -> tuple[float, float]:
+    """Seconds, and GiB of memory at most so far, of a dry run when the plan is known."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.json"
+        settings = {"num_jobs_initial": JOBS, "num_jobs_final": JOBS, "samples_per_iter": 500}
+        epochs = (num_iters + 0.01) * JOBS / EXPANDED
+        config.write_text(json.dumps(settings | {"num_epochs": epochs, "runs": {"run": {}}}))
+        command = [Path(sys.executable).parent / "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
+
+        def snakemake(*arguments: str) -> None:
+            subprocess.run([*command, *arguments, "--configfile", config], check=True, capture_output=True, cwd=folder)
+
+        snakemake("results/run/plan.tsv")
+        rows = len((Path(folder) / "results/run/plan.tsv").read_text().splitlines()) - 1
+        if rows != num_iters * JOBS:
+            raise SystemExit(f"the plan has {rows} jobs, not {num_iters} x {JOBS}")
+        started = time.perf_counter()
+        snakemake("--dry-run", "--quiet")
+        seconds = time.perf_counter() - started
+    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    short, _ = plan(10)
+    long, memory = plan(2500)
+    print(f"10 x {JOBS}: {short:.1f} s; 2,500 x {JOBS}: {long:.1f} s ({long / short:.0f} times), {memory:.2f} GiB")

@@ -1,0 +1,78 @@
+"""``metrics.tsv``: the course of a run, gathered from what its jobs left."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ngsgd.procedure.plan import Job, read_plan
+from ngsgd.procedure.run import Run
+
+
+def metrics_table(run: Run) -> pd.DataFrame:
+    """A row for each model: its scores, and the iteration that started from it (none for the last).
+
+    Args:
+        run: a run all of whose models have been made and scored.
+
+    Returns:
+        Columns iteration; epochs: data processed before the model; log-probability (natural logarithm, per frame)
+        and accuracy on the validation and training subsets; jobs; jobs_used, those in the average; learning_rate;
+        minibatch_size; action; job_log_probability: mean over the jobs used while they trained; max_change_share: of
+        their steps; relative_change: largest of any layer's parameters; seconds: of the slowest job and the averaging;
+        warning: jobs that were left out, and why.
+
+    Raises:
+        DataError: the corpus or the plan cannot be read.
+        OSError: a model has not been scored.
+    """
+    layout = run.layout()
+    expanded = layout.num_archives * layout.frames_per_eg
+    jobs = [list(rows) for _, rows in itertools.groupby(read_plan(run.plan), key=lambda job: job.iteration)]
+    rows: list[dict[str, Any]] = []
+    processed = 0
+    for x in range(len(jobs) + 1):
+        scores = json.loads(run.diagnostics(x).read_text(encoding="utf-8"))
+        row: dict[str, Any] = {"iteration": x, "epochs": processed / expanded}
+        for subset in ("valid", "train"):
+            row[f"{subset}_log_probability"] = scores[subset]["log_probability"]
+            row[f"{subset}_accuracy"] = scores[subset]["accuracy"]
+        if x < len(jobs):
+            row |= _iteration(jobs[x], json.loads(run.report(x + 1).read_text(encoding="utf-8")))
+            training = [_seconds(run.folder / "benchmarks" / "train" / f"{x}.{job.job}.tsv") for job in jobs[x]]
+            row["seconds"] = max(training) + _seconds(run.folder / "benchmarks" / "average" / f"{x + 1}.tsv")
+            processed += len(jobs[x])
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    return table.astype(dict.fromkeys(("jobs", "jobs_used", "minibatch_size"), "Int64"))
+
+
+def _iteration(jobs: Sequence[Job], report: dict[str, Any]) -> dict[str, Any]:
+    records = report["records"]
+    used = [records[n - 1] for n in report["jobs"]]
+    shares = [share for record in used for share in record["max_change_share"].values()]
+    left_out = [f"job {n} left out: {r['left_out']}" for n, r in enumerate(records, start=1) if r["left_out"]]
+    return {
+        "jobs": len(jobs),
+        "jobs_used": len(used),
+        "learning_rate": jobs[0].learning_rate,
+        "minibatch_size": jobs[0].minibatch_size,
+        "action": jobs[0].action,
+        "job_log_probability": sum(r["log_probability"] for r in used) / len(used),
+        "max_change_share": sum(shares) / max(1, len(shares)),
+        "relative_change": max(report["relative_change"].values(), default=0.0),
+        "warning": "; ".join(left_out),
+    }
+
+
+def _seconds(path: Path) -> float:
+    """Seconds that a job took; nan where Snakemake has not kept them."""
+    try:
+        return float(pd.read_csv(path, sep="\t")["s"].iloc[0])
+    except (OSError, ValueError, KeyError, IndexError):
+        return float("nan")

@@ -1,0 +1,277 @@
+"""Running again: after a forced iteration, a deleted file, a changed setting, or the death of Snakemake."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import Workplace
+
+DERIVED = {"metrics": 1, "convergence": 1, "all": 1}  # from the reports: cheap, and no model
+
+
+def living_jobs(folder: Path) -> list[int]:
+    """Processes of ngsgd or Snakemake that work in a folder."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal() and int(process.name) != os.getpid():
+            try:
+                if (process / "cwd").resolve() == folder.resolve() and b"ngsgd" in (process / "cmdline").read_bytes():
+                    found.append(int(process.name))
+            except OSError:
+                continue
+    return found
+
+
+def assert_no_job_lives_on(folder: Path) -> None:
+    """After the scheduler has ended no job makes anything, and none is there when those that just started have."""
+
+    def made() -> set[Path]:
+        return {path for path in (folder / "results").rglob("*.*") if path.suffix not in (".log", ".part")}
+
+    time.sleep(0.5)
+    before = made()
+    deadline = time.monotonic() + 15.0
+    while living_jobs(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert living_jobs(folder) == []
+    assert made() == before
+
+
+def test_a_finished_run_has_nothing_to_do(finished: Workplace) -> None:
+    outcome = finished.snakemake()
+    assert (outcome.status, outcome.jobs) == (0, {})
+    assert "Nothing to be done" in outcome.text
+
+
+def test_a_forced_iteration_is_made_again_alone_and_the_same(finished: Workplace, undisturbed: Workplace) -> None:
+    jobs = [f"results/run/jobs/3.{n}.safetensors" for n in (1, 2)]
+    old = (finished.folder / jobs[0]).stat().st_mtime_ns
+    outcome = finished.snakemake("--forcerun", *jobs)
+    assert outcome.status == 0, outcome.text
+    assert outcome.jobs == {"train": 2}
+    assert (finished.folder / jobs[0]).stat().st_mtime_ns != old
+    assert finished.models() == undisturbed.models()
+    assert finished.snakemake().jobs == {}
+    outcome = finished.snakemake("--force", "results/run/models/4.safetensors")
+    assert outcome.jobs == {"average": 1}
+    # Of two links of the chain that are forced neither hides the other.
+    outcome = finished.snakemake("--forcerun", "results/run/jobs/1.1.safetensors", "results/run/models/5.safetensors")
+    assert outcome.jobs == {"train": 1, "average": 1} | DERIVED
+    assert finished.models() == undisturbed.models()
+
+
+@pytest.mark.slow
+def test_a_forced_rule_goes_through_the_whole_chain(finished: Workplace, undisturbed: Workplace) -> None:
+    outcome = finished.snakemake("--forcerun", "train")
+    assert (outcome.jobs["train"], outcome.jobs["average"]) == (12, 6)
+    assert finished.models() == undisturbed.models()
+
+
+@pytest.mark.parametrize(
+    ("deleted", "jobs"),
+    [
+        (["models/3"], {"average": 1} | DERIVED),
+        (["models/0"], {"initial_model": 1, "all": 1}),
+        (["models/3", "jobs/2.1", "jobs/2.2"], {"train": 2, "average": 1} | DERIVED),
+        (["final"], {"combine": 1, "evaluate": 1, "all": 1}),
+        (["jobs/2.1"], {}),  # nothing needs it any more
+        (
+            ["models/2", "models/3", "jobs/2.2", "final"],
+            {"train": 1, "average": 2, "combine": 1, "evaluate": 1} | DERIVED,
+        ),
+    ],
+)  # fmt: skip
+def test_deleted_models_are_made_again_the_same(
+    finished: Workplace, undisturbed: Workplace, deleted: list[str], jobs: dict[str, int]
+) -> None:
+    for name in deleted:
+        (finished.run / f"{name}.safetensors").unlink()
+    outcome = finished.snakemake()
+    assert outcome.status == 0, outcome.text
+    assert outcome.jobs == jobs
+    expected = undisturbed.models()
+    if not jobs:
+        del expected["jobs/2.1.safetensors"]
+    assert finished.models() == expected
+    assert finished.snakemake().jobs == {}
+
+
+def test_deleted_examples_are_made_again_for_those_who_need_them(finished: Workplace, undisturbed: Workplace) -> None:
+    for archive in (finished.folder / "results/egs").glob("*/archives/*"):
+        archive.unlink()
+    assert finished.snakemake().jobs == {}
+    (finished.run / "jobs/3.2.safetensors").unlink()
+    (finished.run / "models/4.safetensors").unlink()
+    outcome = finished.snakemake()
+    assert outcome.jobs == {"deal": 2, "shuffle": 1, "train": 1, "average": 1} | DERIVED
+    assert finished.models() == undisturbed.models()
+
+
+def test_a_lost_plan_is_made_again_and_trains_nothing(finished: Workplace, undisturbed: Workplace) -> None:
+    (finished.run / "plan.tsv").unlink()
+    outcome = finished.snakemake()
+    assert outcome.status == 0, outcome.text
+    assert outcome.jobs == {"plan": 1} | DERIVED
+    assert finished.models() == undisturbed.models()
+
+
+def test_a_changed_setting_trains_again_and_back_again_does_not(finished: Workplace, undisturbed: Workplace) -> None:
+    finished.config["initial_effective_lrate"] = 0.01
+    outcome = finished.snakemake()
+    assert outcome.status == 0, outcome.text
+    assert (outcome.jobs["train"], outcome.jobs["average"], outcome.jobs["diagnose"]) == (12, 6, 7)
+    changed = finished.models()
+    assert set(changed) == set(undisturbed.models())
+    assert all(
+        changed[name] != digest for name, digest in undisturbed.models().items() if name != "models/0.safetensors"
+    )
+    finished.config["initial_effective_lrate"] = undisturbed.config.get("initial_effective_lrate", 0.02)
+    outcome = finished.snakemake()
+    assert "train" not in outcome.jobs
+    assert finished.models() == undisturbed.models()
+
+
+@pytest.mark.parametrize("moment", ["superseded", "plan.tsv"])
+def test_a_change_that_was_killed_and_taken_back_changes_nothing(
+    finished: Workplace, undisturbed: Workplace, moment: str
+) -> None:
+    """The folder is the old recipe's again, whatever the new one had come to; Snakemake has no record of it."""
+    finished.config["alpha"] = 2.0  # of no consequence to the plan
+    process = finished.start()
+    (finished.run / "plan.tsv").unlink()
+    deadline = time.monotonic() + 60
+    while not (finished.run / moment).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    time.sleep(0.5)
+    finished.config["alpha"] = 4.0
+    outcome = finished.snakemake()
+    assert outcome.status == 0, outcome.text
+    assert "train" not in outcome.jobs
+    assert finished.models() == undisturbed.models()
+
+
+def test_a_change_is_noticed_without_any_record_of_snakemakes(finished: Workplace) -> None:
+    shutil.rmtree(finished.folder / ".snakemake")
+    assert finished.snakemake("--dry-run").jobs == {}
+    finished.config["alpha"] = 2.0
+    assert finished.snakemake("--dry-run").jobs["renew"] == 1
+
+
+def test_lost_settings_and_lost_data_are_made_again(finished: Workplace, undisturbed: Workplace) -> None:
+    (finished.run / "settings.json").unlink()
+    (finished.run / "models/3.safetensors").unlink()
+    outcome = finished.snakemake()
+    assert outcome.status == 0, outcome.text
+    assert outcome.jobs == {"plan": 1, "average": 1} | DERIVED
+    shutil.rmtree(finished.folder / "results/data")
+    assert finished.snakemake().jobs == {}
+    (finished.run / "final.safetensors").unlink()
+    outcome = finished.snakemake()
+    assert outcome.status == 0, outcome.text
+    assert "train" not in outcome.jobs
+    assert finished.models() == undisturbed.models()
+
+
+def test_a_forced_late_step_trains_nothing(finished: Workplace) -> None:
+    (finished.run / "models/3.safetensors").unlink()
+    finished.snakemake()
+    assert finished.snakemake("--dry-run", "--forcerun", "evaluate").jobs == {"evaluate": 1, "all": 1}
+
+
+def test_changed_data_trains_again(
+    finished: Workplace, few_digits: Path, undisturbed: Workplace, tmp_path: Path
+) -> None:
+    finished.config["num_test_utterances"] = 40
+    outcome = finished.snakemake("--dry-run")
+    assert outcome.jobs["prepare_digits"] == outcome.jobs["renew"] == 1
+
+
+def test_settings_of_what_comes_after_training_do_not_train_again(finished: Workplace, undisturbed: Workplace) -> None:
+    finished.config["num_valid_frames"] = 300
+    outcome = finished.snakemake()
+    assert outcome.status == 0, outcome.text
+    assert outcome.jobs == {"renew": 1, "plan": 1, "sample": 1, "diagnose": 7, "combine": 1, "evaluate": 1} | DERIVED
+    final = {"final.safetensors"}
+    ours, theirs = finished.models(), undisturbed.models()
+    assert {n: h for n, h in ours.items() if n not in final} == {n: h for n, h in theirs.items() if n not in final}
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_goes_on_and_comes_out_the_same(
+    empty: Workplace, undisturbed: Workplace, seed: int
+) -> None:
+    """Snakemake is killed again and again, with SIGKILL; each time the next plain call goes on."""
+    rng = random.Random(seed)
+    for _ in range(3):
+        process = empty.start()
+        time.sleep(rng.uniform(4.0, 9.0))
+        process.kill()
+        process.wait()
+        assert_no_job_lives_on(empty.folder)
+    outcome = empty.snakemake()
+    assert outcome.status == 0, outcome.text
+    assert empty.models() == undisturbed.models()
+    assert not list(empty.folder.rglob("*.part"))
+    assert empty.snakemake().jobs == {}
+
+
+def test_a_second_snakemake_is_refused_and_told_who_is_at_work(finished: Workplace, undisturbed: Workplace) -> None:
+    for x in range(1, 7):
+        (finished.run / f"models/{x}.safetensors").unlink()
+        for n in (1, 2):
+            (finished.run / f"jobs/{x - 1}.{n}.safetensors").unlink()
+    first = finished.start()
+    log = finished.folder / "results" / ".lock"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and str(first.pid) in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second = finished.snakemake()
+    assert second.status != 0
+    assert second.last_line.startswith("error: results is being worked on by process")
+    assert str(first.pid) in second.last_line
+    assert first.wait(timeout=120) == 0
+    assert finished.models() == undisturbed.models()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_asked_to_end_it_leaves_no_job_behind(empty: Workplace, number: signal.Signals) -> None:
+    process = empty.start()
+    time.sleep(6.0)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert_no_job_lives_on(empty.folder)
+
+
+def test_a_job_ends_with_its_scheduler(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, sys, time\n"
+        "from ngsgd.lifetime import announce_scheduler\n"
+        "announce_scheduler()\n"
+        "job = 'import time; from ngsgd.lifetime import end_with_scheduler; end_with_scheduler(); '\n"
+        "job += 'print(1, flush=True); time.sleep(60)'\n"
+        "subprocess.run(['sh', '-c', f'{sys.executable} -c \"{job}\"; true'])\n"
+    )
+    path = tmp_path / "scheduler.py"
+    path.write_text(program)
+    scheduler = subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, text=True)
+    assert scheduler.stdout is not None
+    assert scheduler.stdout.readline() == "1\n"
+    scheduler.kill()
+    # The pipe closes when the last of those that hold it, the job and its shell, have ended.
+    started = time.monotonic()
+    assert scheduler.stdout.read() == ""
+    assert time.monotonic() - started < 5.0

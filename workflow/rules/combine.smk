@@ -1,0 +1,16 @@
+# The final model, from the last ones of training.
+
+
+rule combine:
+    input:
+        for_combine,
+    output:
+        "results/{run}/final.safetensors",
+        "results/{run}/combination.json",
+    log:
+        "results/{run}/logs/combine.log",
+    conda:
+        "../envs/ngsgd.yaml"
+    threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    script:
+        "../scripts/combine.py"

@@ -1,0 +1,165 @@
+# What the other files share: the runs' settings and plans, and the hold on results/.
+
+import atexit
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import yaml
+
+from ngsgd.errors import NgsgdError
+from ngsgd.files import remove_abandoned
+from ngsgd.lifetime import RunLock, announce_scheduler
+from ngsgd.procedure.plan import make_plan, models_to_combine, read_plan
+from ngsgd.procedure.renewal import Recipe
+from ngsgd.procedure.run import Run
+from ngsgd.procedure.settings import run_settings
+from snakemake.exceptions import WorkflowError
+
+SCHEMA = Path(workflow.basedir) / "workflow/schemas/config.schema.yaml"
+
+# Snakemake merges a configuration given on the command line into the default one, key by key; one that names runs
+# means these and not the default ones beside them.
+if "runs" in workflow.config_settings.overwrite_config:
+    config["runs"] = workflow.config_settings.overwrite_config["runs"]
+
+try:
+    SETTINGS = run_settings(config, yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+except NgsgdError as e:
+    sys.exit(f"error: {e}")
+
+# Corpora and examples belong to all runs whose settings for them agree.
+DATA = {settings.data_key(): settings for settings in SETTINGS.values()}
+EGS = {settings.egs_key(): settings for settings in SETTINGS.values()}
+RUNS = {
+    name: Run(
+        folder=Path("results", name),
+        settings=settings,
+        data=Path("results/data", settings.data_key()),
+        examples=Path("results/egs", settings.egs_key()),
+    )
+    for name, settings in SETTINGS.items()
+}
+
+# The jobs' `ngsgd` is that of the environment in which Snakemake runs, activated or not.
+os.environ.update(PATH=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
+
+
+results_lock = RunLock("results")
+
+
+def claim_results():
+    """Takes the lock of results/, until this process ends, and tells the jobs to end with it."""
+    try:
+        results_lock.claim()
+    except NgsgdError as e:
+        sys.exit(f"error: {e}")
+    announce_scheduler()
+    remove_abandoned("results")
+
+
+def report_errors(snakemake_log):
+    """Ends a failed call with the one line that each failed job has to say, which stands last in its log."""
+    text = Path(snakemake_log).read_text(encoding="utf-8", errors="replace")
+    for path in dict.fromkeys(re.findall(r"^ *log: (\S+) \(check log", text, flags=re.MULTILINE)):
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if Path(path).exists() else []
+        said = [line for line in lines if line.startswith("error: ")]
+        print(*said or [f"error: a job was ended, or broke: its log is {path}"], sep="\n", file=sys.stderr)
+
+
+def show_results():
+    """What came out, a line a run, for who has just waited for it."""
+    for name, run in RUNS.items():
+        path = run.folder / "evaluation.json"
+        if path.exists():
+            scores = json.loads(path.read_text(encoding="utf-8"))
+            words = f", word error rate {scores['word_error_rate']:.2%}" if "word_error_rate" in scores else ""
+            print(
+                f"{name}: on the test set log-probability {scores['log_probability']:.3f} per frame, "
+                f"accuracy {scores['accuracy']:.1%}{words}; {run.folder}/figures/convergence.png",
+                file=sys.stderr,
+            )
+
+
+onstart:
+    claim_results()
+
+
+onsuccess:
+    # Snakemake forgets them where it was killed before it had removed them.
+    for dealt in Path("results/egs").glob("*/dealt"):
+        shutil.rmtree(dealt, ignore_errors=True)
+    show_results()
+
+
+onerror:
+    # At the very end, after Snakemake's own last words.
+    atexit.register(report_errors, log[0] if isinstance(log, list) else log)
+
+
+wildcard_constraints:
+    run="|".join(map(re.escape, RUNS)),
+    data="|".join(map(re.escape, DATA)),
+    egs="|".join(map(re.escape, EGS)),
+    iteration=r"\d+",
+    # A model that an iteration made: all but the initial one.
+    next=r"[1-9]\d*",
+    job=r"\d+",
+    archive=r"\d+",
+    split=r"\d+",
+    subset="valid|train|prior",
+    frames=r"\d+",
+    key=r"[0-9a-f]+",
+
+
+def recipe_of_run(name):
+    """The file that is there while the run's settings are in force in its folder."""
+    return f"results/{name}/recipe/{RUNS[name].key()}.json"
+
+
+class Plans:
+    """The runs' plans, made once each; where a folder is not the recipe's yet, Snakemake sees to that first."""
+
+    def __init__(self):
+        self._jobs = {}
+        self._layouts = {}
+
+    def of(self, name):
+        """For each iteration of a run the rows of its jobs."""
+        if name not in self._jobs:
+            checkpoints.renew.get(run=name, key=RUNS[name].key())
+            run = RUNS[name]
+            layout = Recipe.read(recipe_of_run(name)).layout
+            plan = make_plan(layout, run.settings)
+            if run.plan.exists() and read_plan(run.plan) != plan:
+                raise WorkflowError(f"{run.plan} is not the plan of the run's settings; delete it and run again")
+            if run.settings_file.exists() and Run.open(run.folder) != run:
+                raise WorkflowError(f"{run.settings_file} is not of the settings in force; delete it and run again")
+            self._layouts[name] = layout
+            self._jobs[name] = [list(jobs) for _, jobs in itertools.groupby(plan, key=lambda job: job.iteration)]
+        return self._jobs[name]
+
+    def iteration(self, name, iteration):
+        """The rows of one iteration's jobs."""
+        jobs = self.of(name)
+        if iteration >= len(jobs):
+            raise WorkflowError(f"{name}: its plan has {len(jobs)} iterations, there is no {iteration}")
+        return jobs[iteration]
+
+    def job(self, wildcards):
+        """The row of one training job."""
+        jobs = self.iteration(wildcards.run, int(wildcards.iteration))
+        if not 0 < int(wildcards.job) <= len(jobs):
+            raise WorkflowError(
+                f"{wildcards.run}: its plan has no job {wildcards.job} in iteration {wildcards.iteration}"
+            )
+        return jobs[int(wildcards.job) - 1]
+
+    def last_models(self, name):
+        """The numbers of the models that the final one is made from."""
+        plan = [job for jobs in self.of(name) for job in jobs]
+        return models_to_combine(plan, self._layouts[name], RUNS[name].settings)
+
+
+PLANS = Plans()

@@ -1,0 +1,42 @@
+# How good the models are: the diagnostics of each while training goes on, and the final one on the test set.
+
+
+rule diagnose:
+    input:
+        for_diagnose,
+    output:
+        "results/{run}/diagnostics/{iteration}.json",
+    log:
+        "results/{run}/logs/diagnose/{iteration}.log",
+    conda:
+        "../envs/ngsgd.yaml"
+    threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    shell:
+        "ngsgd diagnose results/{wildcards.run} {wildcards.iteration} 2> {log}"
+
+
+rule metrics:
+    input:
+        for_metrics,
+    output:
+        report("results/{run}/metrics.tsv", caption="../report/metrics.rst", category="{run}"),
+    log:
+        "results/{run}/logs/metrics.log",
+    conda:
+        "../envs/ngsgd.yaml"
+    script:
+        "../scripts/metrics.py"
+
+
+rule evaluate:
+    input:
+        for_evaluate,
+    output:
+        report("results/{run}/evaluation.json", caption="../report/evaluation.rst", category="{run}"),
+    log:
+        "results/{run}/logs/evaluate.log",
+    conda:
+        "../envs/ngsgd.yaml"
+    threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    script:
+        "../scripts/evaluate.py"

@@ -1,0 +1,16 @@
+# The plots.
+
+
+rule convergence:
+    input:
+        metrics_of_all_runs,
+    output:
+        report("results/{run}/figures/convergence.png", caption="../report/convergence.rst", category="{run}"),
+    log:
+        "results/{run}/logs/convergence.log",
+    conda:
+        "../envs/ngsgd.yaml"
+    params:
+        runs=list(RUNS),
+    script:
+        "../scripts/convergence.py"

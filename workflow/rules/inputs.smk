@@ -1,0 +1,120 @@
+# What each step needs: the input functions that the rules name.
+#
+# The paths of a run's files are the library's (ngsgd.procedure.run): the commands are given the run's folder and find
+# their files by themselves, so that `input` is free to say what must be made first, and that alone.
+
+
+def corpus_of_run(wildcards):
+    return f"{RUNS[wildcards.run].data}/corpus.json"
+
+
+def corpus_of_egs(wildcards):
+    """The description of the corpus that a set of examples is made from."""
+    return f"results/data/{EGS[wildcards.egs].data_key()}/corpus.json"
+
+
+def dealt(wildcards):
+    return [f"results/egs/{wildcards.egs}/dealt/{k}.npy" for k in range(EGS[wildcards.egs].num_splits)]
+
+
+CHAIN = {"renew", "plan", "initial_model", "train", "average"}
+
+
+def for_making(*outputs):
+    """Decorates an input function of a run: what is there already asks for nothing to be made.
+
+    A run's files are all of one recipe (see ngsgd.procedure.renewal), so that one that exists is the right one.
+    Snakemake would take it to be out of date as soon as something that it was made from has been made again, though
+    with the same bytes; so it is told only of what is missing, or forced. Where everything is forced, or a whole step
+    of training, it is told of the whole chain.
+
+    The decorated function is named after its step: for_train.
+    """
+
+    def decorate(needs):
+        step = needs.__name__.removeprefix("for_")
+
+        def inputs(wildcards):
+            PLANS.of(wildcards.run)  # a new recipe sets aside what is there now
+            run = RUNS[wildcards.run]
+            needed = [str(path) for path in needs(wildcards, run)]
+            given = workflow.dag_settings
+            if given.forceall or not CHAIN.isdisjoint(given.forcerun):
+                return needed
+
+            def wanted(path):
+                return path in given.forcerun or not Path(path).exists()
+
+            mine = [output.format(**wildcards) for output in outputs]
+            if not (given.forcetargets or step in given.forcerun or any(map(wanted, mine))):
+                return []
+            return [path for path in needed if wanted(path)]
+
+        return inputs
+
+    return decorate
+
+
+@for_making("results/{run}/plan.tsv", "results/{run}/settings.json")
+def for_plan(wildcards, run):
+    return [recipe_of_run(wildcards.run)]
+
+
+@for_making("results/{run}/models/0.safetensors")
+def for_initial_model(wildcards, run):
+    return [run.settings_file, run.transform, run.data / "corpus.json"]
+
+
+@for_making("results/{run}/jobs/{iteration}.{job}.safetensors")
+def for_train(wildcards, run):
+    return [run.plan, run.settings_file, run.model(int(wildcards.iteration)), run.archive(PLANS.job(wildcards).archive)]
+
+
+@for_making("results/{run}/models/{next}.safetensors", "results/{run}/reports/{next}.json")
+def for_average(wildcards, run):
+    x = int(wildcards.next) - 1
+    return [
+        run.plan,
+        run.settings_file,
+        *(run.job(x, job.job) for job in PLANS.iteration(wildcards.run, x)),
+        run.model(x),
+    ]
+
+
+@for_making("results/{run}/diagnostics/{iteration}.json")
+def for_diagnose(wildcards, run):
+    return [run.settings_file, run.model(int(wildcards.iteration)), run.valid, run.train_subset]
+
+
+@for_making("results/{run}/final.safetensors", "results/{run}/combination.json")
+def for_combine(wildcards, run):
+    last = map(run.model, PLANS.last_models(wildcards.run))
+    return [run.plan, run.settings_file, *last, run.valid, run.prior, run.data / "corpus.json"]
+
+
+def for_evaluate(wildcards):
+    PLANS.of(wildcards.run)
+    run = RUNS[wildcards.run]
+    # A final model that was made again, from other candidates perhaps, is evaluated again; the rest does not change.
+    rest = [] if (run.folder / "evaluation.json").exists() else [run.settings_file, run.data / "corpus.json"]
+    return [str(path) for path in (run.final, *rest)]
+
+
+def for_metrics(wildcards):
+    run, num_iters = RUNS[wildcards.run], len(PLANS.of(wildcards.run))
+    diagnostics = [run.diagnostics(x) for x in range(num_iters + 1)]
+    return [
+        str(path)
+        for path in (run.plan, run.data / "corpus.json", *diagnostics, *(run.report(x + 1) for x in range(num_iters)))
+    ]
+
+
+def metrics_of_all_runs(wildcards):
+    for name in RUNS:
+        PLANS.of(name)
+    return [f"results/{name}/metrics.tsv" for name in RUNS]
+
+
+def all_models(wildcards):
+    """Every model of every run is a result: one that was deleted is made again, though nothing else may need it."""
+    return [str(run.model(x)) for name, run in RUNS.items() for x in range(len(PLANS.of(name)) + 1)]

@@ -1,0 +1,47 @@
+# The plan of a run, and the model that it starts from.
+
+
+# Sees that the run's folder holds nothing but what the settings and data in force made: everything that is made in a
+# run comes after it. Its output is named after the settings, so that its absence tells of their change.
+checkpoint renew:
+    input:
+        corpus_of_run,
+    output:
+        "results/{run}/recipe/{key}.json",
+    log:
+        "results/logs/{run}/renew.{key}.log",
+    conda:
+        "../envs/ngsgd.yaml"
+    params:
+        settings=lambda wildcards: vars(RUNS[wildcards.run].settings),
+        data=lambda wildcards: str(RUNS[wildcards.run].data),
+        examples=lambda wildcards: str(RUNS[wildcards.run].examples),
+    script:
+        "../scripts/renew.py"
+
+
+rule plan:
+    input:
+        for_plan,
+    output:
+        "results/{run}/plan.tsv",
+        "results/{run}/settings.json",
+    log:
+        "results/{run}/logs/plan.log",
+    conda:
+        "../envs/ngsgd.yaml"
+    script:
+        "../scripts/plan.py"
+
+
+rule initial_model:
+    input:
+        for_initial_model,
+    output:
+        "results/{run}/models/0.safetensors",
+    log:
+        "results/{run}/logs/initial_model.log",
+    conda:
+        "../envs/ngsgd.yaml"
+    script:
+        "../scripts/initial_model.py"

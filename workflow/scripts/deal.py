@@ -1,0 +1,18 @@
+from pathlib import Path
+
+from ngsgd.data.corpus import Subset
+from ngsgd.data.egs import corpus_layout, deal
+from ngsgd.faces.program import program
+from ngsgd.network.splices import context, parse_splice_indexes
+
+with program(snakemake.log[0]):
+    s = snakemake.params.settings
+    corpus = Path(snakemake.input.info).parent
+    deal(
+        Subset(corpus, "train"),
+        corpus_layout(corpus, s["frames_per_eg"], s["samples_per_iter"]),
+        context(parse_splice_indexes(s["splice_indexes"])),
+        int(snakemake.wildcards.split),
+        s["num_splits"],
+        Path(snakemake.output.dealt),
+    )

@@ -1,0 +1,17 @@
+import numpy as np
+
+from ngsgd.data.corpus import read_info
+from ngsgd.data.transform import read_transform
+from ngsgd.faces.program import program
+from ngsgd.files import derived_seed
+from ngsgd.network.topology import initial_model
+from ngsgd.procedure.run import Run
+
+with program(snakemake.log[0]):
+    run = Run.open(f"results/{snakemake.wildcards.run}")
+    initial_model(
+        run.settings.hidden_layers(),
+        read_transform(run.transform),
+        np.array(read_info(run.data).class_counts),
+        derived_seed(run.settings.seed, "initial"),
+    ).save(run.model(0))

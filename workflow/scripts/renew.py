@@ -1,0 +1,26 @@
+from pathlib import Path
+
+from ngsgd.data.corpus import read_info
+from ngsgd.faces.program import program
+from ngsgd.procedure.plan import make_plan
+from ngsgd.procedure.renewal import Recipe, renew
+from ngsgd.procedure.run import Run
+from ngsgd.procedure.settings import Settings, check_corpus
+
+with program(snakemake.log[0]):
+    stamp = Path(snakemake.output[0])
+    run = Run(
+        folder=stamp.parent.parent,
+        settings=Settings(**snakemake.params.settings),
+        data=Path(snakemake.params.data),
+        examples=Path(snakemake.params.examples),
+    )
+    info = read_info(run.data)
+    check_corpus(run.settings, info)
+    layout = run.layout()
+    plan = make_plan(layout, run.settings)
+    # From here on no other recipe is in force, whatever becomes of this job.
+    for former in stamp.parent.glob("*.json"):
+        former.unlink()
+    renew(run.folder, run.settings, info.sha256, plan)
+    Recipe(run, layout).write(stamp)
