@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ngsgd.errors import NgsgdError
-from ngsgd.files import canonical_json, derived_seed, file_digest, remove_abandoned, whole
+from ngsgd.files import canonical_json, derived_seed, file_stamp, remove_abandoned, whole
 from ngsgd.lifetime import RunLock
 
 
@@ -52,7 +52,7 @@ def test_texts_and_seeds_are_the_same_everywhere() -> None:
 
 
 def test_a_file_that_is_not_there_has_a_digest_too(tmp_path: Path) -> None:
-    assert file_digest(tmp_path / "nothing") == "missing"
+    assert file_stamp(tmp_path / "nothing") == "missing"
 
 
 def test_a_lock_is_for_one(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+STAMPED = 16 * 2**20  # bytes
+
 
 @contextlib.contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -70,10 +72,17 @@ def derived_seed(*parts: int | str) -> int:
     return int(hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:8], 16) & 0x7FFFFFFF
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """Stands for the contents of a file; "missing" where there is none, which whoever reads it will complain of."""
+def file_stamp(path: str | os.PathLike[str]) -> str:
+    """Stands for the contents of a file; "missing" where there is none, which whoever reads it will complain of.
+
+    A hash, or for a file above `STAMPED` bytes, which would take too long to hash at every call, size and time of
+    change.
+    """
     try:
         with open(path, "rb") as f:
+            status = os.fstat(f.fileno())
+            if status.st_size > STAMPED:
+                return f"{status.st_size} {status.st_mtime_ns}"
             return hashlib.file_digest(f, "sha256").hexdigest()
     except OSError:
         return "missing"

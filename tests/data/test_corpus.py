@@ -69,7 +69,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         features, labels = subset.utterance(i)
         np.testing.assert_array_equal(features, u.features)
         np.testing.assert_array_equal(labels, u.labels)
-    assert subset.words == ["yes"] * 3
+    assert subset.texts == ["yes"] * 3
     other = write_subset(tmp_path, "valid", iter(made[:2]), 2)
     assert other.sha256 != written.sha256
 

@@ -23,7 +23,7 @@ def test_the_corpus_is_whole_and_the_same_each_time(few_digits: Path, tmp_path: 
     names = [name for subset in SUBSETS for name in Subset(tmp_path / "a", subset).names]
     assert len(set(names)) == 300
     for subset in SUBSETS:
-        assert sorted(Subset(tmp_path / "a", subset).words) == sorted(WORDS * (24 if subset == "train" else 3))
+        assert sorted(Subset(tmp_path / "a", subset).texts) == sorted(WORDS * (24 if subset == "train" else 3))
     for file in sorted((tmp_path / "a").iterdir()):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
@@ -33,7 +33,7 @@ def test_labels_go_through_their_words_states_in_order(few_digits: Path, tmp_pat
     classes = {model.word: model.classes for model in info.words}
     for subset in SUBSETS:
         utterances = Subset(tmp_path, subset)
-        for i, word in enumerate(utterances.words):
+        for i, word in enumerate(utterances.texts):
             _, labels = utterances.utterance(i)
             assert tuple(key for key, _ in itertools.groupby(labels.tolist())) == classes[word]
     assert sum(info.class_counts) == info.num_frames["train"]

@@ -234,7 +234,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
     [
         (lambda h: [], "not a model of ngsgd"),
         (lambda h: h.update(format=99), "model format 99"),
-        (lambda h: h.update(architecture=[]), "begins with a splice"),
+        (lambda h: h.update(architecture=[]), "at least one component"),
         (lambda h: set_component(h, 2, kind="__import__"), "unknown kind"),
         (lambda h: set_component(h, 2, input_dim=10**15), "positive integer"),
         (lambda h: set_component(h, 2, input_dim=10**8, output_dim=10**8), "malformed"),

@@ -3,17 +3,52 @@
 
 rule prepare_digits:
     output:
-        expand(
-            "results/data/{{data}}/{subset}.{part}",
-            subset=["train", "valid", "test"],
-            part=["features.npy", "labels.npy", "utterances.tsv"],
-        ),
+        expand("results/data/{{data}}/{file}", file=CORPUS_FILES),
         info="results/data/{data}/corpus.json",
     log:
         "results/logs/{data}/prepare_digits.log",
+    wildcard_constraints:
+        data="digits-[0-9a-f]+",
     conda:
         "../envs/ngsgd.yaml"
     params:
         settings=lambda wildcards: DATA[wildcards.data].of_corpus(),
     script:
         "../scripts/prepare_digits.py"
+
+
+# Other corpora take long: they are prepared in parts, each of which is a corpus of its own.
+rule prepare_part:
+    output:
+        temp(expand("results/data/{{data}}/parts/{{split}}/{file}", file=CORPUS_FILES)),
+        info=temp("results/data/{data}/parts/{split}/corpus.json"),
+    log:
+        "results/logs/{data}/prepare.{split}.log",
+    wildcard_constraints:
+        data="(kaldi|lhotse)-[0-9a-f]+",
+    conda:
+        "../envs/ngsgd.yaml"
+    params:
+        settings=lambda wildcards: DATA[wildcards.data].of_corpus(),
+        num_parts=lambda wildcards: DATA[wildcards.data].num_splits,
+    script:
+        "../scripts/prepare_part.py"
+
+
+rule assemble:
+    input:
+        part_files,
+        infos=part_infos,
+    output:
+        expand("results/data/{{data}}/{file}", file=CORPUS_FILES),
+        info="results/data/{data}/corpus.json",
+    log:
+        "results/logs/{data}/assemble.log",
+    wildcard_constraints:
+        data="(kaldi|lhotse)-[0-9a-f]+",
+    conda:
+        "../envs/ngsgd.yaml"
+    params:
+        max_bad_share=lambda wildcards: DATA[wildcards.data].max_bad_utterance_share,
+    script:
+        "../scripts/assemble.py"

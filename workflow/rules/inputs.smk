@@ -4,6 +4,21 @@
 # their files by themselves, so that `input` is free to say what must be made first, and that alone.
 
 
+CORPUS_FILES = expand(
+    "{subset}.{part}", subset=["train", "valid", "test"], part=["features.npy", "labels.npy", "utterances.tsv"]
+)
+
+
+def part_infos(wildcards):
+    """The descriptions of the parts that a corpus is prepared in."""
+    return [f"results/data/{wildcards.data}/parts/{k}/corpus.json" for k in range(DATA[wildcards.data].num_splits)]
+
+
+def part_files(wildcards):
+    """What else belongs to them."""
+    return [info.replace("corpus.json", file) for info in part_infos(wildcards) for file in CORPUS_FILES]
+
+
 def corpus_of_run(wildcards):
     return f"{RUNS[wildcards.run].data}/corpus.json"
 

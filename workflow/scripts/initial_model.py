@@ -9,9 +9,11 @@ from ngsgd.procedure.run import Run
 
 with program(snakemake.log[0]):
     run = Run.open(f"results/{snakemake.wildcards.run}")
+    info = read_info(run.data)
     initial_model(
         run.settings.hidden_layers(),
         read_transform(run.transform),
-        np.array(read_info(run.data).class_counts),
+        np.array(info.class_counts),
         derived_seed(run.settings.seed, "initial"),
+        info.const_dim,
     ).save(run.model(0))

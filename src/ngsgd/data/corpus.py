@@ -4,7 +4,9 @@ A directory with ``corpus.json`` (see `CorpusInfo`) and for each subset (train, 
 
 - ``<subset>.features.npy`` (frames, dim) float32, all utterances one after the other, to be memory-mapped;
 - ``<subset>.labels.npy`` (frames,) int32, the class (pdf-id) of each frame;
-- ``<subset>.utterances.tsv``: utterance, frames, and the word spoken where the corpus has words.
+- ``<subset>.utterances.tsv``: utterance, frames, and the words spoken where they are known.
+
+A corpus that takes long to prepare is prepared in parts, each a prepared corpus of its own; see `ngsgd.data.parts`.
 """
 
 from __future__ import annotations
@@ -37,12 +39,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance as a source of data gives it: features (frames, dim), labels (frames,), the word if it has one."""
+    """One utterance as a source of data gives it: features (frames, dim), labels (frames,), the words if known."""
 
     name: str
     features: Float32s
     labels: Int32s
-    word: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class CorpusInfo:
         silence: classes that do not count for the feature transform.
         dropped: name and reason of each utterance that was left out.
         words: for corpora of isolated words, how each is made of classes; empty otherwise.
+        const_dim: how many of the dimensions, the last ones, are the same over many frames (i-vectors).
+        transition_model: for Kaldi's pdf-ids, see `ngsgd.kaldi.transition.transitions_to_text`; None otherwise.
     """
 
     dim: int
@@ -77,6 +81,8 @@ class CorpusInfo:
     silence: list[int]
     dropped: dict[str, str]
     words: list[WordModel]
+    const_dim: int = 0
+    transition_model: str | None = None
 
 
 class _NpyWriter:
@@ -125,12 +131,12 @@ def write_subset(directory: Path, subset: str, utterances: Iterable[Utterance], 
         labels = _NpyWriter(stack.enter_context(open(labels_path, "wb")), (), np.int32, hash_)
         table = stack.enter_context(open(table_path, "w", encoding="utf-8", newline=""))
         rows = csv.writer(table, delimiter="\t", lineterminator="\n")
-        rows.writerow(("utterance", "frames", "word"))
+        rows.writerow(("utterance", "frames", "text"))
         count = 0
         for utterance in utterances:
             features.append(utterance.features)
             labels.append(utterance.labels)
-            rows.writerow((utterance.name, len(utterance.labels), utterance.word))
+            rows.writerow((utterance.name, len(utterance.labels), utterance.text))
             count += 1
         features.finish()
         labels.finish()
@@ -218,10 +224,8 @@ def write_info(directory: Path, info: CorpusInfo) -> None:
     """Writes ``corpus.json``: last, so that its presence says that the corpus is whole.
 
     Raises:
-        DataError: there is nothing to train on.
+        OSError: the file cannot be written.
     """
-    if not info.num_frames["train"]:
-        raise DataError("the corpus is empty: no utterance is left to train on")
     write_text(directory / "corpus.json", json.dumps(asdict(info), indent=1) + "\n")
 
 
@@ -245,13 +249,18 @@ def read_info(directory: str | os.PathLike[str]) -> CorpusInfo:
     return info
 
 
+def split_bounds(num_utterances: int, split: int, num_splits: int) -> tuple[int, int]:
+    """First utterance of a split (from 0) and the one after its last."""
+    return num_utterances * split // num_splits, num_utterances * (split + 1) // num_splits
+
+
 class Subset:
     """The utterances of one subset of a prepared corpus, memory-mapped.
 
     Attributes:
         features: (frames, dim) float32 of all utterances.
         labels: (frames,) int32.
-        names, words: of each utterance.
+        names, texts: of each utterance.
         starts: (utterances + 1,) where each utterance begins in features and labels, and where the last one ends.
 
     Raises:
@@ -266,7 +275,7 @@ class Subset:
             with open(table_path, encoding="utf-8", newline="") as f:
                 rows = list(csv.DictReader(f, delimiter="\t"))
             self.names = [row["utterance"] for row in rows]
-            self.words = [row["word"] for row in rows]
+            self.texts = [row["text"] for row in rows]
             frames = np.array([int(row["frames"]) for row in rows], np.int64)
         except (OSError, KeyError, ValueError, TypeError) as e:
             raise DataError(f"{table_path}: not a table of utterances ({e})") from None

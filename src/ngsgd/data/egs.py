@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ngsgd.data.corpus import Float32s, Int32s, Subset, map_array, read_info
+from ngsgd.data.corpus import Float32s, Int32s, Subset, map_array, read_info, split_bounds
 from ngsgd.errors import DataError
 from ngsgd.files import derived_seed, whole
 
@@ -95,11 +95,6 @@ def windows(features: Float32s, starts: npt.NDArray[np.int64], context: tuple[in
 def _num_examples(subset: Subset, frames_per_eg: int) -> npt.NDArray[np.int64]:
     """Of each utterance."""
     return -(-np.diff(subset.starts) // frames_per_eg)
-
-
-def split_bounds(num_utterances: int, split: int, num_splits: int) -> tuple[int, int]:
-    """First utterance of a split (from 0) and the one after its last."""
-    return num_utterances * split // num_splits, num_utterances * (split + 1) // num_splits
 
 
 def _part_sizes(first: int, last: int, num_archives: int) -> npt.NDArray[np.int64]:

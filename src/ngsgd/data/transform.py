@@ -6,7 +6,6 @@ Source: Kaldi's ``nnet2/get-feature-transform.cc`` and ``transform/lda-estimate.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -96,22 +95,17 @@ def estimate_transform(
     """
     num_classes = len(info.class_counts)
     stride = -(-int(train.starts[-1]) // max_frames)
-    statistics = LdaStatistics(len(offsets) * train.features.shape[1], num_classes)
+    const = info.const_dim
+    statistics = LdaStatistics(len(offsets) * (info.dim - const) + const, num_classes)
     keep = np.ones(num_classes, np.bool_)
     keep[info.silence] = False
-    for frames, labels in _spliced(train, offsets, stride):
-        chosen = keep[labels]
-        statistics.add(frames[chosen], labels[chosen])
+    for i in range(0, len(train), stride):
+        features, labels = train.utterance(i)
+        chosen = np.flatnonzero(keep[labels])
+        frames = windows(features[:, : info.dim - const], chosen, (-offsets[0], offsets[-1]), 1)
+        joined = np.concatenate((frames.reshape(len(chosen), -1), features[chosen, info.dim - const :]), axis=1)
+        statistics.add(joined, labels[chosen])
     return statistics.transform(within_class_factor)
-
-
-def _spliced(
-    subset: Subset, offsets: tuple[int, ...], stride: int
-) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
-    for i in range(0, len(subset), stride):
-        features, labels = subset.utterance(i)
-        frames = windows(features, np.arange(len(features)), (-offsets[0], offsets[-1]), 1)
-        yield frames.reshape(len(frames), -1), labels
 
 
 def write_transform(path: str | os.PathLike[str], weight: Floats, bias: Floats) -> None:

@@ -35,20 +35,31 @@ class Component(nn.Module):
 
 
 class Splice(Component):
-    """Puts the frames at ``offsets`` from a position side by side, the earliest first."""
+    """Puts the frames at ``offsets`` from a position side by side, the earliest first.
+
+    The last ``const_dim`` dimensions, such as an i-vector's, are not spliced but appended once. As in the reference,
+    where they come from is a matter of counting and not of time: for the i-th output, from the i-th input.
+    """
 
     kind = "splice"
 
-    def __init__(self, input_dim: int, offsets: tuple[int, ...]) -> None:
-        super().__init__(input_dim, input_dim * len(offsets))
+    def __init__(self, input_dim: int, offsets: tuple[int, ...], const_dim: int = 0) -> None:
+        if not 0 <= const_dim < input_dim:
+            raise ValueError(f"splice: const_dim {const_dim} of an input dimension {input_dim}")
+        super().__init__(input_dim, (input_dim - const_dim) * len(offsets) + const_dim)
         self.offsets = offsets
+        self.const_dim = const_dim
 
     def spec(self) -> dict[str, Any]:
-        return {"kind": self.kind, "input_dim": self.input_dim, "offsets": list(self.offsets)}
+        const = {"const_dim": self.const_dim} if self.const_dim else {}
+        return {"kind": self.kind, "input_dim": self.input_dim, "offsets": list(self.offsets)} | const
 
     def forward(self, x: Tensor, rows: Tensor) -> Tensor:
-        """x (B, T, D) and, for each output position, the T-index of each offset (T', K) to (B, T', K D)."""
-        return x[:, rows].reshape(len(x), len(rows), self.output_dim)
+        """x (B, T, D) and, for each output position, the T-index of each offset (T', K) to (B, T', D')."""
+        if not self.const_dim:
+            return x[:, rows].reshape(len(x), len(rows), self.output_dim)
+        spliced = x[:, rows, : -self.const_dim].reshape(len(x), len(rows), -1)
+        return torch.cat((spliced, x[:, : len(rows), -self.const_dim :]), dim=2)
 
 
 class Elementwise(Component):
@@ -200,10 +211,29 @@ class Softmax(Elementwise):
         return torch.log_softmax(x, dim=-1)
 
 
+class SumGroup(Component):
+    """The logarithm of the sum of the probabilities in each group of successive inputs: it stands above `Softmax`."""
+
+    kind = "sum_group"
+
+    def __init__(self, input_dim: int, sizes: tuple[int, ...]) -> None:
+        super().__init__(input_dim, len(sizes))
+        if sum(sizes) != input_dim or min(sizes) < 1:
+            raise ValueError(f"sum-group: sizes that add up to {sum(sizes)}, input dimension {input_dim}")
+        self.sizes = sizes
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": self.kind, "input_dim": self.input_dim, "sizes": list(self.sizes)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([group.logsumexp(dim=-1) for group in torch.split(x, list(self.sizes), dim=-1)], dim=-1)
+
+
 KINDS: dict[str, type[Component] | type[Affine]] = {
     kind.kind: kind
     for kind in (
         Splice, FixedAffine, Affine, PNorm, Normalize, BatchNorm, ReLU, Tanh, Sigmoid, FixedScale, Softmax,
+        SumGroup,
     )
 }  # fmt: skip
 
@@ -218,12 +248,13 @@ def from_spec(spec: dict[str, Any]) -> Component | Affine:
     kind = KINDS.get(str(spec.get("kind")))
     if kind is None:
         raise ValueError(f"unknown kind of component {spec.get('kind')!r}")
-    offsets = arguments.get("offsets")
-    if offsets is not None:
-        if not isinstance(offsets, list) or not offsets or not all(_is_int(o) for o in offsets):
-            raise ValueError(f"{kind.kind}: offsets must be a list of integers, got {offsets!r}")
-        arguments["offsets"] = tuple(offsets)
-    for key in ("input_dim", "output_dim"):
+    for key in ("offsets", "sizes"):
+        listed = arguments.get(key)
+        if listed is not None:
+            if not isinstance(listed, list) or not listed or not all(_is_int(o) for o in listed):
+                raise ValueError(f"{kind.kind}: {key} must be a list of integers, got {listed!r}")
+            arguments[key] = tuple(listed)
+    for key in ("input_dim", "output_dim", "const_dim"):
         if key in arguments and not (_is_int(arguments[key]) and 0 < arguments[key] < 2**31):
             raise ValueError(f"{kind.kind}: {key} must be a positive integer, got {arguments[key]!r}")
     try:

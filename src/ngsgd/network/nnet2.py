@@ -1,0 +1,223 @@
+"""Kaldi's nnet2 models as acoustic models, and back.
+
+What of a Kaldi model has no meaning here (learning rates, settings of its optimiser, statistics, the transition
+model) is kept in the model's history under ``kaldi``, so that it is there when the model goes back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ngsgd.errors import ModelError
+from ngsgd.kaldi.nnet2 import COMPONENTS, Fields, Nnet2, Record
+from ngsgd.kaldi.transition import TransitionModel, transitions_from_text, transitions_to_text
+from ngsgd.network import components as c
+from ngsgd.network.model import AcousticModel
+
+HISTORY = "kaldi"  # key of the model's history
+TRANSITIONS = "transition_model"
+
+# What the fields are called that are a component's arrays or dimensions here, and not kept beside it.
+TAKEN = {
+    "InputDim", "OutputDim", "Dim", "P", "Context", "ConstComponentDim", "Sizes", "Scales", "LinearParams",
+    "BiasParams",
+}  # fmt: skip
+
+# What a model that Kaldi has never seen is given: the reference's defaults.
+NEW_FIELDS: Fields = {
+    "LearningRate": np.float32(0.001), "RankIn": 20, "RankOut": 80, "UpdatePeriod": 4,
+    "NumSamplesHistory": np.float32(2000.0), "Alpha": np.float32(4.0), "MaxChangePerSample": np.float32(0.075),
+    "ValueSum": np.zeros(0, np.float32), "DerivSum": np.zeros(0, np.float32), "Count": np.float64(0.0),
+}  # fmt: skip
+
+NONLINEAR: dict[str, type[c.Elementwise]] = {
+    "NormalizeComponent": c.Normalize,
+    "RectifiedLinearComponent": c.ReLU,
+    "TanhComponent": c.Tanh,
+    "SigmoidComponent": c.Sigmoid,
+    "SoftmaxComponent": c.Softmax,
+}
+KINDS = {kind.kind: name for name, kind in NONLINEAR.items()} | {
+    "splice": "SpliceComponent",
+    "fixed_affine": "FixedAffineComponent",
+    "affine": "AffineComponentPreconditionedOnline",
+    "pnorm": "PnormComponent",
+    "fixed_scale": "FixedScaleComponent",
+    "sum_group": "SumGroupComponent",
+}
+
+log = logging.getLogger(__name__)
+
+
+def from_nnet2(source: Nnet2, name: str | os.PathLike[str]) -> AcousticModel:
+    """The acoustic model that a Kaldi model is.
+
+    Args:
+        source: as `ngsgd.kaldi.nnet2.read_nnet2` gives it.
+        name: what errors call it.
+
+    Raises:
+        ModelError: its components do not fit one another, or make no classifier.
+    """
+    named: list[tuple[str, c.Component | c.Affine]] = []
+    kept: dict[str, dict[str, Any]] = {}
+    numbers: Counter[str] = Counter()
+    for index, record in enumerate(source.components):
+        if record.kind == "DropoutComponent":
+            log.warning("%s: component %d, dropout, is left out", os.fspath(name), index)
+            continue
+        try:
+            component = _component(record)
+        except (ValueError, KeyError) as e:
+            raise ModelError(f"{os.fspath(name)}: component {index}, {record.kind}: {e}") from None
+        if isinstance(component, c.SumGroup) and not (named and isinstance(named[-1][1], c.Softmax)):
+            raise ModelError(f"{os.fspath(name)}: component {index}: a sum-group that does not follow a softmax")
+        own_name = f"{component.kind}{numbers[component.kind]}"
+        numbers[component.kind] += 1
+        named.append((own_name, component))
+        kept[own_name] = {"kind": record.kind} | {
+            field: _to_json(value) for field, value in record.fields.items() if field not in TAKEN
+        }
+    if not named or not isinstance(named[-1][1], c.Softmax | c.SumGroup):
+        raise ModelError(f"{os.fspath(name)}: the network does not end with a softmax, so that it gives no posteriors")
+    if any(isinstance(component, c.Softmax) for _, component in named[:-2]):
+        raise ModelError(f"{os.fspath(name)}: a softmax in the middle of the network cannot be taken over")
+    kaldi: dict[str, Any] = {"components": kept}
+    if source.transitions:
+        kaldi[TRANSITIONS] = transitions_to_text(source.transitions)
+    try:
+        model = AcousticModel(named, {"iterations": [], HISTORY: kaldi})
+    except ValueError as e:
+        raise ModelError(f"{os.fspath(name)}: {e}") from None
+    if len(source.priors):
+        if len(source.priors) != model.num_classes:
+            raise ModelError(
+                f"{os.fspath(name)}: {len(source.priors)} priors, the network has {model.num_classes} outputs"
+            )
+        model.priors = torch.from_numpy(np.array(source.priors))
+    return model.eval()
+
+
+def to_nnet2(model: AcousticModel, transitions: TransitionModel | None, name: str | os.PathLike[str]) -> Nnet2:
+    """A Kaldi model of an acoustic model.
+
+    Batch normalisation, which nnet2 does not have, becomes the fixed affine component that it is in use.
+
+    Args:
+        model: the model.
+        transitions: of the Kaldi experiment that it was trained on; None for the one that it has in its history.
+        name: what errors call it.
+
+    Raises:
+        ModelError: there is no transition model, or not one of as many pdf-ids as the model has outputs.
+    """
+    kaldi = model.history.get(HISTORY, {})
+    if not isinstance(kaldi, dict):
+        raise ModelError(f"{os.fspath(name)}: what its history keeps of a Kaldi model is malformed")
+    if transitions is None and TRANSITIONS in kaldi:
+        transitions = transitions_from_text(kaldi[TRANSITIONS], name)
+    bare = transitions is None and bool(kaldi.get("components"))  # came from a bare network, and goes back to one
+    if transitions is None and not bare:
+        raise ModelError(
+            f"{os.fspath(name)}: the model was not trained on Kaldi's pdf-ids, or does not know their transition "
+            "model; give the final.mdl of the alignments with --transition-model"
+        )
+    if transitions and transitions.num_pdfs != model.num_classes:
+        raise ModelError(
+            f"{os.fspath(name)}: the model has {model.num_classes} outputs, the transition model "
+            f"{transitions.num_pdfs} pdf-ids"
+        )
+    kept = kaldi.get("components", {})
+    named = zip(model.components.keys(), model.chain(), strict=True)
+    try:
+        records = tuple(_record(component, kept.get(own_name, {})) for own_name, component in named)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
+        raise ModelError(f"{os.fspath(name)}: what its history keeps of a Kaldi model is malformed ({e!r})") from None
+    priors = np.zeros(0, np.float32) if model.priors is None else _array(model.priors)
+    return Nnet2(transitions, records, priors)
+
+
+def _component(record: Record) -> c.Component | c.Affine:
+    f = record.fields
+    if record.kind in NONLINEAR:
+        return NONLINEAR[record.kind](_positive(f["Dim"]))
+    match record.kind:
+        case "SpliceComponent":
+            offsets = tuple(f["Context"].tolist())
+            if not offsets or list(offsets) != sorted(set(offsets)) or not offsets[0] <= 0 <= offsets[-1]:
+                raise ValueError(f"a context of {list(offsets)}")
+            return c.Splice(_positive(f["InputDim"]), offsets, f["ConstComponentDim"])
+        case "PnormComponent":
+            return c.PNorm(_positive(f["InputDim"]), _positive(f["OutputDim"]), float(f["P"]))
+        case "FixedScaleComponent":
+            scale = c.FixedScale(_positive(len(f["Scales"])))
+            scale.scales = torch.from_numpy(np.array(f["Scales"]))
+            return scale
+        case "SumGroupComponent":
+            return c.SumGroup(int(f["Sizes"].sum()), tuple(f["Sizes"].tolist()) or (0,))
+    W, b = f["LinearParams"], f["BiasParams"]
+    if W.size == 0 or len(b) != len(W):
+        raise ValueError(f"parameters of {W.shape[0]} x {W.shape[1]} with a bias of {len(b)}")
+    affine: c.FixedAffine | c.Affine
+    affine = (c.FixedAffine if record.kind == "FixedAffineComponent" else c.Affine)(W.shape[1], W.shape[0])
+    affine.load_state_dict({"weight": torch.from_numpy(np.array(W)), "bias": torch.from_numpy(np.array(b))})
+    return affine
+
+
+def _record(component: c.Component | c.Affine, kept: dict[str, Any]) -> Record:
+    own: Fields = {"InputDim": component.input_dim, "OutputDim": component.output_dim, "Dim": component.input_dim}
+    kind = str(kept.get("kind", KINDS.get(component.kind)))
+    match component:
+        case c.Splice():
+            own |= {"Context": np.array(component.offsets, np.int32), "ConstComponentDim": component.const_dim}
+        case c.PNorm():
+            own |= {"P": np.float32(component.p)}
+        case c.FixedScale():
+            own |= {"Scales": _array(component.scales)}
+        case c.SumGroup():
+            own |= {"Sizes": np.array(component.sizes, np.int32)}
+        case c.Affine() | c.FixedAffine():
+            own |= {"LinearParams": _array(component.weight), "BiasParams": _array(component.bias)}
+        case c.BatchNorm():
+            kind = "FixedAffineComponent"
+            scale = (component.running_var.double() + c.BATCHNORM_EPSILON).rsqrt()
+            bias = -component.running_mean.double() * scale
+            own |= {"LinearParams": _array(torch.diag(scale)), "BiasParams": _array(bias)}
+    fields = {name: own.get(name, _from_json(name, kept, type_)) for name, type_ in COMPONENTS[kind].items()}
+    return Record(kind, fields)
+
+
+def _positive(dim: int) -> int:
+    if dim < 1:
+        raise ValueError(f"a dimension of {dim}")
+    return dim
+
+
+def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
+    return tensor.detach().cpu().numpy().astype(np.float32)
+
+
+def _to_json(value: Any) -> Any:
+    """A field as JSON has it, exactly."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
+def _from_json(name: str, kept: dict[str, Any], type_: str) -> Any:
+    if name not in kept:
+        return NEW_FIELDS.get(name)
+    match type_:
+        case "float":
+            return np.float32(kept[name])
+        case "double":
+            return np.float64(kept[name])
+        case "vector":
+            return np.array(kept[name], np.float32)
+    return kept[name]
