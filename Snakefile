@@ -14,6 +14,7 @@ include: "workflow/rules/egs.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/combine.smk"
+include: "workflow/rules/decode.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/figures.smk"
 
@@ -30,3 +31,4 @@ rule all:
         expand("results/{run}/metrics.tsv", run=RUNS),
         expand("results/{run}/figures/convergence.png", run=RUNS),
         all_models,
+        all_sweeps,

@@ -107,12 +107,39 @@ def for_combine(wildcards, run):
     return [run.plan, run.settings_file, *last, run.valid, run.prior, run.data / "corpus.json"]
 
 
+@for_making("results/{run}/decoding/graph.fst")
+def for_graph(wildcards, run):
+    return [run.settings_file, run.data / "corpus.json"]
+
+
+# A final model that was made again, from other candidates perhaps, is decoded and evaluated again; nothing else that
+# these steps need changes.
+
+
+def for_decode(wildcards):
+    PLANS.of(wildcards.run)
+    run = RUNS[wildcards.run]
+    rest = [] if run.decoded(int(wildcards.split)).exists() else [run.settings_file, run.data / "corpus.json"]
+    return [str(path) for path in (run.final, *rest)] + ([str(run.graph)] if rest else [])
+
+
+def for_sweep(wildcards):
+    PLANS.of(wildcards.run)
+    run = RUNS[wildcards.run]
+    return [str(run.decoded(split)) for split in range(run.settings.num_splits)]
+
+
 def for_evaluate(wildcards):
     PLANS.of(wildcards.run)
     run = RUNS[wildcards.run]
-    # A final model that was made again, from other candidates perhaps, is evaluated again; the rest does not change.
     rest = [] if (run.folder / "evaluation.json").exists() else [run.settings_file, run.data / "corpus.json"]
-    return [str(path) for path in (run.final, *rest)]
+    return [str(path) for path in (run.final, *rest)] + (for_sweep(wildcards) if run.settings.graph else [])
+
+
+def all_sweeps(wildcards):
+    for name in RUNS:
+        PLANS.of(name)
+    return [str(run.sweep) for run in RUNS.values() if run.settings.graph]
 
 
 def for_metrics(wildcards):

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ngsgd.data.corpus import Int32s, Utterance, split_bounds
+from ngsgd.data.corpus import Float32s, Int32s, Utterance, split_bounds
 from ngsgd.data.kaldi_features import FeatureOptions, Features, UtteranceError, numbered
 from ngsgd.errors import ConfigError, DataError
 from ngsgd.kaldi.stream import Input
-from ngsgd.kaldi.tables import find, integers, read_archive, read_lines, skip_integers
+from ngsgd.kaldi.tables import Script, find, integers, read_archive, read_lines, skip_integers
 from ngsgd.kaldi.transition import TransitionModel, read_transition_model, transitions_to_text
 
 T = TypeVar("T")
@@ -81,13 +81,28 @@ class Labels:
 class Side:
     """Training or test data: features, labels, and what was said, where there is a ``text``."""
 
+    scp: Script
     features: Features
     labels: Labels
     texts: dict[str, str] | None
 
     def names(self) -> list[str]:
         """All utterances: those with an alignment in its order, then the others."""
-        return list(dict.fromkeys([*self.labels.names, *self.features.scp.entries]))
+        return list(dict.fromkeys([*self.labels.names, *self.scp.entries]))
+
+    def read(self, name: str) -> tuple[Float32s, int]:
+        """The features of an utterance, see `Features.of`.
+
+        Raises:
+            UtteranceError: they cannot be had, or not be used.
+        """
+        if name not in self.scp:
+            raise UtteranceError("it has no features")
+        try:
+            raw = self.scp.read(name)
+        except DataError as e:
+            raise UtteranceError(str(e)) from None
+        return self.features.of(name, raw)
 
 
 @dataclass(frozen=True)
@@ -105,11 +120,18 @@ class Directories:
         Raises:
             DataError: a file is missing or malformed.
         """
-        alignment = self.alignment if self.alignment.is_dir() else None
-        features = Features(self.data, alignment, self.transforms, self.ivectors, options)
-        text = self.data / "text"
+        utt2spk, text = self.data / "utt2spk", self.data / "text"
+        features = Features(
+            self.data / "cmvn.scp",
+            utt2spk if utt2spk.exists() else None,
+            self.alignment if self.alignment.is_dir() else None,
+            self.transforms,
+            self.ivectors,
+            options,
+        )
         texts = {name: " ".join(words.split()) for name, words in read_lines(text)} if text.exists() else None
-        return Side(features, Labels(self.alignment), texts)
+        scp = Script(self.data / "feats.scp", options.root, allow_pipes=options.allow_pipes)
+        return Side(scp, features, Labels(self.alignment), texts)
 
 
 class KaldiCorpus:
@@ -171,7 +193,7 @@ class KaldiCorpus:
         for name, labels in side.labels.read(set(wanted)):
             del wanted[name]
             try:
-                features, const_dim = side.features.read(name)
+                features, const_dim = side.read(name)
                 if const_dim != self.const_dim:
                     raise UtteranceError(f"i-vectors of dimension {const_dim}, expected {self.const_dim}")
                 if side.texts is not None and name not in side.texts:
@@ -188,7 +210,7 @@ class KaldiCorpus:
         reason = "it is empty"
         for name in self._sides["train"].names()[:PROBED]:
             try:
-                features, const_dim = self._sides["train"].features.read(name)
+                features, const_dim = self._sides["train"].read(name)
                 return features.shape[1], const_dim
             except UtteranceError as e:
                 reason = f"{name}: {e}"

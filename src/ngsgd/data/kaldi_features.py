@@ -145,18 +145,15 @@ class FeatureOptions:
 
 
 class Features:
-    """The features of a data directory, utterance by utterance.
+    """What is done to features, utterance by utterance, before a network sees them.
 
     Args:
-        data: the data directory: ``feats.scp``, ``cmvn.scp``, ``utt2spk``.
+        cmvn: ``cmvn.scp``, by speaker; None where the means are not to be taken out.
+        utt2spk: the speaker of each utterance; None where each is a speaker of its own.
         alignment: directory with ``final.mat``, ``splice_opts`` and ``cmvn_opts``, those that there are; or None.
         transforms: directory with ``trans.*`` (fMLLR; ``raw_trans.*`` for raw features), or None.
         ivectors: directory with ``ivector_online.scp`` and ``ivector_period``, or None.
         options: what is done.
-
-    Attributes:
-        scp: where each utterance's features lie.
-        speakers: the speaker of each utterance, where there is a ``utt2spk``.
 
     Raises:
         DataError: a file is missing or malformed.
@@ -165,7 +162,8 @@ class Features:
 
     def __init__(
         self,
-        data: Path,
+        cmvn: Path | None,
+        utt2spk: Path | None,
         alignment: Path | None,
         transforms: Path | None,
         ivectors: Path | None,
@@ -178,11 +176,10 @@ class Features:
             path = alignment / name if alignment else None
             return path.read_text(encoding="utf-8").strip() if path and path.is_file() else None
 
-        self.scp = script(data / "feats.scp")
-        self.speakers = dict(read_lines(data / "utt2spk")) if (data / "utt2spk").exists() else None
-        cmvn = text("cmvn_opts") or "" if options.cmvn is None else options.cmvn
-        self._cmvn = CmvnOptions.parse(cmvn, "cmvn_opts")
-        self._stats = script(data / "cmvn.scp") if self._cmvn.norm_means else None
+        self._speakers = dict(read_lines(utt2spk)) if utt2spk else None
+        cmvn_opts = text("cmvn_opts") or "" if options.cmvn is None else options.cmvn
+        self._cmvn = CmvnOptions.parse(cmvn_opts, "cmvn_opts")
+        self._stats = script(cmvn) if cmvn and self._cmvn.norm_means else None
         self._stats_of: tuple[str, Array] = ("", np.zeros(0))
         final_mat = alignment / "final.mat" if alignment else None
         lda = options.feature_type == "lda" or (
@@ -219,23 +216,25 @@ class Features:
             if self._period < 1:
                 raise DataError(f"{period}: not a number of frames ({self._period})")
 
-    def read(self, utterance: str) -> tuple[Float32s, int]:
-        """The features of an utterance (T, dim) as the network takes them, and how many of the dimensions are i-vector.
+    def of(self, utterance: str, raw: Array) -> tuple[Float32s, int]:
+        """The features (T, dim) as the network takes them, and how many of the dimensions are the i-vector's.
+
+        Args:
+            utterance: its name.
+            raw: (T, D) as they were extracted.
 
         Raises:
-            UtteranceError: they cannot be had, or not be used.
+            UtteranceError: what belongs to the utterance is missing, or does not fit.
         """
-        if utterance not in self.scp:
-            raise UtteranceError("it has no features")
         try:
-            features = self.scp.read(utterance).astype(np.float64)
+            features = raw.astype(np.float64)
             if not len(features):
                 raise UtteranceError("no frames")
             speaker = utterance
-            if self.speakers is not None and (self._stats or self._transforms):
-                if utterance not in self.speakers:
+            if self._speakers is not None and (self._stats or self._transforms):
+                if utterance not in self._speakers:
                     raise UtteranceError("it is not in utt2spk")
-                speaker = self.speakers[utterance]
+                speaker = self._speakers[utterance]
             if self._stats:
                 features = self._cmvn.apply(features, self._speaker_stats(speaker))
             if self._delta_order:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ngsgd.faces.program import program
 
@@ -38,6 +40,64 @@ def _diagnose(arguments: argparse.Namespace) -> None:
     diagnose(run.model(x), run.valid, run.train_subset, context, threads, run.diagnostics(x))
 
 
+def _decode(arguments: argparse.Namespace) -> None:
+    from ngsgd.procedure.run import Run
+    from ngsgd.procedure.words import decode
+
+    decode(Run.open(arguments.run), arguments.split)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from ngsgd.faces.models import load, save
+
+    model = load(arguments.model)
+    save(model, Path(arguments.output), arguments.model, arguments.transition_model, text=arguments.text)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from ngsgd.faces.models import describe, load
+
+    print(describe(load(arguments.model)))
+
+
+def _mean(arguments: argparse.Namespace) -> None:
+    from ngsgd.faces.models import average, save
+
+    model = average(arguments.models)
+    save(model, Path(arguments.output), arguments.models[0], arguments.transition_model, text=arguments.text)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from ngsgd.faces.models import load
+    from ngsgd.network.onnx import export_onnx
+
+    export_onnx(load(arguments.model), arguments.onnx)
+
+
+def _compute(arguments: argparse.Namespace) -> None:
+    from ngsgd.data.kaldi_features import FeatureOptions, Features
+    from ngsgd.faces.models import compute, load, read_features
+
+    def path(value: str | None) -> Path | None:
+        return None if value is None else Path(value)
+
+    root = Path(arguments.experiment)
+    options = FeatureOptions(
+        root, arguments.cmvn_opts, arguments.feature_type, arguments.delta_order, arguments.allow_pipes
+    )
+    features = Features(
+        path(arguments.cmvn),
+        path(arguments.utt2spk),
+        path(arguments.alignment),
+        path(arguments.transforms),
+        path(arguments.ivectors),
+        options,
+    )
+    matrices = read_features(arguments.features, root, allow_pipes=arguments.allow_pipes)
+    done = compute(load(arguments.model), matrices, features, Path(arguments.output))
+    print(f"{done} utterances", file=sys.stderr)
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="ngsgd", description="Parallel training of acoustic models with NG-SGD.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -47,21 +107,69 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(function=function)
         return made
 
+    _add_steps_of_a_run(command)
+    _add_uses_of_a_model(command)
+    return top
+
+
+def _add_steps_of_a_run(command: Callable[..., argparse.ArgumentParser]) -> None:
     train = command("train", _train, "One training job of a run's plan.")
     train.add_argument("run", help="folder of the run")
     train.add_argument("iteration", type=int)
     train.add_argument("job", type=int)
 
-    average = command(
-        "end-iteration", _average, "Makes the next model: the average of an iteration's jobs, or the best."
-    )
-    average.add_argument("run", help="folder of the run")
-    average.add_argument("iteration", type=int)
+    end = command("end-iteration", _average, "Makes the next model: the average of an iteration's jobs, or the best.")
+    end.add_argument("run", help="folder of the run")
+    end.add_argument("iteration", type=int)
 
     diagnose = command("diagnose", _diagnose, "The scores of a run's model on its validation and training subsets.")
     diagnose.add_argument("run", help="folder of the run")
     diagnose.add_argument("iteration", type=int, help="the model from which this iteration starts")
-    return top
+
+    decode = command("decode", _decode, "Decodes one split of a run's validation and test utterances to words.")
+    decode.add_argument("run", help="folder of the run")
+    decode.add_argument("split", type=int)
+
+
+def _add_uses_of_a_model(command: Callable[..., argparse.ArgumentParser]) -> None:
+    either = "a model: .safetensors, or Kaldi's nnet2 (.mdl), binary or text"
+
+    def add_writing(made: argparse.ArgumentParser) -> None:
+        made.add_argument("output", help="what is written: .safetensors, or .mdl for nnet2")
+        made.add_argument("--text", action="store_true", help="write an .mdl as text")
+        made.add_argument(
+            "--transition-model", metavar="MDL", help="a Kaldi model to take the transition model of an .mdl from"
+        )
+
+    convert = command("convert", _convert, "Turns a model into one of Kaldi's, or back.")
+    convert.add_argument("model", help=either)
+    add_writing(convert)
+
+    info = command("info", _info, "Says what is in a model.")
+    info.add_argument("model", help=either)
+
+    average = command("average", _mean, "The average of models' parameters.")
+    average.add_argument("models", nargs="+", help=either)
+    add_writing(average)
+
+    export = command("export", _export, "Writes a model as ONNX: features in, log-likelihoods out.")
+    export.add_argument("model", help=either)
+    export.add_argument("--onnx", required=True, metavar="OUT", help="file to be written")
+
+    compute = command("compute", _compute, "Writes log-likelihoods of utterances for Kaldi's decoders.")
+    compute.add_argument("model", help=either)
+    compute.add_argument("features", help="an .scp or an archive; without options features as the network takes them")
+    compute.add_argument("output", help="archive to be written")
+    compute.add_argument("--cmvn", metavar="SCP", help="CMVN statistics by speaker, to be applied")
+    compute.add_argument("--utt2spk", metavar="FILE", help="speaker of each utterance; else each is its own")
+    compute.add_argument("--cmvn-opts", metavar="OPTS", help="such as '--norm-vars=true'")
+    compute.add_argument("--delta-order", type=int, default=0, metavar="N", help="add N time derivatives")
+    compute.add_argument("--feature-type", choices=("raw", "lda"), help="lda: splice and final.mat of --alignment")
+    compute.add_argument("--alignment", metavar="DIR", help="with final.mat, splice_opts, cmvn_opts, where they are")
+    compute.add_argument("--transforms", metavar="DIR", help="with trans.* (fMLLR)")
+    compute.add_argument("--ivectors", metavar="DIR", help="with ivector_online.scp and ivector_period")
+    compute.add_argument("--experiment", default=".", metavar="DIR", help="folder that paths in .scp are relative to")
+    compute.add_argument("--allow-pipes", action="store_true", help="run the commands in .scp files")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

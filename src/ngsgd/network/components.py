@@ -115,8 +115,8 @@ class PNorm(Component):
         super().__init__(input_dim, output_dim)
         if input_dim % output_dim:
             raise ValueError(f"p-norm: output dimension {output_dim} does not divide input dimension {input_dim}")
-        if not p >= 1.0:
-            raise ValueError(f"p-norm: p must be at least 1, got {p}")
+        if not 1.0 <= p < float("inf"):
+            raise ValueError(f"p-norm: p must be at least 1 and finite, got {p}")
         self.p = p
 
     def spec(self) -> dict[str, Any]:

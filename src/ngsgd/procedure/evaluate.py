@@ -14,39 +14,42 @@ from ngsgd.data.corpus import Subset, WordModel, read_info
 from ngsgd.errors import DataError
 from ngsgd.files import write_text
 from ngsgd.network.model import AcousticModel, load_model
-from ngsgd.procedure.scoring import Score, check_labels
+from ngsgd.procedure.run import Run
+from ngsgd.procedure.scoring import Score, check_corpus_fits, check_labels
+from ngsgd.procedure.words import best_weight, score_words
 
 
-def evaluate(
-    model_path: str | os.PathLike[str],
-    corpus: str | os.PathLike[str],
-    threads: int,
-    output: str | os.PathLike[str],
-) -> None:
-    """Writes ``log_probability``, ``accuracy`` and ``frames``, and for words ``word_error_rate`` and ``words``.
+def evaluate(run: Run, output: str | os.PathLike[str]) -> None:
+    """Writes the scores of a run's final model (JSON).
 
-    Args:
-        model_path: a model with priors.
-        corpus: directory of the prepared corpus.
-        threads: to compute with.
-        output: where the scores are to be written (JSON).
+    ``log_probability``, ``accuracy`` and ``frames``; where the corpus has words ``word_error_rate``, ``words`` and
+    ``word_errors``; and where they were decoded with a graph ``lmwt``, the language-model weight with the fewest
+    errors on validation utterances, and ``sweep``, the errors at all of them.
 
     Raises:
         ModelError: the model cannot be read, or has no priors.
-        DataError: the corpus cannot be read, has no test utterance, or does not go with the model.
+        DataError: the corpus or what was decoded cannot be read, there is no test utterance, or the corpus does not
+            go with the model.
     """
-    torch.set_num_threads(threads)
-    model = load_model(model_path).eval()
-    info, test = read_info(corpus), Subset(corpus, "test")
-    if info.dim != model.input_dim or len(info.class_counts) != model.num_classes:
-        raise DataError(
-            f"{os.fspath(corpus)}: {info.dim} dimensions and {len(info.class_counts)} classes, "
-            f"the model has {model.input_dim} and {model.num_classes}"
-        )
+    torch.set_num_threads(run.settings.threads)
+    model = load_model(run.final).eval()
+    info, test = read_info(run.data), Subset(run.data, "test")
+    check_corpus_fits(model, info, run.data)
     result: dict[str, Any] = score_utterances(model, test)._asdict()
     if info.words:
         errors = sum(_decode(model, test, i, info.words) != word for i, word in enumerate(test.texts))
         result |= {"word_error_rate": errors / len(test), "words": len(test), "word_errors": errors}
+    elif run.settings.graph:
+        rows = score_words(run)
+        best = best_weight(rows)
+        errors = sum(best["test"][kind] for kind in ("insertions", "deletions", "substitutions"))
+        result |= {
+            "word_error_rate": best["test"]["word_error_rate"],
+            "words": best["test"]["words"],
+            "word_errors": errors,
+            "lmwt": best["lmwt"],
+            "sweep": rows,
+        }
     write_text(output, json.dumps(result, indent=1) + "\n")
 
 

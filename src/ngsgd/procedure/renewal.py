@@ -28,6 +28,7 @@ SCORED = {
     "diagnostics",
     "final.safetensors",
     "combination.json",
+    "decoding",
     "evaluation.json",
     "metrics.tsv",
     "figures",

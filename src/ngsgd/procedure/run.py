@@ -108,6 +108,20 @@ class Run:
         return self.folder / "combination.json"
 
     @property
+    def graph(self) -> Path:
+        """The decoding graph, relabelled to pdf-ids."""
+        return self.folder / "decoding" / "graph.fst"
+
+    def decoded(self, split: int) -> Path:
+        """The words found in one split of the validation and test utterances."""
+        return self.folder / "decoding" / f"{split}.json"
+
+    @property
+    def sweep(self) -> Path:
+        """The word error rates at each language-model weight."""
+        return self.folder / "decoding" / "sweep.tsv"
+
+    @property
     def transform(self) -> Path:
         return self.examples / "transform.npy"
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
 
-from ngsgd.data.corpus import Int32s
+from ngsgd.data.corpus import CorpusInfo, Int32s
 from ngsgd.data.egs import Archive, minibatches
 from ngsgd.errors import DataError
 from ngsgd.network.model import AcousticModel
@@ -68,6 +69,19 @@ def score(model: AcousticModel, archive: Archive, context: tuple[int, int], name
     if frames == 0:
         raise DataError(f"{name}: no examples")
     return Score(total / frames, correct / frames, frames)
+
+
+def check_corpus_fits(model: AcousticModel, info: CorpusInfo, corpus: str | os.PathLike[str]) -> None:
+    """Sees that a model is one for a prepared corpus.
+
+    Raises:
+        DataError: features or classes are not as many as the model takes.
+    """
+    if info.dim != model.input_dim or len(info.class_counts) != model.num_classes:
+        raise DataError(
+            f"{os.fspath(corpus)}: {info.dim} dimensions and {len(info.class_counts)} classes, "
+            f"the model has {model.input_dim} and {model.num_classes}"
+        )
 
 
 def check_labels(labels: Int32s, num_classes: int, name: str) -> None:

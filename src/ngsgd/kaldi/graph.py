@@ -1,0 +1,135 @@
+"""Kaldi's decoding graph, ``HCLG.fst``: checked to the last arc, since the library that decodes believes every number.
+
+The file is OpenFst's "const" type: a header, an array of states, an array of arcs.
+
+Source: ``fst/const-fst.h`` and ``fst/fst.h`` of OpenFst.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ngsgd.errors import DataError
+from ngsgd.files import whole
+from ngsgd.kaldi.tables import read_lines
+
+MAGIC = 2125659606
+ALIGNED = 4  # flag: states and arcs begin at multiples of 16 bytes
+EXPANDED = 1  # property of every const FST; the others are but remembered, and what they say changes here
+STATE = np.dtype(
+    [("final", "<f4"), ("begin", "<u4"), ("arcs", "<u4"), ("input_epsilons", "<u4"), ("output_epsilons", "<u4")]
+)
+ARC = np.dtype([("input", "<i4"), ("output", "<i4"), ("weight", "<f4"), ("next", "<i4")])
+
+
+def prepare_graph(graph: Path, pdf_ids: npt.NDArray[np.int32], output: Path) -> None:
+    """Writes a graph that takes pdf-id + 1 in the place of transition-ids, as `ngsgd.kaldi.decoder` wants it.
+
+    Args:
+        graph: directory with ``HCLG.fst`` and ``words.txt``.
+        pdf_ids: (transition-ids + 1,) the pdf-id of each transition-id.
+        output: where it is to be written.
+
+    Raises:
+        DataError: the graph is damaged, of another type, or was made with another model.
+        OSError: the file cannot be written.
+    """
+    path = graph / "HCLG.fst"
+    try:
+        data = bytearray(path.read_bytes())
+    except OSError as e:
+        raise DataError(f"{path}: {e.strerror}") from None
+    properties_at, _, arcs, arcs_at = _parse(data, path)
+    if len(arcs) and arcs["input"].max() >= len(pdf_ids):
+        raise DataError(
+            f"{path}: transition-id {arcs['input'].max()}, but the model of the alignments has {len(pdf_ids) - 1}; "
+            "graph and alignments are not of one experiment"
+        )
+    words = read_words(graph)
+    if len(arcs) and (unknown := set(np.unique(arcs["output"]).tolist()) - words.keys() - {0}):
+        raise DataError(f"{path}: word {min(unknown)} is not in {graph / 'words.txt'}")
+    relabelled = arcs.copy()
+    relabelled["input"] = np.where(arcs["input"] == 0, 0, pdf_ids[arcs["input"]] + 1)
+    data[arcs_at : arcs_at + arcs.nbytes] = relabelled.tobytes()
+    struct.pack_into("<Q", data, properties_at, EXPANDED)
+    with whole(output) as temporary:
+        temporary.write_bytes(data)
+
+
+def num_inputs(path: str | os.PathLike[str]) -> int:
+    """The largest input label of a graph, which is checked on the way.
+
+    Raises:
+        DataError: the graph is damaged or of another type.
+    """
+    _, _, arcs, _ = _parse(bytearray(Path(path).read_bytes()), path)
+    return int(arcs["input"].max(initial=0))
+
+
+def read_words(graph: Path) -> dict[int, str]:
+    """The words of ``words.txt``, by their numbers.
+
+    Raises:
+        DataError: the file is missing or malformed.
+    """
+    path = graph / "words.txt"
+    try:
+        return {int(number): word for word, number in read_lines(path)}
+    except ValueError as e:
+        raise DataError(f"{path}: not a table of words and their numbers ({e})") from None
+
+
+def _parse(
+    data: bytearray, path: str | os.PathLike[str]
+) -> tuple[int, npt.NDArray[np.void], npt.NDArray[np.void], int]:
+    """Where the properties stand, the states, the arcs, and where these stand.
+
+    Raises:
+        DataError: anything at all is not as it must be.
+    """
+
+    def fail(what: str) -> DataError:
+        return DataError(f"{os.fspath(path)}: {what}; make the graph again with mkgraph.sh")
+
+    def string(at: int) -> tuple[bytes, int]:
+        (length,) = struct.unpack_from("<i", data, at)
+        if not 0 <= length <= 64:
+            raise fail("not a graph")
+        return bytes(data[at + 4 : at + 4 + length]), at + 4 + length
+
+    try:
+        if struct.unpack_from("<i", data, 0) != (MAGIC,):
+            raise fail("not a graph")
+        kind, at = string(4)
+        arc_kind, at = string(at)
+        version, flags, _, start, num_states, num_arcs = struct.unpack_from("<iiQqqq", data, at)
+    except struct.error:
+        raise fail("the file is truncated") from None
+    if kind != b"const" or arc_kind != b"standard" or version not in (1, 2) or flags & ~ALIGNED:
+        raise DataError(
+            f"{os.fspath(path)}: a graph of type {kind!r} over {arc_kind!r} (version {version}, flags {flags}); "
+            "expected a const one, which fstconvert --fst_type=const makes, over standard, without symbol tables"
+        )
+
+    def array(at: int, dtype: np.dtype[np.void], length: int) -> tuple[npt.NDArray[np.void], int]:
+        if version == 1 or flags & ALIGNED:
+            at = -(-at // 16) * 16
+        if length < 0 or at + length * dtype.itemsize > len(data):
+            raise fail("the file is truncated")
+        return np.frombuffer(bytes(data[at : at + length * dtype.itemsize]), dtype), at
+
+    states, states_at = array(at + struct.calcsize("<iiQqqq"), STATE, num_states)
+    arcs, arcs_at = array(states_at + states.nbytes, ARC, num_arcs)
+    ends = states["begin"].astype(np.int64) + states["arcs"]
+    if not 0 <= start < num_states or (ends > num_arcs).any():
+        raise fail("its states point beyond its end")
+    if ((arcs["next"] < 0) | (arcs["next"] >= num_states) | (arcs["input"] < 0) | (arcs["output"] < 0)).any():
+        raise fail("its arcs point beyond its end")
+    if np.isnan(states["final"]).any() or not np.isfinite(arcs["weight"]).all():
+        raise fail("a weight that is not a number")
+    return at + 8, states, arcs, arcs_at
