@@ -84,7 +84,7 @@ def test_archives_do_not_depend_on_the_splits(subset: Subset, tmp_path: Path) ->
 def test_the_examples_of_an_utterance_are_spread_over_the_archives(subset: Subset, tmp_path: Path) -> None:
     archives = [egs.open_archive(path) for path in make(subset, egs.Layout(3, 4), 1, tmp_path)]
     assert max(map(len, archives)) - min(map(len, archives)) <= 1
-    homes = {a for a, archive in enumerate(archives) if (archive["labels"][:, 0] // 100 == 4).any()}
+    homes = {a for a, archive in enumerate(archives) if (archive.labels[:, 0] // 100 == 4).any()}
     assert homes == {0, 1, 2}
 
 
@@ -99,7 +99,7 @@ def test_order_depends_on_the_seed_alone(subset: Subset, tmp_path: Path, monkeyp
     sizes = [len(batch) for batch in order(1)]
     assert set(sizes[:-1]) <= {4}
     assert sum(sizes) == len(archive)
-    assert [label for batch in order(None) for label in batch] == archive["labels"][:, 0].tolist()
+    assert [label for batch in order(None) for label in batch] == archive.labels[:, 0].tolist()
 
 
 def test_a_network_of_less_context_gets_less(subset: Subset, tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_sampled_frames_are_different_and_whole(subset: Subset, tmp_path: Path) 
     path = tmp_path / "sample.npy"
     egs.sample_frames(subset, 20, CONTEXT, 5, path)
     sampled = egs.open_archive(path)
-    assert len(set(sampled["labels"][:, 0].tolist())) == 20
-    np.testing.assert_array_equal(sampled["features"][:, 2, 1], sampled["labels"][:, 0] % 100)
+    assert len(set(sampled.labels[:, 0].tolist())) == 20
+    np.testing.assert_array_equal(sampled.features[:, 2, 1], sampled.labels[:, 0] % 100)
     first = path.read_bytes()
     egs.sample_frames(subset, 20, CONTEXT, 5, path)
     assert path.read_bytes() == first

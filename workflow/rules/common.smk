@@ -108,6 +108,8 @@ wildcard_constraints:
     job=r"\d+",
     archive=r"\d+",
     split=r"\d+",
+    alignment=r"[1-9]\d*",
+    scored="valid|train",
     subset="valid|train|prior",
     frames=r"\d+",
     key=r"[0-9a-f]+",
@@ -155,6 +157,18 @@ class Plans:
                 f"{wildcards.run}: its plan has no job {wildcards.job} in iteration {wildcards.iteration}"
             )
         return jobs[int(wildcards.job) - 1]
+
+    def alignment_of_model(self, name, x):
+        """Which labels a model is scored on."""
+        jobs = self.of(name)
+        return jobs[min(x, len(jobs) - 1)][0].alignment
+
+    def realignment(self, name, alignment):
+        """The iteration before which a realignment is made."""
+        for x, jobs in enumerate(self.of(name)):
+            if jobs[0].alignment == alignment and alignment:
+                return x
+        raise WorkflowError(f"{name}: its plan has no realignment {alignment}")
 
     def last_models(self, name):
         """The numbers of the models that the final one is made from."""

@@ -32,7 +32,7 @@ def dealt(wildcards):
     return [f"results/egs/{wildcards.egs}/dealt/{k}.npy" for k in range(EGS[wildcards.egs].num_splits)]
 
 
-CHAIN = {"renew", "plan", "initial_model", "train", "average"}
+CHAIN = {"renew", "plan", "initial_model", "train", "average", "adjust_priors", "align", "relabel"}
 
 
 def for_making(*outputs):
@@ -82,7 +82,9 @@ def for_initial_model(wildcards, run):
 
 @for_making("results/{run}/jobs/{iteration}.{job}.safetensors")
 def for_train(wildcards, run):
-    return [run.plan, run.settings_file, run.model(int(wildcards.iteration)), run.archive(PLANS.job(wildcards).archive)]
+    job = PLANS.job(wildcards)
+    labels = [run.labels(job.alignment, job.archive)] if job.alignment else []
+    return [run.plan, run.settings_file, run.model(job.iteration), run.archive(job.archive), *labels]
 
 
 @for_making("results/{run}/models/{next}.safetensors", "results/{run}/reports/{next}.json")
@@ -98,13 +100,45 @@ def for_average(wildcards, run):
 
 @for_making("results/{run}/diagnostics/{iteration}.json")
 def for_diagnose(wildcards, run):
-    return [run.settings_file, run.model(int(wildcards.iteration)), run.valid, run.train_subset]
+    x = int(wildcards.iteration)
+    alignment = PLANS.alignment_of_model(wildcards.run, x)
+    labels = [run.diagnostic_labels(alignment, subset) for subset in ("valid", "train")] if alignment else []
+    return [run.plan, run.settings_file, run.model(x), run.valid, run.train_subset, *labels]
+
+
+@for_making("results/{run}/alignments/{alignment}/model.safetensors")
+def for_adjust_priors(wildcards, run):
+    x = PLANS.realignment(wildcards.run, int(wildcards.alignment))
+    return [run.plan, run.settings_file, run.model(x), run.prior]
+
+
+@for_making(
+    "results/{run}/alignments/{alignment}/splits/{split}.train.npy",
+    "results/{run}/alignments/{alignment}/splits/{split}.valid.npy",
+)
+def for_align(wildcards, run):
+    return [run.settings_file, run.alignment_model(int(wildcards.alignment)), run.data / "corpus.json"]
+
+
+@for_making("results/{run}/alignments/{alignment}/archives/{archive}.npy")
+def for_relabel(wildcards, run):
+    splits = range(run.settings.num_splits)
+    return [run.settings_file, *(run.aligned(int(wildcards.alignment), split, "train") for split in splits)]
+
+
+@for_making("results/{run}/diagnostics/labels/{alignment}.{scored}.npy")
+def for_relabel_diagnostics(wildcards, run):
+    splits = range(run.settings.num_splits)
+    return [run.settings_file, *(run.aligned(int(wildcards.alignment), split, wildcards.scored) for split in splits)]
 
 
 @for_making("results/{run}/final.safetensors", "results/{run}/combination.json")
 def for_combine(wildcards, run):
-    last = map(run.model, PLANS.last_models(wildcards.run))
-    return [run.plan, run.settings_file, *last, run.valid, run.prior, run.data / "corpus.json"]
+    last = list(PLANS.last_models(wildcards.run))
+    alignment = PLANS.alignment_of_model(wildcards.run, last[-1])
+    labels = [run.diagnostic_labels(alignment, "valid")] if alignment else []
+    models = map(run.model, last)
+    return [run.plan, run.settings_file, *models, run.valid, run.prior, run.data / "corpus.json", *labels]
 
 
 @for_making("results/{run}/decoding/graph.fst")

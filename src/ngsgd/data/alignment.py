@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from ngsgd.data.corpus import Float32s, WordModel
+from ngsgd.data.corpus import Float32s, Int32s, WordModel
 
 MAX_ROUNDS = 100
 VARIANCE_FLOOR = 0.01  # of the variance over all frames
@@ -105,6 +105,21 @@ def train_chain(features: Sequence[Float32s], num_states: int, floor: Floats) ->
         paths = new
     log.warning("alignment had not settled after %d rounds; the last one is taken", MAX_ROUNDS)
     return chain
+
+
+def realigned(labels: Int32s, log_likelihoods: npt.NDArray[np.floating]) -> Int32s:
+    """An utterance's labels, aligned anew along their own sequence, in which each has at least one frame.
+
+    Args:
+        labels: (T,) as they are now.
+        log_likelihoods: (T, C) of each class.
+
+    Returns:
+        (T,) the same classes in the same order, where the log-likelihoods have them.
+    """
+    sequence = labels[np.concatenate(([0], np.flatnonzero(np.diff(labels)) + 1))]
+    free = np.zeros(len(sequence))
+    return sequence[viterbi(log_likelihoods[:, sequence].astype(np.float64), free, free)[1]]
 
 
 def decode_word(log_likelihoods: npt.NDArray[np.floating], words: Sequence[WordModel]) -> str:

@@ -177,7 +177,7 @@ def shuffle(subset: Subset, layout: Layout, archive: int, seed: int, parts: list
             raise DataError(f"{part}: {len(dealt)} examples, expected {sizes.sum()}; delete it and run again")
         own.append(dealt[start : start + int(sizes[archive])])
     ends = np.cumsum([len(part) for part in own])
-    order = np.random.default_rng(derived_seed(seed, "shuffle", archive)).permutation(int(ends[-1]))
+    order = _order(seed, archive, int(ends[-1]))
     with whole(path) as temporary:
         out = _create(temporary, len(order), own[0].dtype)
         for block in range(0, len(order), WRITE_BUFFER):
@@ -196,10 +196,7 @@ def sample_frames(subset: Subset, num_frames: int, context: tuple[int, int], see
         DataError: the subset is empty.
         OSError: the file cannot be written.
     """
-    total = int(subset.starts[-1])
-    if total == 0:
-        raise DataError(f"{path.name}: no frame to draw from; hold out at least one utterance")
-    chosen = np.sort(np.random.default_rng(seed).choice(total, size=min(num_frames, total), replace=False))
+    chosen = drawn_frames(subset, num_frames, seed)
     owners = np.searchsorted(subset.starts, chosen, side="right") - 1
     with whole(path) as temporary:
         out = _create(temporary, len(chosen), record_type(1, context, subset.features.shape[1]))
@@ -210,6 +207,40 @@ def sample_frames(subset: Subset, num_frames: int, context: tuple[int, int], see
             out["features"][slots] = windows(features, starts, context, 1)
             out["labels"][slots] = labels[starts][:, None]
         _flush(out)
+
+
+def drawn_frames(subset: Subset, num_frames: int, seed: int) -> npt.NDArray[np.int64]:
+    """The frames of a subset that `sample_frames` takes, rising.
+
+    Raises:
+        DataError: the subset is empty.
+    """
+    total = int(subset.starts[-1])
+    if total == 0:
+        raise DataError("no frame to draw from; hold out at least one utterance")
+    return np.sort(np.random.default_rng(seed).choice(total, size=min(num_frames, total), replace=False))
+
+
+def archive_frames(subset: Subset, layout: Layout, archive: int, seed: int) -> npt.NDArray[np.int64]:
+    """The frames of a subset that one archive's labels are of, as `deal` and `shuffle` make it.
+
+    Returns:
+        (examples, frames_per_eg); `NO_LABEL` where an utterance ended before.
+    """
+    length = layout.frames_per_eg
+    offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(_num_examples(subset, length))))
+    own = np.arange(archive, int(offsets[-1]), layout.num_archives)
+    g = own[_order(seed, archive, len(own))]
+    utterance = np.searchsorted(offsets, g, side="right") - 1
+    first = subset.starts[utterance] + (g - offsets[utterance]) * length
+    frames = first[:, None] + np.arange(length)
+    frames[frames >= subset.starts[utterance + 1][:, None]] = NO_LABEL
+    return frames
+
+
+def _order(seed: int, archive: int, length: int) -> npt.NDArray[np.int64]:
+    """The order in which an archive has the examples that were dealt to it."""
+    return np.random.default_rng(derived_seed(seed, "shuffle", archive)).permutation(length)
 
 
 def _create(path: Path, length: int, record: np.dtype[np.void]) -> Archive:
@@ -229,23 +260,48 @@ def _flush(archive: Archive) -> None:
         archive.flush()
 
 
-def open_archive(path: str | os.PathLike[str]) -> Archive:
+@dataclass(frozen=True)
+class Examples:
+    """An archive as it is read, from disk as it is looked at.
+
+    Attributes:
+        features: (examples, left + frames_per_eg + right, dim) float32.
+        labels: (examples, frames_per_eg) int32, `NO_LABEL` where there is none.
+    """
+
+    features: Float32s
+    labels: Int32s
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def open_archive(path: str | os.PathLike[str], labels: str | os.PathLike[str] | None = None) -> Examples:
     """An archive, memory-mapped.
 
+    Args:
+        path: of the archive.
+        labels: file with other labels for it, see `ngsgd.data.relabelling`; None for its own.
+
     Raises:
-        DataError: the file is missing, truncated, or not an archive of examples.
+        DataError: a file is missing, truncated, or not an archive of examples.
     """
     archive: Archive = map_array(Path(path))
     if archive.dtype.names != ("features", "labels") or archive.ndim != 1:
         raise DataError(f"{path}: not an archive of examples")
-    features, labels = archive.dtype["features"], archive.dtype["labels"]
-    if features.base != np.dtype("<f4") or labels.base != np.dtype("<i4") or len(features.shape) != 2:
+    types = archive.dtype["features"], archive.dtype["labels"]
+    if types[0].base != np.dtype("<f4") or types[1].base != np.dtype("<i4") or len(types[0].shape) != 2:
         raise DataError(f"{path}: not an archive of examples")
-    return archive
+    if labels is None:
+        return Examples(archive["features"], archive["labels"])
+    other = map_array(Path(labels))
+    if other.dtype != np.dtype("<i4") or other.shape != archive["labels"].shape:
+        raise DataError(f"{labels}: not the labels of {path}; delete it and run again")
+    return Examples(archive["features"], other)
 
 
 def minibatches(
-    archive: Archive, frame: int, context: tuple[int, int], needed: tuple[int, int], size: int, seed: int | None
+    archive: Examples, frame: int, context: tuple[int, int], needed: tuple[int, int], size: int, seed: int | None
 ) -> Iterator[tuple[Float32s, Int32s]]:
     """The examples of one label position, in minibatches; each reads from disk only what it gives.
 
@@ -270,7 +326,7 @@ def minibatches(
         rng.shuffle(begins)
     waiting = np.empty(0, np.int64)
     for number, begin in enumerate(begins):
-        labels = archive["labels"][begin : begin + SHUFFLE_BUFFER, frame]
+        labels = archive.labels[begin : begin + SHUFFLE_BUFFER, frame]
         found = begin + np.flatnonzero(labels != NO_LABEL)
         if rng is not None:
             rng.shuffle(found)
@@ -282,5 +338,5 @@ def minibatches(
         waiting = waiting[whole_batches:]
 
 
-def _gather(archive: Archive, rows: npt.NDArray[np.int64], frame: int, window: slice) -> tuple[Any, Any]:
-    return np.ascontiguousarray(archive["features"][rows, window]), archive["labels"][rows, frame]
+def _gather(archive: Examples, rows: npt.NDArray[np.int64], frame: int, window: slice) -> tuple[Any, Any]:
+    return np.ascontiguousarray(archive.features[rows, window]), archive.labels[rows, frame]

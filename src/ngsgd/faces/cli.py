@@ -18,7 +18,8 @@ def _train(arguments: argparse.Namespace) -> None:
     run = Run.open(arguments.run)
     job = find_job(run.plan, arguments.iteration, arguments.job)
     output = run.job(job.iteration, job.job)
-    run_job(run.settings, job, run.model(job.iteration), run.archive(job.archive), output)
+    labels = run.labels(job.alignment, job.archive)
+    run_job(run.settings, job, run.model(job.iteration), run.archive(job.archive), output, labels)
 
 
 def _average(arguments: argparse.Namespace) -> None:
@@ -35,9 +36,14 @@ def _diagnose(arguments: argparse.Namespace) -> None:
     from ngsgd.procedure.diagnose import diagnose
     from ngsgd.procedure.run import Run
 
-    run, x = Run.open(arguments.run), arguments.iteration
-    context, threads = run.settings.context(), run.settings.threads
-    diagnose(run.model(x), run.valid, run.train_subset, context, threads, run.diagnostics(x))
+    diagnose(Run.open(arguments.run), arguments.iteration)
+
+
+def _align(arguments: argparse.Namespace) -> None:
+    from ngsgd.procedure.realign import align
+    from ngsgd.procedure.run import Run
+
+    align(Run.open(arguments.run), arguments.alignment, arguments.split)
 
 
 def _decode(arguments: argparse.Namespace) -> None:
@@ -125,6 +131,11 @@ def _add_steps_of_a_run(command: Callable[..., argparse.ArgumentParser]) -> None
     diagnose = command("diagnose", _diagnose, "The scores of a run's model on its validation and training subsets.")
     diagnose.add_argument("run", help="folder of the run")
     diagnose.add_argument("iteration", type=int, help="the model from which this iteration starts")
+
+    align = command("align", _align, "Labels one split of a run's training and validation utterances anew.")
+    align.add_argument("run", help="folder of the run")
+    align.add_argument("alignment", type=int, help="which realignment, from 1")
+    align.add_argument("split", type=int)
 
     decode = command("decode", _decode, "Decodes one split of a run's validation and test utterances to words.")
     decode.add_argument("run", help="folder of the run")

@@ -23,9 +23,9 @@ def metrics_table(run: Run) -> pd.DataFrame:
     Returns:
         Columns iteration; epochs: data processed before the model; log-probability (natural logarithm, per frame)
         and accuracy on the validation and training subsets; jobs; jobs_used, those in the average; learning_rate;
-        minibatch_size; action; job_log_probability: mean over the jobs used while they trained; max_change_share: of
-        their steps; relative_change: largest of any layer's parameters; seconds: of the slowest job and the averaging;
-        warning: jobs that were left out, and why.
+        minibatch_size; action; alignment: after how many realignments its labels are; job_log_probability: mean over
+        the jobs used while they trained; max_change_share: of their steps; relative_change: largest of any layer's
+        parameters; seconds: of the slowest job and the averaging; warning: jobs that were left out, and why.
 
     Raises:
         DataError: the corpus or the plan cannot be read.
@@ -49,7 +49,7 @@ def metrics_table(run: Run) -> pd.DataFrame:
             processed += len(jobs[x])
         rows.append(row)
     table = pd.DataFrame(rows)
-    return table.astype(dict.fromkeys(("jobs", "jobs_used", "minibatch_size"), "Int64"))
+    return table.astype(dict.fromkeys(("jobs", "jobs_used", "minibatch_size", "alignment"), "Int64"))
 
 
 def _iteration(jobs: Sequence[Job], report: dict[str, Any]) -> dict[str, Any]:
@@ -63,6 +63,7 @@ def _iteration(jobs: Sequence[Job], report: dict[str, Any]) -> dict[str, Any]:
         "learning_rate": jobs[0].learning_rate,
         "minibatch_size": jobs[0].minibatch_size,
         "action": jobs[0].action,
+        "alignment": jobs[0].alignment,
         "job_log_probability": sum(r["log_probability"] for r in used) / len(used),
         "max_change_share": sum(shares) / max(1, len(shares)),
         "relative_change": max(report["relative_change"].values(), default=0.0),

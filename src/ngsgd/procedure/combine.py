@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ngsgd.data.egs import Archive, minibatches, open_archive
+from ngsgd.data.egs import Examples, minibatches, open_archive
 from ngsgd.errors import ModelError
 from ngsgd.files import write_text
 from ngsgd.network.components import Affine, Normalize, PNorm
 from ngsgd.network.model import PRIOR_FLOOR, AcousticModel, load_model
+from ngsgd.network.nnet2 import HISTORY, TRANSITIONS
 from ngsgd.network.storage import Arrays, read_model
 from ngsgd.procedure.scoring import BATCH, check_fit, score
 
@@ -64,6 +65,8 @@ def combine(
     threads: int,
     output: str | os.PathLike[str],
     report: str | os.PathLike[str],
+    valid_labels: str | os.PathLike[str] | None = None,
+    transition_model: str | None = None,
 ) -> None:
     """Chooses the final model, rescales its layers, gives it priors and writes it.
 
@@ -75,6 +78,8 @@ def combine(
         threads: to compute with.
         output: where the final model is to be written.
         report: where what was tried is to be written (JSON).
+        valid_labels: file with the validation frames' labels, where they are not the archive's own.
+        transition_model: of Kaldi's pdf-ids, which goes into the model's history, so that it can go back to Kaldi.
 
     Raises:
         ModelError: a model cannot be read, or is of another architecture.
@@ -82,7 +87,7 @@ def combine(
     """
     torch.set_num_threads(threads)
     model = load_model(models[-1]).eval()
-    examples = open_archive(valid)
+    examples = open_archive(valid, valid_labels)
     tried: dict[int, float] = {}
     chosen, best = 0, Arrays()
     for count, arrays in _averages(models):
@@ -96,6 +101,8 @@ def combine(
     model.priors = mean_posterior(model, open_archive(prior), context, os.fspath(prior)).clamp(min=PRIOR_FLOOR)
     combination = {"models": chosen, "candidates": len(models)}
     model.history = model.history | {"combination": combination}
+    if transition_model is not None:
+        model.history[HISTORY] = {TRANSITIONS: transition_model}
     scores = {str(count): log_probability for count, log_probability in tried.items()}
     write_text(report, json.dumps(combination | {"valid_log_probability": scores}, indent=1) + "\n")
     model.save(output)
@@ -121,7 +128,7 @@ def rescale(model: AcousticModel) -> None:
 
 
 @torch.no_grad()
-def mean_posterior(model: AcousticModel, archive: Archive, context: tuple[int, int], name: str) -> Tensor:
+def mean_posterior(model: AcousticModel, archive: Examples, context: tuple[int, int], name: str) -> Tensor:
     """The average posterior (C,) over an archive of single frames."""
     check_fit(model, archive, context, name)
     total: Any = 0.0

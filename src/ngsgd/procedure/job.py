@@ -41,6 +41,7 @@ def run_job(
     model_path: str | os.PathLike[str],
     archive_path: str | os.PathLike[str],
     output: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None = None,
 ) -> None:
     """Trains and writes the job's model; under ``job`` its history says how it went.
 
@@ -53,6 +54,7 @@ def run_job(
         model_path: the model that the iteration starts from.
         archive_path: the archive that the plan names.
         output: where the job's model is to be written.
+        labels: file with the archive's labels, where they are not its own.
 
     Raises:
         ModelError: the model cannot be read.
@@ -66,7 +68,7 @@ def run_job(
         model = insert_hidden_layer(
             model, settings.hidden_layers(), derived_seed(settings.seed, "layer", job.iteration)
         )
-    archive = open_archive(archive_path)
+    archive = open_archive(archive_path, labels)
     name = os.fspath(archive_path)
     context = settings.context()
     check_fit(model, archive, context, name, job.frame)

@@ -5,6 +5,7 @@ Source: ``steps/nnet2/train_multisplice_accel2.sh`` of Kaldi.
 
 from __future__ import annotations
 
+import bisect
 import csv
 import math
 import os
@@ -34,6 +35,7 @@ class Job(NamedTuple):
         threads: that the job computes with; its sums depend on it.
         seed: of the order of its examples.
         action: what becomes of the iteration; see `AVERAGE`, `BEST`, `INSERT`.
+        alignment: which labels the job learns from: 0 for those of the data, k for those of the k-th realignment.
     """
 
     iteration: int
@@ -45,6 +47,7 @@ class Job(NamedTuple):
     threads: int
     seed: int
     action: str
+    alignment: int
 
 
 def make_plan(layout: Layout, s: Settings) -> list[Job]:
@@ -70,6 +73,7 @@ def make_plan(layout: Layout, s: Settings) -> list[Job]:
         )
     if num_iters == 0:
         raise ConfigError("not a single iteration: raise num_epochs, or lower the number of jobs")
+    realigned = realignment_iterations(s, num_iters)
     plan: list[Job] = []
     for x in range(num_iters):
         num_jobs = math.floor(0.5 + s.num_jobs_initial + (s.num_jobs_final - s.num_jobs_initial) * x / num_iters)
@@ -91,9 +95,32 @@ def make_plan(layout: Layout, s: Settings) -> list[Job]:
                     threads=s.threads,
                     seed=derived_seed(s.seed, x, n),
                     action=INSERT if inserts else BEST if unsettled else AVERAGE,
+                    alignment=bisect.bisect_right(realigned, x),
                 )
             )
     return plan
+
+
+def realignment_iterations(s: Settings, num_iters: int) -> list[int]:
+    """The iterations before which the examples are labelled anew, when so much of the data has been processed.
+
+    Raises:
+        ConfigError: one of them is the first, or two are the same.
+    """
+    first, last = s.num_jobs_initial, s.num_jobs_final
+    iterations = []
+    for time in s.realign_times:
+        share = time
+        if last != first:  # the number of jobs grows linearly, the data processed as its square
+            share = (math.sqrt((1.0 - time) * first**2 + time * last**2) - first) / (last - first)
+        iterations.append(math.floor(0.5 + num_iters * share))
+    for time, x, before in zip(s.realign_times, iterations, [0, *iterations], strict=False):
+        if x <= before or x >= num_iters:
+            raise ConfigError(
+                f"realign_times: {time} of the data is processed before iteration {x} of {num_iters}: it must be after "
+                "the first, and each time another one; raise num_epochs or lower samples_per_iter"
+            )
+    return iterations
 
 
 def read_plan(path: str | os.PathLike[str]) -> list[Job]:
@@ -143,7 +170,7 @@ def _rows(path: str | os.PathLike[str], iteration: int | None = None) -> Iterato
         raise DataError(f"{os.fspath(path)}: not a plan ({e}); delete it and run again") from None
 
 
-_COLUMNS: tuple[Callable[[str], Any], ...] = (int, int, int, int, float, int, int, int, str)
+_COLUMNS: tuple[Callable[[str], Any], ...] = (int, int, int, int, float, int, int, int, str, int)
 
 
 def models_to_combine(plan: list[Job], layout: Layout, s: Settings) -> list[int]:

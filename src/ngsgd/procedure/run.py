@@ -107,6 +107,22 @@ class Run:
         """How the final model was chosen."""
         return self.folder / "combination.json"
 
+    def alignment_model(self, alignment: int) -> Path:
+        """The model that makes the k-th realignment, with priors."""
+        return self.folder / "alignments" / f"{alignment}" / "model.safetensors"
+
+    def aligned(self, alignment: int, split: int, subset: str) -> Path:
+        """The labels of one split of a subset's utterances, in the k-th realignment."""
+        return self.folder / "alignments" / f"{alignment}" / "splits" / f"{split}.{subset}.npy"
+
+    def labels(self, alignment: int, archive: int) -> Path | None:
+        """The labels of an archive in the k-th realignment; None for its own."""
+        return self.folder / "alignments" / f"{alignment}" / "archives" / f"{archive}.npy" if alignment else None
+
+    def diagnostic_labels(self, alignment: int, subset: str) -> Path | None:
+        """The labels of the examples that models are scored on in the k-th realignment; None for their own."""
+        return self.folder / "diagnostics" / "labels" / f"{alignment}.{subset}.npy" if alignment else None
+
     @property
     def graph(self) -> Path:
         """The decoding graph, relabelled to pdf-ids."""

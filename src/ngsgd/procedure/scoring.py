@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ngsgd.data.corpus import CorpusInfo, Int32s
-from ngsgd.data.egs import Archive, minibatches
+from ngsgd.data.egs import Examples, minibatches
 from ngsgd.errors import DataError
 from ngsgd.network.model import AcousticModel
 
@@ -23,14 +23,14 @@ class Score(NamedTuple):
     frames: int
 
 
-def check_fit(model: AcousticModel, archive: Archive, context: tuple[int, int], name: str, frame: int = 0) -> None:
+def check_fit(model: AcousticModel, archive: Examples, context: tuple[int, int], name: str, frame: int = 0) -> None:
     """Sees that a model can be used on one label position of an archive.
 
     Raises:
         DataError: the features have another dimension or fewer frames than the context, or there is no such position.
     """
-    frames, dim = archive.dtype["features"].shape
-    length = archive.dtype["labels"].shape[0]
+    _, frames, dim = archive.features.shape
+    length = archive.labels.shape[1]
     if dim != model.input_dim:
         raise DataError(f"{name}: features of dimension {dim}, the model takes {model.input_dim}")
     if not 0 <= frame < length:
@@ -44,7 +44,7 @@ def check_fit(model: AcousticModel, archive: Archive, context: tuple[int, int], 
 
 
 @torch.no_grad()
-def score(model: AcousticModel, archive: Archive, context: tuple[int, int], name: str) -> Score:
+def score(model: AcousticModel, archive: Examples, context: tuple[int, int], name: str) -> Score:
     """The model's score on an archive of single frames.
 
     Args:

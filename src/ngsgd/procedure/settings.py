@@ -158,6 +158,8 @@ class Settings:
     def of_training(self) -> dict[str, Any]:
         """The settings on which the jobs' models depend, beside the data: where one changes, they are made again."""
         others = {*_SCORING_SETTINGS, *(name for names in _CORPUS_SETTINGS.values() for name in names)}
+        if self.realign_times:  # the priors for that are part of training
+            others.remove("num_prior_frames")
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def of_scoring(self) -> dict[str, Any]:
