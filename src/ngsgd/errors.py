@@ -15,6 +15,10 @@ class DataError(NgsgdError):
     """A corpus or an archive of examples is malformed, inconsistent or empty."""
 
 
+class UtteranceError(DataError):
+    """One utterance cannot be used: it is left out, and counted."""
+
+
 class ModelError(NgsgdError):
     """A model file is truncated, foreign or does not fit what it is used for."""
 

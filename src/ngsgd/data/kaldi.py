@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import os
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from ngsgd.data.corpus import Float32s, Int32s, Utterance, split_bounds
-from ngsgd.data.kaldi_features import FeatureOptions, Features, UtteranceError, numbered
-from ngsgd.errors import ConfigError, DataError
+from ngsgd.data.holdout import held_out, with_copies
+from ngsgd.data.kaldi_features import FeatureOptions, Features, numbered
+from ngsgd.errors import ConfigError, DataError, UtteranceError
 from ngsgd.kaldi.stream import Input
 from ngsgd.kaldi.tables import Script, find, integers, read_archive, read_lines, skip_integers
 from ngsgd.kaldi.transition import TransitionModel, read_transition_model, transitions_to_text
@@ -177,11 +175,11 @@ class KaldiCorpus:
         uniq = dict(read_lines(uniq_file)) if uniq_file.exists() else {}
         names = self._sides["train"].names()
         if valid_utterances:
-            self._valid = _with_copies({name for name, _ in read_lines(valid_utterances)}, names, uniq)
+            self._valid = with_copies({name for name, _ in read_lines(valid_utterances)}, names, uniq)
             if not self._valid:
                 raise DataError(f"{valid_utterances}: none of its utterances is in {train.data}")
         else:
-            self._valid = _held_out(names, num_valid_utterances, uniq)
+            self._valid = held_out(names, num_valid_utterances, uniq)
         self.dim, self.const_dim = self._probe(train.data)
 
     def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
@@ -227,22 +225,3 @@ def _phones(text: str, root: Path) -> list[int]:
         if not re.fullmatch(r"\d+(:\d+)*", text):
             raise ConfigError(f"silence_phones: {path} has {text!r:.60}, expected phones as 1:2:3")
     return [int(phone) for phone in text.split(":")]
-
-
-def _with_copies(chosen: set[str], names: Iterable[str], uniq: dict[str, str]) -> set[str]:
-    """The utterances among ``names`` that were chosen, and those made of the same recordings."""
-    originals = {uniq.get(name, name) for name in chosen}
-    return {name for name in names if uniq.get(name, name) in originals}
-
-
-def _held_out(names: list[str], number: int, uniq: dict[str, str]) -> set[str]:
-    """At least ``number`` utterances, chosen by the names of their recordings alone."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        groups[uniq.get(name, name)].append(name)
-    chosen: set[str] = set()
-    for original in sorted(groups, key=lambda name: hashlib.sha256(os.fsencode(name)).digest()):
-        if len(chosen) >= number:
-            return chosen
-        chosen.update(groups[original])
-    raise ConfigError(f"num_valid_utterances: {number} of {len(names)} utterances leave nothing to train on")

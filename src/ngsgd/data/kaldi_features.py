@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngsgd.data.corpus import Float32s
-from ngsgd.errors import ConfigError, DataError
+from ngsgd.errors import ConfigError, DataError, UtteranceError
 from ngsgd.kaldi.stream import Array, open_input
 from ngsgd.kaldi.tables import Script, find, matrix, read_archive, read_lines
 
@@ -24,10 +24,6 @@ VARIANCE_FLOOR = 1.0e-20
 SPLICE_CONTEXT = 4  # frames on each side where splice_opts does not say
 
 Floats = npt.NDArray[np.float64]
-
-
-class UtteranceError(Exception):
-    """One utterance cannot be used; the text says why."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ngsgd.data.kaldi_features import Features, UtteranceError
-from ngsgd.errors import DataError, ModelError
+from ngsgd.data.kaldi_features import Features
+from ngsgd.errors import DataError, ModelError, UtteranceError
 from ngsgd.files import whole
 from ngsgd.kaldi.nnet2 import read_nnet2, write_nnet2
 from ngsgd.kaldi.output import Output

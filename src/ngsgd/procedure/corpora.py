@@ -20,7 +20,7 @@ def open_corpus(s: Mapping[str, Any]) -> Corpus:
         DataError: a file is missing or malformed.
         ConfigError: a setting does not go with the data.
     """
-    return _kaldi(s)
+    return _kaldi(s) if s["corpus"] == "kaldi" else _lhotse(s)
 
 
 def _path(s: Mapping[str, Any], name: str) -> Path | None:
@@ -50,4 +50,25 @@ def _kaldi(s: Mapping[str, Any]) -> Corpus:
         _path(s, "valid_utterances"),
         s["num_valid_utterances"],
         s["silence_phones"],
+    )
+
+
+def _lhotse(s: Mapping[str, Any]) -> Corpus:
+    # Brings in Lhotse and torch.
+    from ngsgd.data.lhotse import LabelOptions, LhotseCorpus, Manifests
+
+    train, test = (
+        Manifests(*(_path(s, f"{side}_{kind}") for kind in ("cuts", "recordings", "supervisions")))
+        for side in ("train", "test")
+    )
+    labels = LabelOptions(s["label_array"], s["alignment_type"], _path(s, "alignment_symbols"), s["states_per_symbol"])
+    return LhotseCorpus(
+        train,
+        test,
+        Path(s["experiment"]),
+        s["feature_extractor"],
+        labels,
+        _path(s, "valid_utterances"),
+        s["num_valid_utterances"],
+        allow_pipes=s["allow_pipes"],
     )

@@ -180,7 +180,7 @@ _CORPUS_SETTINGS = {
     "lhotse": (
         "experiment", "train_cuts", "test_cuts", "train_recordings", "test_recordings", "train_supervisions",
         "test_supervisions", "feature_extractor", "label_array", "alignment_type", "alignment_symbols",
-        "states_per_symbol", "num_valid_utterances", "max_bad_utterance_share",
+        "states_per_symbol", "valid_utterances", "num_valid_utterances", "allow_pipes", "max_bad_utterance_share",
     ),
 }  # fmt: skip
 # Those of them that are files or folders whose contents matter.
@@ -192,7 +192,7 @@ _SOURCES = {
     ),
     "lhotse": (
         "train_cuts", "test_cuts", "train_recordings", "test_recordings", "train_supervisions", "test_supervisions",
-        "feature_extractor", "alignment_symbols",
+        "feature_extractor", "alignment_symbols", "valid_utterances",
     ),
 }  # fmt: skip
 _EGS_SETTINGS = (

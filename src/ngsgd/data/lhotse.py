@@ -1,0 +1,327 @@
+"""``corpus: lhotse``: cuts with features or audio, and labels or an alignment of phones.
+
+A manifest can name commands, addresses and pickles, which Lhotse would run and open; each line is looked at before
+Lhotse sees it, and only audio and arrays in files are let through.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ngsgd.data.corpus import Float32s, Int32s, Utterance, map_array, split_bounds
+from ngsgd.data.holdout import held_out, with_copies
+from ngsgd.errors import ConfigError, DataError, UtteranceError
+from ngsgd.kaldi.tables import find, read_lines
+
+MAX_LINE = 2**26  # bytes of one cut
+PROBED = 100  # cuts looked at to find the features' dimension
+AUDIO = (".wav", ".flac", ".ogg", ".mp3")
+PERTURBED = re.compile(r"_(sp|tp|vp)[\d.]+(?=_|-|$)")  # what Lhotse adds to the names of perturbed copies
+
+
+@dataclass(frozen=True)
+class Manifests:
+    """One side of the data: a manifest of cuts, or of recordings and of supervisions, of which cuts are made."""
+
+    cuts: Path | None
+    recordings: Path | None
+    supervisions: Path | None
+
+    def read(self, root: Path, *, allow_pipes: bool) -> Iterator[Any]:
+        """The cuts, one by one.
+
+        Raises:
+            DataError: a manifest is damaged, or names something that would be run or fetched.
+        """
+        if self.cuts:
+            yield from read_manifest(self.cuts, root, allow_pipes=allow_pipes)
+            return
+        from lhotse import CutSet, RecordingSet, SupervisionSet
+
+        assert self.recordings is not None
+        assert self.supervisions is not None
+        recordings = RecordingSet.from_recordings(read_manifest(self.recordings, root, allow_pipes=allow_pipes))
+        supervisions = SupervisionSet.from_segments(read_manifest(self.supervisions, root, allow_pipes=allow_pipes))
+        made = CutSet.from_manifests(recordings=recordings, supervisions=supervisions)
+        yield from made.trim_to_supervisions(keep_overlapping=False)
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Where a cut's labels are.
+
+    Attributes:
+        array: name of an array of classes attached to the cut, one for each frame; None for an alignment.
+        alignment: which alignment of the supervisions, such as ``phone``.
+        symbols: file with a line ``symbol number`` for each symbol of the alignment; the frames that no symbol covers
+            are of the first one.
+        states_per_symbol: classes of each symbol, for equal parts of its frames.
+    """
+
+    array: str | None
+    alignment: str
+    symbols: Path | None
+    states_per_symbol: int
+
+
+class LhotseCorpus:
+    """A corpus of Lhotse manifests; see `ngsgd.data.parts.Corpus`.
+
+    Args:
+        train, test: the manifests.
+        root: the folder to which paths that do not exist as they stand are relative.
+        extractor: ``kaldi-fbank``, ``kaldi-mfcc``, or a file of settings as Lhotse writes it, for cuts without
+            features.
+        labels: where the labels are.
+        valid_utterances: file with a validation cut a line; None to hold out some.
+        num_valid_utterances: how many to hold out then; perturbed copies of one recording stay together.
+        allow_pipes: whether anything that a manifest names is opened, commands and addresses as well.
+
+    Raises:
+        DataError: a manifest or the table of symbols is missing or malformed.
+        ConfigError: a setting does not go with the data.
+    """
+
+    const_dim = 0
+    transition_model: str | None = None
+
+    def __init__(
+        self,
+        train: Manifests,
+        test: Manifests,
+        root: Path,
+        extractor: str,
+        labels: LabelOptions,
+        valid_utterances: Path | None,
+        num_valid_utterances: int,
+        *,
+        allow_pipes: bool,
+    ) -> None:
+        self._sides = {"train": train, "test": test}
+        self._root, self._allow_pipes = root, allow_pipes
+        self._extractor_name, self._extractors = extractor, dict[int, Any]()
+        self._options = labels
+        self._symbols = _read_symbols(labels.symbols) if labels.symbols else {}
+        self.silence: list[int] = []
+        self._names: dict[str, list[str]] = {"train": [], "test": []}
+        originals: dict[str, str] = {}
+        self.num_classes = (max(self._symbols.values(), default=0) + 1) * labels.states_per_symbol
+        if labels.array is not None:
+            self.num_classes = 1
+        for side, names in self._names.items():
+            for cut in self._cuts(side):
+                names.append(cut.id)
+                originals[cut.id] = PERTURBED.sub("", cut.id)
+                if labels.array is not None:
+                    self.num_classes = max(self.num_classes, self._largest_label(cut) + 1)
+            if len(set(names)) != len(names):
+                raise DataError(f"{side} manifest: two cuts of the same name")
+            if not names:
+                raise DataError(f"{side} manifest: it is empty")
+        if valid_utterances:
+            listed = {name for name, _ in read_lines(valid_utterances)}
+            self._valid = with_copies(listed, self._names["train"], originals)
+            if not self._valid:
+                raise DataError(f"{valid_utterances}: none of its cuts is in the training manifest")
+        else:
+            self._valid = held_out(self._names["train"], num_valid_utterances, originals)
+        self.dim = self._probe()
+
+    def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
+        """The utterances of one part of a subset; see `ngsgd.data.parts.Corpus`."""
+        side = "test" if subset == "test" else "train"
+        first, last = split_bounds(len(self._names[side]), part, num_parts)
+        for index, cut in enumerate(self._cuts(side)):
+            if not first <= index < last or (side == "train" and (cut.id in self._valid) != (subset == "valid")):
+                continue
+            try:
+                features = self._features(cut)
+                labels = self._labels(cut, len(features))
+            except UtteranceError as e:
+                drop(cut.id, str(e))
+                continue
+            text = " ".join(s.text for s in cut.supervisions if s.text)
+            yield Utterance(cut.id, features, labels, " ".join(text.split()))
+
+    def _cuts(self, side: str) -> Iterator[Any]:
+        return self._sides[side].read(self._root, allow_pipes=self._allow_pipes)
+
+    def _probe(self) -> int:
+        reason = "it is empty"
+        for _, cut in zip(range(PROBED), self._cuts("train"), strict=False):
+            try:
+                features = self._features(cut)
+                if features.ndim == 2:
+                    return int(features.shape[1])
+                reason = f"{cut.id}: features of shape {features.shape}"
+            except UtteranceError as e:
+                reason = f"{cut.id}: {e}"
+        raise DataError(f"training manifest: none of its first cuts can be read; the last was {reason}")
+
+    def _features(self, cut: Any) -> Float32s:
+        """The stored features of a cut (T, dim), or those of its audio."""
+        if cut.has_features:
+            return np.asarray(_loaded(cut.features, cut.load_features), np.float32)
+        if not cut.has_recording:
+            raise UtteranceError("it has neither features nor audio")
+        extractor = self._extractor(int(cut.sampling_rate))
+        return np.asarray(_tried(lambda: extractor.extract(cut.load_audio(), cut.sampling_rate)), np.float32)
+
+    def _extractor(self, sampling_rate: int) -> Any:
+        if sampling_rate not in self._extractors:
+            import lhotse
+
+            name = self._extractor_name
+            if name == "kaldi-fbank":
+                made = lhotse.Fbank(lhotse.FbankConfig(sampling_rate=sampling_rate))
+            elif name == "kaldi-mfcc":
+                made = lhotse.Mfcc(lhotse.MfccConfig(sampling_rate=sampling_rate))
+            else:
+                path = find(name, self._root)
+                try:
+                    made = lhotse.FeatureExtractor.from_yaml(path)
+                except Exception as e:  # whatever a malformed file makes Lhotse raise
+                    raise ConfigError(
+                        f"feature_extractor: neither kaldi-fbank, kaldi-mfcc nor a file of one's settings ({path}: {e})"
+                    ) from None
+            self._extractors[sampling_rate] = made
+        return self._extractors[sampling_rate]
+
+    def _labels(self, cut: Any, num_frames: int) -> Int32s:
+        if self._options.array is not None:
+            return self._attached(cut).astype(np.int32)
+        labels = np.full(num_frames, next(iter(self._symbols.values())) * self._options.states_per_symbol, np.int32)
+        items = [i for s in cut.supervisions for i in (s.alignment or {}).get(self._options.alignment, ())]
+        if not items:
+            raise UtteranceError(f"no alignment of type {self._options.alignment}")
+        shift = cut.duration / num_frames
+        for item in items:
+            if item.symbol not in self._symbols:
+                raise UtteranceError(f"symbol {item.symbol!r:.60} is not in the table of alignment_symbols")
+            # An item's start counts from the recording's begin.
+            bounds = (round((t - cut.start) / shift) for t in (item.start, item.start + item.duration))
+            first, last = (min(max(b, 0), num_frames) for b in bounds)
+            n = self._options.states_per_symbol
+            labels[first:last] = self._symbols[item.symbol] * n + np.arange(last - first) * n // max(1, last - first)
+        return labels
+
+    def _attached(self, cut: Any) -> Int32s:
+        name = self._options.array
+        manifest = (cut.custom or {}).get(name)
+        if manifest is None:
+            raise UtteranceError(f"no array {name!r} is attached to it")
+        labels = np.asarray(_loaded(getattr(manifest, "array", manifest), lambda: getattr(cut, f"load_{name}")()))
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise UtteranceError(f"array {name!r} is {labels.dtype}{labels.shape}, expected one integer a frame")
+        return labels
+
+    def _largest_label(self, cut: Any) -> int:
+        try:
+            return int(self._attached(cut).max(initial=0))
+        except UtteranceError:  # which `read` will tell of
+            return 0
+
+
+def read_manifest(path: Path, root: Path, *, allow_pipes: bool) -> Iterator[Any]:
+    """The items of a manifest, ``.jsonl`` or ``.jsonl.gz``.
+
+    Raises:
+        DataError: the file is damaged, or names something that would be run or fetched.
+    """
+    from lhotse.serialization import deserialize_item
+
+    for number, raw in enumerate(_lines(path), start=1):
+        where = f"{path}: line {number}"
+        try:
+            fields = json.loads(raw)
+        except (ValueError, RecursionError) as e:
+            raise DataError(f"{where}: not JSON ({e})") from None
+        if not allow_pipes:
+            _check(fields, where, root)
+        try:
+            yield deserialize_item(fields)
+        except Exception as e:  # whatever a malformed line makes Lhotse raise
+            raise DataError(f"{where}: not an item of a Lhotse manifest ({type(e).__name__}: {e})") from None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise DataError(f"{path}: manifests are .jsonl or .jsonl.gz; lhotse copy turns others into that")
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as f:
+            while line := f.readline(MAX_LINE):
+                if len(line) == MAX_LINE:
+                    raise DataError(f"{path}: a line of over {MAX_LINE} bytes")
+                if line.strip():
+                    yield line
+    except (OSError, EOFError, zlib.error) as e:
+        raise DataError(f"{path}: cannot be read: {e}") from None
+
+
+def _check(fields: Any, where: str, root: Path) -> None:
+    """Sees that nothing is named but arrays and audio in files, and finds these below the root if need be."""
+    if isinstance(fields, list):
+        for value in fields:
+            _check(value, where, root)
+    if not isinstance(fields, dict):
+        return
+    if "storage_type" in fields:
+        if fields["storage_type"] != "numpy_files":
+            raise DataError(
+                f"{where}: storage of type {fields['storage_type']!r:.60}; only numpy_files is read, which "
+                "CutSet.copy_feats makes of others"
+            )
+        fields["storage_path"] = _file(fields.get("storage_path"), where, root)
+        _file(fields.get("storage_key"), where, root)
+    sources = fields.get("sources", [])
+    for source in sources if isinstance(sources, list) else [sources]:
+        if not isinstance(source, dict) or source.get("type") != "file":
+            raise DataError(f"{where}: an audio source that is not a file; it is not opened unless allow_pipes is true")
+        source["source"] = _file(source.get("source"), where, root)
+        if not source["source"].lower().endswith(AUDIO):
+            raise DataError(f"{where}: {source['source']!r:.60}: audio must be one of {', '.join(AUDIO)}")
+    for value in fields.values():
+        _check(value, where, root)
+
+
+def _file(path: Any, where: str, root: Path) -> str:
+    if not isinstance(path, str) or "://" in path or path.startswith(("pipe:", "-")) or "|" in path or "\0" in path:
+        raise DataError(f"{where}: {path!r:.60} is not the path of a file; it is not opened unless allow_pipes is true")
+    return os.fspath(find(path, root))
+
+
+def _loaded(manifest: Any, load: Callable[[], Any]) -> Any:
+    """What a manifest of a stored array loads, once its file is known to be as long as it claims."""
+    if manifest.storage_type == "numpy_files":
+        try:
+            map_array(Path(manifest.storage_path) / manifest.storage_key)
+        except DataError as e:
+            raise UtteranceError(str(e)) from None
+    return _tried(load)
+
+
+def _tried(load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as e:  # whatever a damaged file makes Lhotse and what it builds on raise
+        raise UtteranceError(f"cannot be read ({type(e).__name__}: {e})") from None
+
+
+def _read_symbols(path: Path) -> dict[str, int]:
+    try:
+        symbols = {symbol: int(number) for symbol, number in read_lines(path)}
+    except ValueError:
+        raise DataError(f"{path}: not a table of symbols and their numbers") from None
+    if not symbols or sorted(set(symbols.values())) != list(range(max(symbols.values()) + 1)):
+        raise DataError(f"{path}: the numbers of the symbols must be 0, 1, 2, ... without gaps")
+    return symbols
