@@ -251,9 +251,11 @@ class Input:
         return values.astype(np.int32)
 
     def _text_between_brackets(self) -> bytes:
-        if self.token() != "[":
-            self.fail("expected [ and numbers")
-        self._at -= 1  # the line's end after the bracket tells a matrix from a vector
+        if not self._skip_space():
+            self.fail("the file is truncated")
+        if self._peek(1) != b"[":
+            self.fail("expected numbers, binary or in brackets")
+        self._at += 1
         end = self._find(re.compile(rb"\]"), MAX_OBJECT)
         text = self._buffer[self._at : end]
         if end == len(self._buffer):
@@ -290,7 +292,7 @@ class Input:
         start = self._at
         while not (match := pattern.search(self._buffer, start)):
             had = len(self._buffer) - self._at
-            if had > limit or not self._have(had + 1):
+            if had > limit or self._have(had + 1) == had:
                 return len(self._buffer)
             start = self._at + had
         return match.start()

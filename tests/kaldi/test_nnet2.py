@@ -1,0 +1,311 @@
+"""nnet2 models and transition models: back and forth, old forms, damaged ones, and Kaldi's own numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ngsgd.errors import ModelError, NgsgdError
+from ngsgd.faces.cli import main
+from ngsgd.faces.models import load
+from ngsgd.kaldi.nnet2 import COMPONENTS, Nnet2, Record, read_nnet2, write_nnet2
+from ngsgd.kaldi.tables import Script, integers, matrix, read_archive
+from ngsgd.kaldi.transition import HmmState, TransitionModel, read_transition_model
+from ngsgd.network.components import BatchNorm
+from ngsgd.network.model import AcousticModel
+from ngsgd.network.nnet2 import NONLINEAR, from_nnet2, to_nnet2
+from ngsgd.network.topology import HiddenLayers, initial_model
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def transition_model(*, plain: bool = True) -> TransitionModel:
+    """Two phones of three states, whose self-loops have pdfs of their own if not plain."""
+    p = np.float32(0.5)
+    states = [HmmState(c, c if plain else c + 3, ((c, p), (c + 1, p))) for c in range(3)]
+    entry = (*states, HmmState(-1, -1, ()))
+    rows = [(phone, s, pdf := 3 * (phone - 1) + s, pdf if plain else pdf + 6) for phone in (1, 2) for s in range(3)]
+    tuples = np.array(rows, np.int32)
+    ids = [-1, *(pdf for _, _, forward, loop in rows for pdf in (loop, forward))]
+    return TransitionModel(
+        phones=np.array([1, 2], np.int32),
+        phone_entries=np.array([-1, 0, 0], np.int32),
+        entries=(entry,),
+        tuples=tuples,
+        log_probs=np.array([0.0] + 12 * [np.log(0.5)], np.float32),
+        pdf_ids=np.array(ids, np.int32),
+        id_phones=np.array([0] + 6 * [1] + 6 * [2], np.int32),
+    )
+
+
+def affine(kind: str, inputs: int, outputs: int, **fields: object) -> Record:
+    own = {"LearningRate": np.float32(0.01), "LinearParams": normal(outputs, inputs), "BiasParams": normal(outputs)}
+    return Record(kind, own | fields)
+
+
+def nonlinear(kind: str, dim: int) -> Record:
+    statistics = {"ValueSum": normal(dim), "DerivSum": normal(dim), "Count": np.float64(1.0 / 3.0)}
+    return Record(kind, {"Dim": dim, **statistics})
+
+
+def every_component() -> Nnet2:
+    """A network with a component of each type that goes both ways."""
+    online = {"RankIn": 3, "RankOut": 4, "UpdatePeriod": 2, "NumSamplesHistory": np.float32(1000.1)}
+    records = [
+        Record("SpliceComponent", {"InputDim": 4, "Context": np.array([-1, 0, 2], np.int32), "ConstComponentDim": 1}),
+        Record("FixedAffineComponent", {"LinearParams": normal(10, 10), "BiasParams": normal(10)}),
+        affine("AffineComponent", 10, 8, IsGradient=True),
+        nonlinear("RectifiedLinearComponent", 8),
+        nonlinear("NormalizeComponent", 8),
+        affine("AffineComponentPreconditioned", 8, 8, Alpha=np.float32(0.1), MaxChange=np.float32(10.0)),
+        nonlinear("TanhComponent", 8),
+        Record("SpliceComponent", {"InputDim": 8, "Context": np.array([-2, 2], np.int32), "ConstComponentDim": 0}),
+        affine(
+            "AffineComponentPreconditionedOnline", 16, 12, **online, Alpha=np.float32(4.0),
+            MaxChangePerSample=np.float32(0.075),
+        ),
+        Record("PnormComponent", {"InputDim": 12, "OutputDim": 4, "P": np.float32(2.0)}),
+        nonlinear("SigmoidComponent", 4),
+        affine("AffineComponent", 4, 9, IsGradient=False),
+        Record("FixedScaleComponent", {"Scales": normal(9)}),
+        nonlinear("SoftmaxComponent", 9),
+        Record("SumGroupComponent", {"Sizes": np.array([2, 1, 1, 3, 1, 1], np.int32)}),
+    ]  # fmt: skip
+    return Nnet2(transition_model(), tuple(records), np.full(6, 1 / 6, np.float32))
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_every_component_goes_both_ways(tmp_path: Path, binary: bool) -> None:
+    write_nnet2(every_component(), tmp_path / "a.mdl", binary=binary)
+    main(["convert", str(tmp_path / "a.mdl"), str(tmp_path / "b.safetensors")])
+    main(["convert", str(tmp_path / "b.safetensors"), str(tmp_path / "c.mdl"), *([] if binary else ["--text"])])
+    assert (tmp_path / "c.mdl").read_bytes() == (tmp_path / "a.mdl").read_bytes()
+    assert {record.kind for record in every_component().components} == COMPONENTS.keys() - {"DropoutComponent"}
+
+
+def test_text_and_binary_are_the_same_model(tmp_path: Path) -> None:
+    write_nnet2(every_component(), tmp_path / "a.mdl", binary=True)
+    write_nnet2(read_nnet2(tmp_path / "a.mdl"), tmp_path / "t.mdl", binary=False)
+    assert (tmp_path / "t.mdl").read_text().startswith("<TransitionModel> \n<Topology> \n<TopologyEntry> \n<ForPhones>")
+    write_nnet2(read_nnet2(tmp_path / "t.mdl"), tmp_path / "b.mdl", binary=True)
+    assert (tmp_path / "a.mdl").read_bytes() == (tmp_path / "b.mdl").read_bytes()
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_the_new_form_of_transition_models(tmp_path: Path, binary: bool) -> None:
+    model = transition_model(plain=False)
+    write_nnet2(Nnet2(model, every_component().components, np.zeros(0, np.float32)), tmp_path / "a.mdl", binary=binary)
+    data = (tmp_path / "a.mdl").read_bytes()
+    assert b"<Tuples>" in data
+    assert b"<Triples>" not in data
+    found = read_transition_model(tmp_path / "a.mdl")
+    # A transition-id of a self-loop has the pdf of self-loops: they come first in this topology.
+    assert found.pdf_ids.tolist() == [-1, 6, 0, 7, 1, 8, 2, 9, 3, 10, 4, 11, 5]
+    assert found.silence_pdfs([2]) == [3, 4, 5, 9, 10, 11]
+
+
+def test_old_forms_are_read(tmp_path: Path) -> None:
+    (tmp_path / "old.mdl").write_text(
+        "<Nnet> <NumComponents> 6 <Components> "
+        "<SpliceComponent> <InputDim> 2 <LeftContext> 1 <RightContext> 2 <ConstComponentDim> 0 </SpliceComponent> "
+        "<AffineComponent> <LearningRate> 0.1 <LinearParams> [\n 1 2 3 4 5 6 7 8 \n 8 7 6 5 4 3 2 1 ]\n "
+        "<BiasParams> [ 1 2 ]\n <AvgInput> [ 1 2 ]\n <AvgInputCount> 3 </AffineComponent> "
+        "<AffineComponentPreconditioned> <LearningRate> 0.1 <LinearParams> [\n 1 2 \n 3 4 ]\n <BiasParams> [ 0 0 ]\n "
+        "<Alpha> 0.1 </AffineComponentPreconditioned> "
+        "<DropoutComponent> <Dim> 2 <DropoutScale> 0 <DropoutProportion> 0.5 </DropoutComponent> "
+        "<AffineComponentPreconditionedOnline> <LearningRate> 0.1 <LinearParams> [\n 1 2 \n 3 4 ]\n "
+        "<BiasParams> [ 0 0 ]\n <Rank> 7 <NumSamplesHistory> 2000 <Alpha> 4 <MaxChangePerSample> 0.1 "
+        "</AffineComponentPreconditionedOnline> "
+        "<SoftmaxComponent> <Dim> 2 <Counts> [ 3 4 ]\n </SoftmaxComponent> </Components> </Nnet> "
+    )
+    records = read_nnet2(tmp_path / "old.mdl").components
+    assert records[0].fields["Context"].tolist() == [-1, 0, 1, 2]
+    assert records[1].fields["IsGradient"] is False
+    assert records[2].fields["MaxChange"] == 0.0
+    assert (records[4].fields["RankIn"], records[4].fields["RankOut"], records[4].fields["UpdatePeriod"]) == (7, 7, 1)
+    assert records[5].fields["Count"] == 7.0
+
+
+def test_dropout_is_skipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    network = every_component()
+    dropout = Record(
+        "DropoutComponent", {"Dim": 8, "DropoutScale": np.float32(0), "DropoutProportion": np.float32(0.5)}
+    )
+    records = (*network.components[:4], dropout, *network.components[4:])
+    model = from_nnet2(Nnet2(network.transitions, records, network.priors), "m.mdl")
+    assert "m.mdl: component 4, dropout, is left out" in caplog.text
+    assert [c.kind for c in model.chain()] == [c.kind for c in from_nnet2(network, "m.mdl").chain()]
+
+
+def test_what_the_components_do() -> None:
+    """Against the reference's formulas, written down once more."""
+    network = every_component()
+    model = from_nnet2(network, "m")
+    x = normal(6 + 3 + 4, 4)
+    f = [record.fields for record in network.components]
+    spliced = np.stack([np.concatenate([x[t + o, :3] for o in (0, 1, 3)] + [x[t, 3:]]) for t in range(10)])
+    y = spliced @ f[1]["LinearParams"].T + f[1]["BiasParams"]
+    y = np.maximum(y @ f[2]["LinearParams"].T + f[2]["BiasParams"], 0)
+    y = y / np.sqrt(np.maximum(np.mean(y**2, axis=1, keepdims=True), 2.0**-66))
+    y = np.tanh(y @ f[5]["LinearParams"].T + f[5]["BiasParams"])
+    y = np.concatenate((y[:-4], y[4:]), axis=1) @ f[8]["LinearParams"].T + f[8]["BiasParams"]
+    y = 1 / (1 + np.exp(-np.sqrt((y.reshape(6, 4, 3) ** 2).sum(axis=2))))
+    y = np.exp((y @ f[11]["LinearParams"].T + f[11]["BiasParams"]) * f[12]["Scales"])
+    y /= y.sum(axis=1, keepdims=True)
+    y = np.stack([y[:, a:b].sum(axis=1) for a, b in ((0, 2), (2, 3), (3, 4), (4, 7), (7, 8), (8, 9))], axis=1)
+    with torch.no_grad():
+        found = model(torch.from_numpy(x)[None])[0].exp().numpy()
+    np.testing.assert_allclose(found, y, rtol=1e-4)
+
+
+def trained(*, batchnorm: bool) -> AcousticModel:
+    layers = HiddenLayers(((-1, 0, 1), (-2, 2)), "relu", 10, 10, batchnorm)
+    model = initial_model(layers, (normal(9, 9).astype(np.float64), normal(9).astype(np.float64)), np.arange(1, 7), 0)
+    for component in model.chain():
+        if isinstance(component, BatchNorm):
+            component.running_mean = torch.from_numpy(normal(10))
+            component.running_var = torch.from_numpy(normal(10)).abs() + 0.1
+    torch.nn.init.normal_(model.get_parameter("components.output_affine.weight"))
+    model.priors = torch.full((6,), 1 / 6)
+    return model.eval()
+
+
+@pytest.mark.parametrize("batchnorm", [False, True])
+def test_our_own_models_become_kaldis(tmp_path: Path, batchnorm: bool) -> None:
+    model = trained(batchnorm=batchnorm)
+    write_nnet2(to_nnet2(model, transition_model(), "m"), tmp_path / "m.mdl", binary=True)
+    back = load(tmp_path / "m.mdl")
+    x = torch.from_numpy(normal(20, 3))
+    torch.testing.assert_close(back.log_likelihoods(x), model.log_likelihoods(x), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ModelError, match=r"give the final\.mdl of the alignments with --transition-model"):
+        to_nnet2(model, None, "m")
+
+
+def test_a_transition_model_of_another_size_is_refused() -> None:
+    with pytest.raises(ModelError, match="6 outputs, the transition model 12 pdf-ids"):
+        to_nnet2(trained(batchnorm=False), transition_model(plain=False), "m")
+
+
+def damage(network: Nnet2, index: int, **fields: object) -> Nnet2:
+    records = list(network.components)
+    records[index] = Record(records[index].kind, records[index].fields | fields)
+    return Nnet2(network.transitions, tuple(records), network.priors)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (damage(every_component(), 0, Context=np.array([3, 1], np.int32)), "component 0, SpliceComponent: a context"),
+        (damage(every_component(), 2, LinearParams=normal(8, 9)), "gives 10 dimensions, affine takes 9"),
+        (damage(every_component(), 5, BiasParams=normal(7)), "component 5, .*: parameters of 8 x 8 with a bias of 7"),
+        (damage(every_component(), 9, OutputDim=5), "component 9, PnormComponent: p-norm: output dimension 5"),
+        (damage(every_component(), 14, Sizes=np.array([9, 0], np.int32)), "component 14, SumGroupComponent"),
+        (Nnet2(None, every_component().components[:4], normal(0)), "does not end with a softmax"),
+        (Nnet2(None, (), normal(0)), "does not end with a softmax"),
+        (Nnet2(None, every_component().components, np.ones(5, np.float32)), "5 priors, the network has 6 outputs"),
+    ],
+)
+def test_networks_that_cannot_be(network: Nnet2, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        from_nnet2(network, "m")
+
+
+def test_files_that_are_no_models(tmp_path: Path) -> None:
+    write_nnet2(every_component(), tmp_path / "a.mdl", binary=True)
+    good = (tmp_path / "a.mdl").read_bytes()
+    for bad, message in [
+        (good[:-20], "truncated"),
+        (good[:500], "truncated"),
+        (good + b"more", "something follows"),
+        (good.replace(b"<SigmoidComponent>", b"<MaxoutComponent> "), "component of type 'MaxoutComponent'"),
+        (good.replace(b"<Nnet> ", b"<Nnet3> "), "an nnet3 model"),
+        (good.replace(b"<Nnet> ", b"<DIMENSION> "), "a GMM"),
+        (good.replace(b"<Triples>", b"<Singles>"), "expected <Triples> or <Tuples>"),
+        (b"", "not a whole safetensors"),
+    ]:
+        (tmp_path / "b.mdl").write_bytes(bad)
+        with pytest.raises(NgsgdError, match=message):
+            load(tmp_path / "b.mdl")
+
+
+def test_each_nonlinearity_is_there_once() -> None:
+    assert len({kind.kind for kind in NONLINEAR.values()}) == len(NONLINEAR)
+
+
+def test_every_model_of_the_experiment_goes_there_and_back(kaldi: Path, tmp_path: Path) -> None:
+    paths = [*kaldi.glob("fsdd/exp/nnet/*.mdl"), *kaldi.glob("golden/*.mdl")]
+    assert len(paths) == 8
+    for path in paths:
+        main(["convert", str(path), str(tmp_path / "m.safetensors")])
+        main(["convert", str(tmp_path / "m.safetensors"), str(tmp_path / "m.mdl")])
+        assert (tmp_path / "m.mdl").read_bytes() == path.read_bytes()
+
+
+def test_log_likelihoods_are_kaldis(kaldi: Path, tmp_path: Path) -> None:
+    """Through the command, as for Kaldi's decoders."""
+    data = kaldi / "fsdd/data/test"
+    expected = dict(read_archive(kaldi / "golden/loglikes_final_10utts.ark", matrix))
+    lines = [line for line in (data / "feats.scp").read_text().splitlines() if line.split()[0] in expected]
+    (tmp_path / "some.scp").write_text("\n".join(lines) + "\n")
+    options = [
+        "--cmvn",
+        str(data / "cmvn.scp"),
+        "--utt2spk",
+        str(data / "utt2spk"),
+        "--experiment",
+        str(kaldi / "fsdd"),
+    ]
+    model = str(kaldi / "fsdd/exp/nnet/final.mdl")
+    main(["compute", model, str(tmp_path / "some.scp"), str(tmp_path / "out.ark"), *options])
+    found = dict(read_archive(tmp_path / "out.ark", matrix))
+    assert list(found) == list(expected)
+    assert max(np.abs(found[name] - expected[name]).max() for name in expected) < 1e-3
+
+
+def test_posteriors_are_kaldis(kaldi: Path) -> None:
+    arrays = np.load(kaldi / "golden/trajectory.npz")
+    model = load(kaldi / "golden/trajectory_before.mdl")
+    with torch.no_grad():
+        found = model(torch.from_numpy(arrays["egs_features"][:256]))[:, 0].exp().numpy()
+    assert np.abs(found - arrays["posteriors_before_first_256"]).max() < 1e-5
+
+
+def test_pdf_ids_are_kaldis(kaldi: Path) -> None:
+    folder = kaldi / "fsdd/exp/tri1_ali_test"
+    model = read_transition_model(folder / "final.mdl")
+    found = {
+        name: model.to_pdfs(ids)
+        for path in sorted(folder.glob("ali.*.gz"))
+        for name, ids in read_archive(path, integers)
+    }
+    expected = dict(read_archive(kaldi / "golden/pdf_ids_test.ark", integers))
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_averages_and_descriptions(kaldi: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [str(kaldi / f"fsdd/exp/nnet/{x}.mdl") for x in (10, 19)]
+    main(["average", *models, str(tmp_path / "mean.mdl")])
+    W = [load(path).get_parameter("components.affine1.weight").detach() for path in [*models, tmp_path / "mean.mdl"]]
+    torch.testing.assert_close(W[2], (W[0] + W[1]) / 2)
+    main(["info", str(tmp_path / "mean.mdl")])
+    said = capsys.readouterr().out
+    assert "affine1          affine           160 ->    400 64,400 parameters" in said
+    assert "classes          144, priors given" in said
+    with pytest.raises(SystemExit):
+        main(["average", models[0], str(kaldi / "fsdd/exp/nnet/1.mdl"), str(tmp_path / "no.mdl")])
+    assert "1.mdl: of another architecture" in capsys.readouterr().err
+
+
+def test_script_and_archive_give_the_same(kaldi: Path) -> None:
+    root = kaldi / "fsdd"
+    script = Script(root / "data/test/feats.scp", root)
+    for name, features in read_archive(root / "data/test/feats.ark", matrix):
+        np.testing.assert_array_equal(script.read(name), features)
