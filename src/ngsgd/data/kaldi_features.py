@@ -227,11 +227,11 @@ class Features:
             if not len(features):
                 raise UtteranceError("no frames")
             speaker = utterance
-            if self._speakers is not None and (self._stats or self._transforms):
+            if self._speakers is not None and not (self._stats is None and self._transforms is None):
                 if utterance not in self._speakers:
                     raise UtteranceError("it is not in utt2spk")
                 speaker = self._speakers[utterance]
-            if self._stats:
+            if self._stats is not None:
                 features = self._cmvn.apply(features, self._speaker_stats(speaker))
             if self._delta_order:
                 features = add_deltas(features, self._delta_order)

@@ -1,0 +1,317 @@
+"""Kaldi's data directories: the feature pipeline, labels, subsets, and what is wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from pathlib import Path
+
+import kaldiio
+import numpy as np
+import pytest
+
+from ngsgd.data.corpus import Subset, read_info
+from ngsgd.data.kaldi import Directories, KaldiCorpus
+from ngsgd.data.kaldi_features import FeatureOptions, Features
+from ngsgd.data.parts import assemble, prepare_part
+from ngsgd.data.transform import LdaStatistics
+from ngsgd.errors import ConfigError, DataError, NgsgdError
+from ngsgd.kaldi.stream import open_input
+
+RNG = np.random.default_rng(0)
+NAMES = [f"s{s}-{i:02d}" for s in range(3) for i in range(40)]
+DIM = 4
+
+
+def write_data(folder: Path, names: list[str]) -> None:
+    """A data directory whose paths are relative to the folder above."""
+    folder.mkdir(parents=True)
+    matrices = {name: (RNG.normal(size=(10 + len(name) % 3, DIM)) + 5).astype(np.float32) for name in names}
+    kaldiio.save_ark(str(folder / "feats.ark"), matrices, scp=str(folder / "feats.scp"), compression_method=2)
+    speakers = {name: name.split("-")[0] for name in names}
+    stats = {}
+    for speaker in sorted(set(speakers.values())):
+        frames = np.concatenate([kaldiio.load_mat(f"{folder}/feats.ark:{len(names[0]) + 1}")])
+        frames = np.concatenate([m for n, m in kaldiio.load_ark(str(folder / "feats.ark")) if speakers[n] == speaker])
+        sums = np.vstack((np.append(frames.sum(0), len(frames)), np.append((frames.astype(np.float64) ** 2).sum(0), 0)))
+        stats[speaker] = sums.astype(np.float64)
+    kaldiio.save_ark(str(folder / "cmvn.ark"), stats, scp=str(folder / "cmvn.scp"))
+    for scp in ("feats.scp", "cmvn.scp"):
+        (folder / scp).write_text((folder / scp).read_text().replace(f"{folder.parent}/", ""))
+    (folder / "utt2spk").write_text("".join(f"{name} {speakers[name]}\n" for name in names))
+    (folder / "text").write_text("".join(f"{name} WORD  {name[-1]}\n" for name in names))
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment with pdf-ids for labels."""
+    root = tmp_path_factory.mktemp("experiment")
+    for side, names in (("train", NAMES), ("test", [f"t0-{i}" for i in range(10, 20)])):
+        write_data(root / side, names)
+        labels = {
+            n: RNG.integers(0, 6, len(m)).astype(np.int32) for n, m in kaldiio.load_ark(f"{root}/{side}/feats.ark")
+        }
+        kaldiio.save_ark(str(root / f"{side}.pdfs"), labels)
+    return root
+
+
+@pytest.fixture
+def root(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "experiment"))
+
+
+def corpus(root: Path, *, valid: Path | None = None, num_valid: int = 12, pipes: bool = False, **more) -> KaldiCorpus:
+    options = {"cmvn": None, "feature_type": None, "delta_order": 0, "allow_pipes": pipes} | more
+    sides = [Directories(root / side, root / f"{side}.pdfs", None, None) for side in ("train", "test")]
+    return KaldiCorpus(*sides, FeatureOptions(root=root, **options), valid, num_valid, None)
+
+
+def prepare(root: Path, num_parts: int = 1, share: float = 0.01, **options):
+    made = corpus(root, **options)
+    parts = [root / "parts" / f"{num_parts}.{k}" for k in range(num_parts)]
+    for k, part in enumerate(parts):
+        prepare_part(made, part, k, num_parts)
+    assemble(parts, root / f"made{num_parts}", share)
+    return read_info(root / f"made{num_parts}")
+
+
+def test_parts_make_the_same_whole(root: Path) -> None:
+    infos = [prepare(root, num_parts) for num_parts in (1, 3, 7)]
+    assert infos[0] == infos[1] == infos[2]
+    assert infos[0].num_utterances == {"train": 108, "valid": 12, "test": 10}
+    assert infos[0].class_counts == np.bincount(Subset(root / "made3", "train").labels).tolist()
+    for part in ("features.npy", "labels.npy", "utterances.tsv"):
+        assert (root / "made1" / f"train.{part}").read_bytes() == (root / "made7" / f"train.{part}").read_bytes()
+    assert Subset(root / "made1", "test").texts[0] == "WORD 0"
+
+
+def test_features_labels_and_means(root: Path) -> None:
+    prepare(root)
+    train = Subset(root / "made1", "train")
+    expected = dict(kaldiio.load_ark(str(root / "train/feats.ark")))
+    labels = dict(kaldiio.load_ark(str(root / "train.pdfs")))
+    of_speaker = np.concatenate([m for name, m in expected.items() if name.startswith("s1-")])
+    i = next(i for i, name in enumerate(train.names) if name.startswith("s1-"))
+    x, y = train.utterance(i)
+    np.testing.assert_allclose(x, expected[train.names[i]] - of_speaker.mean(axis=0), atol=1e-4)
+    np.testing.assert_array_equal(y, labels[train.names[i]])
+
+
+def test_validation_utterances(root: Path) -> None:
+    (root / "valid").write_text("s0-03\ns2-39\n")
+    prepare(root, valid=root / "valid")
+    assert Subset(root / "made1", "valid").names == ["s0-03", "s2-39"]
+    (root / "valid").write_text("nobody\n")
+    with pytest.raises(DataError, match="none of its utterances is in"):
+        corpus(root, valid=root / "valid")
+    with pytest.raises(ConfigError, match="120 of 120 utterances leave nothing"):
+        corpus(root, num_valid=120)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_copies_of_an_utterance_stay_on_one_side(root: Path, listed: bool) -> None:
+    uniq = {name: name[:-1] for name in NAMES}  # ten copies of each
+    (root / "train/utt2uniq").write_text("".join(f"{name} {original}\n" for name, original in uniq.items()))
+    (root / "valid").write_text("s0-03\n")
+    prepare(root, valid=root / "valid" if listed else None)
+    valid = set(Subset(root / "made1", "valid").names)
+    assert len(valid) == (10 if listed else 20)
+    assert not {uniq[n] for n in valid} & {uniq[n] for n in Subset(root / "made1", "train").names}
+
+
+def features(root: Path, **options) -> Features:
+    alignment, transforms, ivectors = (options.pop(key, None) for key in ("alignment", "transforms", "ivectors"))
+    given = {"cmvn": None, "feature_type": None, "delta_order": 0, "allow_pipes": False} | options
+    utt2spk = root / "train/utt2spk"
+    return Features(
+        root / "train/cmvn.scp", utt2spk, alignment, transforms, ivectors, FeatureOptions(root=root, **given)
+    )
+
+
+X = RNG.normal(size=(9, DIM))
+
+
+def test_variances_and_skipped_dimensions(root: Path) -> None:
+    x = np.concatenate([m for n, m in kaldiio.load_ark(f"{root}/train/feats.ark") if n.startswith("s0-")])
+    found, _ = features(root, cmvn="--norm-means=true --norm-vars=true --skip-dims=1:3").of("s0-00", x)
+    np.testing.assert_allclose(found[:, [0, 2]].mean(axis=0), 0.0, atol=1e-4)
+    np.testing.assert_allclose(found[:, [0, 2]].std(axis=0), 1.0, atol=1e-3)
+    np.testing.assert_allclose(found[:, [1, 3]], x[:, [1, 3]], atol=1e-6)
+    found, _ = features(root, cmvn="--norm-means=false").of("s0-00", x)
+    np.testing.assert_array_equal(found, x)
+    for wrong in ("--norm-var=true", "--norm-vars=yes", "norm-vars", "--norm-means=false --norm-vars=true"):
+        with pytest.raises(ConfigError, match="cmvn_opts: "):
+            features(root, cmvn=wrong)
+
+
+def test_deltas(root: Path) -> None:
+    """Against the definition: a regression over two frames on either side, edges repeated."""
+    found, _ = features(root, cmvn="--norm-means=false", delta_order=2).of("s0-00", X)
+    at = lambda t: X[min(max(t, 0), len(X) - 1)]  # noqa: E731
+    first = [sum(j * at(t + j) for j in range(-2, 3)) / 10 for t in range(len(X))]
+    weights = np.array([4, 4, 1, -4, -10, -4, 1, 4, 4]) / 100
+    second = [sum(w * at(t + j) for w, j in zip(weights, range(-4, 5), strict=True)) for t in range(len(X))]
+    np.testing.assert_allclose(found, np.hstack((X, first, second)), atol=1e-6)
+
+
+def test_splice_and_transforms(root: Path) -> None:
+    alignment, transforms = root / "ali", root / "trans"
+    alignment.mkdir()
+    transforms.mkdir()
+    T, fmllr = RNG.normal(size=(5, 3 * DIM)), RNG.normal(size=(5, 6))
+    kaldiio.save_mat(str(alignment / "final.mat"), T)
+    (alignment / "splice_opts").write_text("--left-context=2 --right-context=0\n")
+    (alignment / "cmvn_opts").write_text("--norm-means=false\n")
+    kaldiio.save_ark(str(transforms / "trans.1"), {"s1": fmllr + 1})
+    kaldiio.save_ark(str(transforms / "trans.2"), {"s0": fmllr})
+    spliced = np.array([np.concatenate([X[max(t - 2, 0)], X[max(t - 1, 0)], X[t]]) for t in range(len(X))])
+    expected = spliced @ T.T
+    found, _ = features(root, alignment=alignment).of("s0-00", X)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    found, _ = features(root, alignment=alignment, transforms=transforms).of("s0-00", X)
+    np.testing.assert_allclose(found, expected @ fmllr[:, :-1].T + fmllr[:, -1], atol=1e-5)
+    with pytest.raises(DataError, match="no fMLLR transform for s2"):
+        features(root, alignment=alignment, transforms=transforms).of("s2-00", X)
+    found, _ = features(root, alignment=alignment, feature_type="raw").of("s0-00", X)
+    np.testing.assert_allclose(found, X, atol=1e-6)
+    with pytest.raises(ConfigError, match="delta_order"):
+        features(root, alignment=alignment, delta_order=1)
+
+
+def test_ivectors(root: Path) -> None:
+    folder = root / "ivectors"
+    folder.mkdir()
+    ivectors = RNG.normal(size=(3, 2)).astype(np.float32)
+    kaldiio.save_ark(
+        str(folder / "i.ark"), {"s0-00": ivectors, "s0-01": ivectors[:1]}, scp=str(folder / "ivector_online.scp")
+    )
+    (folder / "ivector_period").write_text("4\n")
+    found, const_dim = features(root, cmvn="--norm-means=false", ivectors=folder).of("s0-00", X)
+    assert const_dim == 2
+    np.testing.assert_allclose(found, np.hstack((X, np.repeat(ivectors, 4, axis=0)[:9])), atol=1e-6)
+    for name, reason in (("s0-01", "i-vectors for 4"), ("s0-02", "it has no i-vectors")):
+        with pytest.raises(DataError, match=reason):
+            features(root, ivectors=folder).of(name, X)
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def rewrite(path: Path, name: str, array: np.ndarray | None) -> None:
+    """Changes an entry of an archive of labels."""
+    entries = dict(kaldiio.load_ark(str(path)))
+    entries.pop(name)
+    kaldiio.save_ark(str(path), entries | ({} if array is None else {name: array}))
+
+
+def other_features(root: Path, name: str, array: np.ndarray) -> None:
+    kaldiio.save_ark(str(root / "other.ark"), {name: array.astype(np.float32)})
+    scp = root / "train/feats.scp"
+    lines = [f"{name} other.ark:{len(name) + 1}" if n.startswith(name) else n for n in scp.read_text().splitlines()]
+    scp.write_text("\n".join(lines) + "\n")
+
+
+NAN = np.where(np.arange(12 * DIM).reshape(12, DIM) == 7, np.nan, 1.0)
+FAULTS = {
+    "no alignment": (lambda r: rewrite(r / "train.pdfs", "s1-07", None), "it has no alignment"),
+    "no features": (lambda r: replace(r / "train/feats.scp", "s1-07", "z1-07"), "it has no features"),
+    "no speaker": (lambda r: replace(r / "train/utt2spk", "s1-07", "z1-07"), "it is not in utt2spk"),
+    "no statistics": (lambda r: replace(r / "train/utt2spk", "s1-07 s1", "s1-07 s9"), "no CMVN statistics for s9"),
+    "no text": (lambda r: replace(r / "train/text", "s1-07", "z1-07"), "it has no line in text"),
+    "length": (lambda r: rewrite(r / "train.pdfs", "s1-07", np.zeros(3, np.int32)), "frames of features, 3 labels"),
+    "nowhere": (lambda r: replace(r / "train/feats.scp", "s1-07 train/", "s1-07 nowhere/"), "No such file"),
+    "no matrix": (lambda r: replace(r / "train/feats.scp", "s1-07 train/feats.ark", "s1-07 train/text"), "text"),
+    "dimension": (lambda r: other_features(r, "s1-07", np.ones((12, 5))), "CMVN statistics of shape"),
+    "NaN": (lambda r: other_features(r, "s1-07", NAN), "not finite"),
+    "empty": (lambda r: other_features(r, "s1-07", np.zeros((0, DIM))), "no frames"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_bad_utterance_is_dropped_and_counted(root: Path, fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    spoil, reason = FAULTS[fault]
+    spoil(root)
+    info = prepare(root, share=0.02)
+    assert reason in info.dropped["s1-07"]
+    assert f"utterance s1-07 dropped: {info.dropped['s1-07']}" in caplog.text
+    assert sum(info.num_utterances.values()) == 129
+    with pytest.raises(DataError, match=r"max_bad_utterance_share = 0\.005; the first is"):
+        assemble([root / "parts/1.0"], root / "again", 0.005)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+BROKEN = {
+    "truncated labels": (lambda r: cut_off(r / "train.pdfs"), r"train\.pdfs: the file is truncated"),
+    "labels beyond": (lambda r: rewrite(r / "test.pdfs", "t0-10", np.full(12, -3, np.int32)), "label -3 is outside"),
+    "non-UTF-8": (lambda r: (r / "test/text").write_bytes(b"t0-10 \xff\n"), "text: line 1 is not UTF-8"),
+    "pipe": (lambda r: (r / "train/feats.scp").write_text("s0-00 touch pwned |\n"), "allow_pipes"),
+    "no scp": (lambda r: (r / "train/feats.scp").unlink(), "feats.scp: No such file"),
+    "no labels": (lambda r: (r / "test.pdfs").unlink(), "no such alignment directory"),
+    "nothing": (lambda r: (r / "train/cmvn.scp").write_text(""), "none of its first utterances can be read"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_corpus_is_refused(root: Path, fault: str) -> None:
+    spoil, message = BROKEN[fault]
+    spoil(root)
+    with pytest.raises(NgsgdError, match=message):
+        prepare(root)
+    assert not (root / "made1/corpus.json").exists()
+
+
+def test_a_truncated_archive_of_features_loses_its_last_utterance(root: Path) -> None:
+    cut_off(root / "test/feats.ark")
+    assert prepare(root, share=0.02).dropped.keys() == {"t0-19"}
+
+
+def test_alignments_of_another_model_are_refused(kaldi: Path, tmp_path: Path) -> None:
+    fsdd = kaldi / "fsdd"
+    ali = tmp_path / "ali"
+    ali.mkdir()
+    shutil.copy(fsdd / "exp/tri1_ali_train/final.mdl", ali)
+    (ali / "ali.1.gz").write_bytes(gzip.compress(b"george-0-05 1 2 301\n"))
+    sides = [Directories(fsdd / "data" / side, ali, None, None) for side in ("train", "test")]
+    options = FeatureOptions(fsdd, None, None, 0, False)
+    made = KaldiCorpus(*sides, options, None, 100, "1")
+    with pytest.raises(
+        DataError, match="utterance george-0-05: transition-id 301 is not of the model, which has 1 - 300"
+    ):
+        prepare_part(made, tmp_path / "part", 0, 1)
+    shutil.copy(fsdd / "exp/tri1_ali_train/tree", ali / "final.mdl")
+    with pytest.raises(DataError, match=r"final\.mdl: expected <TransitionModel>"):
+        KaldiCorpus(*sides, options, None, 100, "1")
+
+
+def test_the_transform_of_the_experiment_is_kaldis(kaldi: Path, tmp_path: Path) -> None:
+    root = kaldi / "fsdd"
+    sides = [Directories(root / "data" / s, root / f"exp/tri1_ali_{s}", None, None) for s in ("train", "test")]
+    made = KaldiCorpus(
+        *sides, FeatureOptions(root, None, None, 0, False), root / "exp/nnet/valid_uttlist", 1, "exp/graph/silence.csl"
+    )
+    prepare_part(made, tmp_path, 0, 1)
+    info = read_info(tmp_path)
+    assert info.num_frames["train"] + info.num_frames["valid"] == 112911
+    assert info.silence == [0, 37, 38, 57, 72]
+    statistics = LdaStatistics(65, 144)
+    for name in ("train", "valid"):  # the reference's is of all of them
+        subset = Subset(tmp_path, name)
+        for i in range(len(subset)):
+            x, y = subset.utterance(i)
+            rows = np.clip(np.arange(len(x))[:, None] + np.arange(-2, 3), 0, len(x) - 1)
+            speech = ~np.isin(y, info.silence)
+            statistics.add(x[rows].reshape(len(x), -1)[speech], y[speech])
+    assert statistics.counts.sum() == 100866
+    weight, bias = statistics.transform(1e-4)
+    with open_input(root / "exp/nnet/lda_all_frames.mat") as source:
+        source.start()
+        expected = source.array(2)
+    signs = np.sign((weight * expected[:, :-1]).sum(axis=1))
+    np.testing.assert_allclose(weight * signs[:, None], expected[:, :-1], atol=1e-3)
+    np.testing.assert_allclose(bias * signs, expected[:, -1], atol=1e-3)

@@ -1,0 +1,134 @@
+"""Decoding graphs: checked, relabelled, decoded, damaged."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ngsgd.errors import DataError
+from ngsgd.kaldi import decoder as decoder_module
+from ngsgd.kaldi.decoder import Decoder
+from ngsgd.kaldi.graph import ARC, STATE, num_inputs, prepare_graph
+from ngsgd.kaldi.tables import matrix, read_archive, read_lines
+from ngsgd.kaldi.transition import read_transition_model
+
+INFINITY = float("inf")
+# Two words, each of two pdfs and their loops: transition-ids 1-4 are of "one", 5-8 of "two"; odd ones are the loops.
+PDF_IDS = np.array([-1, 0, 0, 1, 1, 2, 2, 3, 3], np.int32)
+STATES = [(INFINITY, 0, 2), (INFINITY, 2, 2), (0.0, 4, 2), (INFINITY, 6, 2), (0.0, 8, 2)]
+ARCS = [
+    (1, 1, 0.1, 1), (5, 2, 0.1, 3),
+    (1, 0, 0.1, 1), (3, 0, 0.1, 2),
+    (3, 0, 0.1, 2), (0, 0, 0.5, 0),
+    (5, 0, 0.1, 3), (7, 0, 0.1, 4),
+    (7, 0, 0.1, 4), (0, 0, 0.5, 0),
+]  # fmt: skip
+
+
+def const_fst(states=STATES, arcs=ARCS, *, start=0, kind=b"const", flags=0, num_states=None) -> bytes:
+    """A graph's file."""
+    header = struct.pack("<i", 2125659606)
+    header += b"".join(struct.pack("<i", len(name)) + name for name in (kind, b"standard"))
+    count = len(states) if num_states is None else num_states
+    header += struct.pack("<iiQqqq", 2, flags, 0x65A5A5660001, start, count, len(arcs))
+    rows = [(final, begin, number, 0, 0) for final, begin, number in states]
+    return header + np.array(rows, STATE).tobytes() + np.array(arcs, ARC).tobytes()
+
+
+def folder(path: Path, data: bytes, words: str = "<eps> 0\none 1\ntwo 2\n") -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "HCLG.fst").write_bytes(data)
+    (path / "words.txt").write_text(words)
+    return path
+
+
+def likelihoods(*pdfs: int) -> np.ndarray:
+    frames = np.full((len(pdfs), 4), -20.0, np.float32)
+    frames[np.arange(len(pdfs)), pdfs] = -1.0
+    return frames
+
+
+def test_words_come_out(tmp_path: Path) -> None:
+    graph = folder(tmp_path / "graph", const_fst())
+    prepare_graph(graph, PDF_IDS, tmp_path / "g.fst")
+    assert num_inputs(tmp_path / "g.fst") == 4
+    with Decoder(tmp_path / "g.fst", graph, 15.0, 7000) as decoder:
+        assert decoder.decode("u", likelihoods(0, 0, 1, 2, 3, 3), [1.0, 0.1]) == [["one", "two"]] * 2
+        assert decoder.decode("u", likelihoods(2, 3), [1.0]) == [["two"]]
+        assert decoder.decode("u", likelihoods(2), [1.0]) == [None]  # no word is so short
+        # So little weight on the sound that the graph's costs decide: a change of word costs more.
+        assert decoder.decode("u", likelihoods(0, 0, 1, 2, 3, 3), [0.001]) == [["one"]]
+
+
+DAMAGED = [
+    (const_fst()[:-1], "truncated"),
+    (const_fst()[:40], "truncated"),
+    (b"", "truncated"),
+    (b"\0" * 100, "not a graph"),
+    (const_fst(kind=b"vector"), "fstconvert --fst_type=const"),
+    (const_fst(flags=1), "without symbol tables"),
+    (const_fst(num_states=2**40), "truncated"),
+    (const_fst(num_states=-1), "truncated"),
+    (const_fst(start=5), "point beyond"),
+    (const_fst(start=-1), "point beyond"),
+    (const_fst(states=[*STATES[:4], (0.0, 8, 3)]), "point beyond"),
+    (const_fst(states=[*STATES[:4], (0.0, 2**32 - 1, 2)]), "point beyond"),
+    (const_fst(states=[*STATES[:4], (float("nan"), 8, 2)]), "not a number"),
+    (const_fst(arcs=[*ARCS[:9], (0, 0, 0.5, 5)]), "point beyond"),
+    (const_fst(arcs=[*ARCS[:9], (0, 0, 0.5, -1)]), "point beyond"),
+    (const_fst(arcs=[*ARCS[:9], (0, 0, float("nan"), 0)]), "not a number"),
+    (const_fst(arcs=[*ARCS[:9], (-3, 0, 0.5, 0)]), "point beyond"),
+    (const_fst(arcs=[*ARCS[:9], (9, 0, 0.5, 0)]), "transition-id 9, but the model of the alignments has 8"),
+    (const_fst(arcs=[*ARCS[:9], (0, 3, 0.5, 0)]), "word 3 is not in"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_graph_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=f"HCLG.fst.*{message}"):
+        prepare_graph(folder(tmp_path / "graph", data), PDF_IDS, tmp_path / "g.fst")
+    assert not (tmp_path / "g.fst").exists()
+
+
+def test_states_and_arcs_may_be_aligned(tmp_path: Path) -> None:
+    data, arcs_bytes = const_fst(flags=4), len(ARCS) * ARC.itemsize
+    states, arcs = data[65:-arcs_bytes], data[-arcs_bytes:]
+    aligned = data[:65].ljust(80, b"\0") + states.ljust(-(-len(states) // 16) * 16, b"\0") + arcs
+    graph = folder(tmp_path / "graph", aligned)
+    prepare_graph(graph, PDF_IDS, tmp_path / "g.fst")
+    with Decoder(tmp_path / "g.fst", graph, 15.0, 7000) as decoder:
+        assert decoder.decode("u", likelihoods(0, 1, 2, 3), [1.0]) == [["one", "two"]]
+
+
+def test_log_likelihoods_that_would_crash_the_library_are_refused(tmp_path: Path) -> None:
+    graph = folder(tmp_path / "graph", const_fst())
+    prepare_graph(graph, PDF_IDS, tmp_path / "g.fst")
+    with Decoder(tmp_path / "g.fst", graph, 15.0, 7000) as decoder:
+        for bad in (likelihoods(0, 1)[:, :3], likelihoods(), likelihoods(0, 1) * np.nan):
+            with pytest.raises(DataError, match="utterance u: log-likelihoods"):
+                decoder.decode("u", bad, [1.0])
+
+
+def test_a_crash_is_contained_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that became a bad one after it was checked."""
+    graph = folder(tmp_path / "graph", const_fst())
+    prepare_graph(graph, PDF_IDS, tmp_path / "g.fst")
+    monkeypatch.setattr(decoder_module, "num_inputs", lambda path: 4)
+    (tmp_path / "g.fst").write_bytes(const_fst(arcs=[(i and 1, o, w, 2**30) for i, o, w, _ in ARCS]))
+    with (
+        Decoder(tmp_path / "g.fst", graph, 15.0, 7000) as decoder,
+        pytest.raises(DataError, match="utterance u: the decoder ended with status -"),
+    ):
+        decoder.decode("u", likelihoods(0, 1, 2, 3), [1.0])
+
+
+def test_kaldis_own_graph_and_log_likelihoods(kaldi: Path, tmp_path: Path) -> None:
+    graph = kaldi / "fsdd/exp/graph"
+    prepare_graph(graph, read_transition_model(kaldi / "fsdd/exp/tri1_ali_train/final.mdl").pdf_ids, tmp_path / "g.fst")
+    said = dict(read_lines(kaldi / "fsdd/data/test/text"))
+    with Decoder(tmp_path / "g.fst", graph, 15.0, 7000) as decoder:
+        for name, log_likelihoods in read_archive(kaldi / "golden/loglikes_final_10utts.ark", matrix):
+            assert decoder.decode(name, log_likelihoods, [0.1]) == [said[name].split()]
