@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ngsgd.data.alignment import decode_word, equal_segments, train_chain, viterbi
+from ngsgd.data.alignment import decode_word, equal_segments, realigned, train_chain, viterbi
 from ngsgd.data.corpus import SUBSETS, Subset, WordModel, read_info
 from ngsgd.data.digits import WORDS, prepare, read_digits, split
 from ngsgd.errors import DataError
@@ -151,3 +151,14 @@ def test_one_unusable_recording_is_left_out(few_digits: Path, tmp_path: Path) ->
         do_prepare(tmp_path / "none", rewritten(few_digits, tmp_path / "many.npz", X=X))
     with pytest.raises(DataError, match="held out"):
         do_prepare(tmp_path / "none", few_digits, num_test=290)
+
+
+def test_realignment_keeps_the_sequence_and_follows_the_scores() -> None:
+    labels = np.array([4, 4, 4, 1, 1, 4, 4], np.int32)
+    scores = np.full((7, 5), -9.0)
+    for t, best in enumerate([4, 1, 1, 1, 1, 1, 4]):
+        scores[t, best] = 0.0
+    assert realigned(labels, scores).tolist() == [4, 1, 1, 1, 1, 1, 4]
+    scores[:, 1] = -99.0  # each state keeps at least one frame
+    assert realigned(labels, scores).tolist().count(1) == 1
+    assert realigned(labels[:1], scores[:1]).tolist() == [4]

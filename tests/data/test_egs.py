@@ -152,3 +152,29 @@ def test_damaged_archives_are_named(subset: Subset, tmp_path: Path, damage: str)
         path.unlink()
     with pytest.raises(DataError, match=str(path)):
         egs.open_archive(path)
+
+
+def test_where_the_labels_of_archives_and_samples_come_from(subset, tmp_path: Path) -> None:
+    """What relabelling goes by: the very frames that dealing and shuffling, or sampling, took."""
+    for layout in (egs.Layout(3, 4), egs.Layout(1, 5)):
+        for a, path in enumerate(make(subset, layout, 2, tmp_path)):
+            frames = egs.archive_frames(subset, layout, a, seed=0)
+            own = np.where(frames == egs.NO_LABEL, egs.NO_LABEL, subset.labels[frames])
+            np.testing.assert_array_equal(own, egs.open_archive(path).labels)
+    egs.sample_frames(subset, 20, CONTEXT, 5, tmp_path / "sample.npy")
+    frames = egs.drawn_frames(subset, 20, 5)
+    np.testing.assert_array_equal(subset.labels[frames], egs.open_archive(tmp_path / "sample.npy").labels[:, 0])
+
+
+def test_other_labels_for_an_archive(subset, tmp_path: Path) -> None:
+    path = make(subset, egs.Layout(1, 4), 1, tmp_path)[0]
+    own = egs.open_archive(path)
+    np.save(tmp_path / "labels.npy", np.where(own.labels == egs.NO_LABEL, egs.NO_LABEL, 7).astype(np.int32))
+    other = egs.open_archive(path, tmp_path / "labels.npy")
+    batches = list(egs.minibatches(other, 0, CONTEXT, CONTEXT, 16, 0))
+    assert {int(y) for _, labels in batches for y in labels} == {7}
+    for (x, _), (expected, _) in zip(batches, egs.minibatches(own, 0, CONTEXT, CONTEXT, 16, 0), strict=True):
+        np.testing.assert_array_equal(x, expected)
+    np.save(tmp_path / "labels.npy", own.labels[1:])
+    with pytest.raises(DataError, match="not the labels of"):
+        egs.open_archive(path, tmp_path / "labels.npy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ngsgd.procedure.combine import combine, rescale, suffix_lengths
 from ngsgd.procedure.diagnose import diagnose
 from ngsgd.procedure.job import run_job
 from ngsgd.procedure.plan import AVERAGE, BEST, INSERT, Job
+from ngsgd.procedure.run import Run
 from ngsgd.procedure.scoring import score
 
 DIM, CLASSES = 3, 4
@@ -296,13 +298,15 @@ def test_candidates() -> None:
 
 
 def test_diagnostics_are_the_scores_on_both_subsets(workplace: Path, settings) -> None:
-    path = workplace / "0.safetensors"
-    diagnose(path, workplace / "valid.npy", workplace / "prior.npy", settings.context(), 1, workplace / "d.json")
-    scores = json.loads((workplace / "d.json").read_text())
+    run = Run(workplace / "run", settings, data=workplace, examples=workplace / "egs")
+    for path, name in ((run.model(0), "0.safetensors"), (run.valid, "valid.npy"), (run.train_subset, "prior.npy")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(workplace / name, path)
+    diagnose(run, 0)
+    scores = json.loads(run.diagnostics(0).read_text())
     assert scores["valid"]["log_probability"] == pytest.approx(np.log(1 / CLASSES))
     assert scores["valid"]["frames"] == 300
     assert scores["train"]["frames"] == 200
-    other = np.zeros(3, egs.record_type(1, (1, 1), DIM))
-    np.save(workplace / "other.npy", other)
+    np.save(run.valid, np.zeros(3, egs.record_type(1, (1, 1), DIM)))
     with pytest.raises(DataError, match="do not have the context"):
-        diagnose(path, workplace / "other.npy", workplace / "prior.npy", settings.context(), 1, workplace / "d.json")
+        diagnose(run, 0)

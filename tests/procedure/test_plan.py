@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,21 @@ def test_models_without_all_their_layers_are_not_combined(make_settings) -> None
     last_insertion = max(j.iteration for j in plan if j.action == INSERT)
     assert last_insertion == 22
     assert models_to_combine(plan, layout, settings)[0] > last_insertion
+
+
+def test_realignments(reference) -> None:
+    """Before the iterations that the reference's formula gives."""
+    layout = Layout(1, 6)
+    plan = make_plan(layout, dataclasses.replace(reference, realign_times=[0.3, 0.6]))
+    first = {k: min(job.iteration for job in plan if job.alignment == k) for k in range(3)}
+    assert first == {0: 0, 1: 9, 2: 14}
+    assert [job.alignment for job in plan] == sorted(job.alignment for job in plan)
+    assert [job._replace(alignment=0) for job in plan] == make_plan(layout, reference)
+    # What has been processed before an iteration is the wanted share, as nearly as iterations go.
+    before = sum(job.iteration < 9 for job in plan) / len(plan)
+    assert before == pytest.approx(0.3, abs=0.05)
+    constant = dataclasses.replace(reference, num_jobs_initial=4, realign_times=[0.5])
+    assert [job.alignment for job in make_plan(layout, constant) if job.job == 1] == [0] * 6 + [1] * 6
+    for times in ([0.01], [0.5, 0.51], [0.999]):
+        with pytest.raises(ConfigError, match="realign_times: "):
+            make_plan(layout, dataclasses.replace(reference, realign_times=times))

@@ -19,6 +19,7 @@ def test_a_run_makes_what_it_promises(undisturbed: Workplace) -> None:
     plan = pd.read_csv(run / "plan.tsv", sep="\t")
     assert list(plan) == [
         "iteration", "job", "archive", "frame", "learning_rate", "minibatch_size", "threads", "seed", "action",
+        "alignment",
     ]  # fmt: skip
     assert len(plan) == 12
     assert sorted(undisturbed.models()) == sorted(

@@ -47,7 +47,7 @@ class Job(NamedTuple):
     threads: int
     seed: int
     action: str
-    alignment: int
+    alignment: int = 0
 
 
 def make_plan(layout: Layout, s: Settings) -> list[Job]:

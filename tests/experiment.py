@@ -1,0 +1,98 @@
+"""A Kaldi experiment made of recorded digits: data, alignments with their model, a graph, as Kaldi lays them out."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import kaldiio
+import numpy as np
+
+from ngsgd.data.corpus import Subset, read_info
+from ngsgd.data.digits import WORDS, prepare
+from ngsgd.kaldi.graph import ARC, STATE
+from ngsgd.kaldi.output import Output
+from ngsgd.kaldi.transition import HmmState, TransitionModel, write_transitions
+
+STATES = 3  # of each word
+
+
+def digit_transitions() -> TransitionModel:
+    """Each word is a phone of three states; state s of phone p has the transition-ids 6 p + 2 s + 1 (loop) and + 2."""
+    half = np.float32(0.5)
+    entry = (*(HmmState(s, s, ((s, half), (s + 1, half))) for s in range(STATES)), HmmState(-1, -1, ()))
+    rows = [(p + 1, s, STATES * p + s, STATES * p + s) for p in range(len(WORDS)) for s in range(STATES)]
+    ids = [pdf for _, _, pdf, _ in rows for _ in range(2)]
+    return TransitionModel(
+        phones=np.arange(1, len(WORDS) + 1, dtype=np.int32),
+        phone_entries=np.array([-1] + len(WORDS) * [0], np.int32),
+        entries=(entry,),
+        tuples=np.array(rows, np.int32),
+        log_probs=np.array([0.0] + len(ids) * [np.log(0.5)], np.float32),
+        pdf_ids=np.array([-1, *ids], np.int32),
+        id_phones=np.array([0, *(phone for phone, *_ in rows for _ in range(2))], np.int32),
+    )
+
+
+def digit_loop() -> bytes:
+    """One word or more: state 0, and for each word a state a state of its phone."""
+    arcs, states = [(2 * STATES * p + 1, p + 1, 2.3, 1 + STATES * p) for p in range(len(WORDS))], []
+    states.append((np.inf, 0, len(arcs)))
+    for p in range(len(WORDS)):
+        for s in range(STATES):
+            here, tid = 1 + STATES * p + s, 2 * STATES * p + 2 * s + 1
+            last = s == STATES - 1
+            states.append((0.0 if last else np.inf, len(arcs), 2))
+            arcs += [(tid, 0, 0.1, here), (0, 0, 5.0, 0) if last else (tid + 2, 0, 0.1, here + 1)]
+    header = struct.pack("<i", 2125659606)
+    header += b"".join(struct.pack("<i", len(name)) + name for name in (b"const", b"standard"))
+    header += struct.pack("<iiQqqq", 2, 0, 1, 0, len(states), len(arcs))
+    rows = [(final, begin, number, 0, 0) for final, begin, number in states]
+    return header + np.array(rows, STATE).tobytes() + np.array(arcs, ARC).tobytes()
+
+
+def make_experiment(root: Path, digits: Path) -> dict[str, object]:
+    """Writes the experiment, and gives the settings that name its parts."""
+    prepare(root / "corpus", digits, states_per_word=STATES, num_valid=30, num_test=30, max_bad_share=0.01)
+    out = Output(binary=True)
+    write_transitions(digit_transitions(), out)
+    assert len(read_info(root / "corpus").class_counts) == STATES * len(WORDS)
+    for side, subsets in (("train", ("train", "valid")), ("test", ("test",))):
+        data, ali = root / "data" / side, root / "exp" / f"ali_{side}"
+        data.mkdir(parents=True)
+        ali.mkdir(parents=True)
+        features, lines, texts = {}, [], []
+        for name in subsets:
+            subset = Subset(root / "corpus", name)
+            for i, utterance in enumerate(subset.names):
+                x, pdfs = subset.utterance(i)
+                features[utterance] = np.array(x)
+                ids = 2 * pdfs + 1 + (np.diff(pdfs, append=-1) != 0)  # a state's last frame leaves it
+                lines.append(f"{utterance} {' '.join(map(str, ids))} \n")
+                texts.append(f"{utterance} {subset.texts[i].upper()}\n")
+                if name == "valid":
+                    with open(root / "valid", "a") as f:
+                        f.write(utterance + "\n")
+        kaldiio.save_ark(str(data / "feats.ark"), features, scp=str(data / "feats.scp"), compression_method=3)
+        (data / "feats.scp").write_text((data / "feats.scp").read_text().replace(f"{root}/", ""))
+        (data / "text").write_text("".join(texts))
+        (ali / "ali.1.gz").write_bytes(gzip.compress("".join(lines[: len(lines) // 2]).encode()))
+        (ali / "ali.2.gz").write_bytes(gzip.compress("".join(lines[len(lines) // 2 :]).encode()))
+        (ali / "final.mdl").write_bytes(out.bytes())
+    graph = root / "exp" / "graph"
+    graph.mkdir()
+    (graph / "HCLG.fst").write_bytes(digit_loop())
+    words = "".join(f"{word.upper()} {number}\n" for number, word in enumerate(WORDS, start=1))
+    (graph / "words.txt").write_text("<eps> 0\n" + words)
+    return {
+        "corpus": "kaldi",
+        "experiment": str(root),
+        "train_data": "data/train",
+        "test_data": "data/test",
+        "train_alignment": "exp/ali_train",
+        "test_alignment": "exp/ali_test",
+        "valid_utterances": "valid",
+        "cmvn_opts": "--norm-means=false",
+        "graph": "exp/graph",
+    }

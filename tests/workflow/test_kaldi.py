@@ -1,0 +1,156 @@
+"""Runs on Kaldi experiments and Lhotse manifests, from their files to words and back to Kaldi."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from ngsgd import load_model
+from ngsgd.kaldi.nnet2 import read_nnet2
+
+from ..experiment import make_experiment
+from .conftest import ROOT, SMALL, SNAKEMAKE, Workplace
+
+SMALL_KALDI = {key: value for key, value in SMALL.items() if key not in ("states_per_word", "num_test_utterances")}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Workplace:
+    """A finished run on an experiment of Kaldi's, with a realignment in its middle."""
+    folder = tmp_path_factory.mktemp("kaldi")
+    settings = make_experiment(folder / "experiment", few_digits)
+    more = {"realign_times": [0.5], "min_lmwt": 1, "max_lmwt": 3, "num_splits": 3}
+    place = Workplace(folder / "work", SMALL_KALDI | settings | more)
+    outcome = place.snakemake()
+    assert outcome.status == 0, outcome.text
+    assert (outcome.jobs["prepare_part"], outcome.jobs["align"], outcome.jobs["decode"]) == (3, 3, 3)
+    return place
+
+
+def test_words_are_decoded_and_the_weight_is_swept(trained: Workplace) -> None:
+    evaluation = json.loads((trained.run / "evaluation.json").read_text())
+    assert evaluation["words"] == 30
+    assert evaluation["word_error_rate"] <= 0.3
+    sweep = pd.read_csv(trained.run / "decoding/sweep.tsv", sep="\t")
+    assert sweep["lmwt"].tolist() == [1, 2, 3] == [row["lmwt"] for row in evaluation["sweep"]]
+    assert sweep["test_words"].tolist() == sweep["valid_words"].tolist() == [30] * 3
+    best = sweep.loc[sweep["lmwt"] == evaluation["lmwt"]].iloc[0]
+    assert best["valid_word_error_rate"] == sweep["valid_word_error_rate"].min()
+    assert best["test_word_error_rate"] == evaluation["word_error_rate"]
+
+
+def test_plan_metrics_and_labels_show_the_realignment(trained: Workplace) -> None:
+    plan = pd.read_csv(trained.run / "plan.tsv", sep="\t")
+    metrics = pd.read_csv(trained.run / "metrics.tsv", sep="\t")
+    assert plan.groupby("iteration")["alignment"].first().tolist() == [0, 0, 0, 1, 1, 1]
+    assert metrics["alignment"].iloc[:-1].tolist() == [0, 0, 0, 1, 1, 1]
+    data = next((trained.folder / "results/data").iterdir())
+    examples = next((trained.folder / "results/egs").iterdir())
+    old = np.load(data / "train.labels.npy")
+    new = np.concatenate([np.load(trained.run / f"alignments/1/splits/{k}.train.npy") for k in range(3)])
+    assert 0.5 < (old == new).mean() < 1.0
+    starts = np.concatenate(([0], pd.read_csv(data / "train.utterances.tsv", sep="\t")["frames"].cumsum()))
+
+    def sequences(labels: np.ndarray) -> list[list[int]]:
+        parts = [labels[a:b] for a, b in itertools.pairwise(starts)]
+        return [part[np.concatenate(([True], np.diff(part) != 0))].tolist() for part in parts]
+
+    assert sequences(old) == sequences(new)
+    for archive in sorted((trained.run / "alignments/1/archives").iterdir()):
+        before, after = np.load(examples / "archives" / archive.name)["labels"], np.load(archive)
+        assert ((before == -1) == (after == -1)).all()
+        assert 0.5 < (before == after).mean() < 1.0
+
+
+def test_the_final_model_goes_back_to_kaldi(trained: Workplace, tmp_path: Path) -> None:
+    ngsgd = Path(SNAKEMAKE).parent / "ngsgd"
+    subprocess.run([ngsgd, "convert", trained.run / "final.safetensors", tmp_path / "final.mdl"], check=True)
+    model = read_nnet2(tmp_path / "final.mdl")
+    assert model.transitions is not None
+    assert model.transitions.num_pdfs == 30
+    assert len(model.priors) == 30
+    final = load_model(trained.run / "final.safetensors")
+    weight = final.get_parameter("components.output_affine.weight").detach().numpy()
+    np.testing.assert_array_equal(
+        [r for r in model.components if r.kind.startswith("Affine")][-1].fields["LinearParams"], weight
+    )
+
+
+def copy(place: Workplace, folder: Path) -> Workplace:
+    shutil.copytree(place.folder, folder, symlinks=True)
+    return Workplace(folder, dict(place.config))
+
+
+def test_nothing_to_do_and_what_is_made_again(trained: Workplace, tmp_path: Path) -> None:
+    place = copy(trained, tmp_path / "copy")
+    assert place.snakemake().jobs == {}
+    (place.run / "alignments/1/archives/0.npy").unlink()
+    (place.run / "jobs/4.1.safetensors").unlink()
+    assert place.snakemake().jobs == {}  # neither is a result, nor needed by one that is missing
+    (place.run / "models/5.safetensors").unlink()
+    outcome = place.snakemake()
+    assert (outcome.jobs["train"], outcome.jobs["average"], outcome.jobs.get("align", 0)) == (1, 1, 0)
+    assert place.models() == trained.models()
+    # Another weight: what is decoded, and no more.
+    place.config["max_lmwt"] = 4
+    outcome = place.snakemake()
+    assert outcome.status == 0, outcome.text
+    assert outcome.jobs["decode"] == 3
+    assert not {"train", "prepare_part", "align", "assemble"} & outcome.jobs.keys()
+    assert pd.read_csv(place.run / "decoding/sweep.tsv", sep="\t")["lmwt"].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_the_number_of_splits_changes_nothing(trained: Workplace, tmp_path: Path) -> None:
+    place = Workplace(tmp_path / "other", trained.config | {"num_splits": 1})
+    outcome = place.snakemake()
+    assert outcome.status == 0, outcome.text
+    assert place.models() == trained.models()
+
+
+def test_a_fault_in_the_experiment_is_one_line(trained: Workplace, tmp_path: Path) -> None:
+    place = Workplace(tmp_path / "other", trained.config | {"graph": str(tmp_path)})
+    (tmp_path / "HCLG.fst").write_bytes(b"nothing of the kind")
+    outcome = place.snakemake("results/run/decoding/graph.fst")
+    assert outcome.status != 0
+    assert outcome.last_line == f"error: {tmp_path}/HCLG.fst: not a graph; make the graph again with mkgraph.sh"
+    place = Workplace(tmp_path / "third", trained.config | {"train_alignment": "exp/nothing"})
+    outcome = place.snakemake()
+    assert "error: exp/nothing" in outcome.last_line or "nothing: no such alignment directory" in outcome.last_line
+
+
+@pytest.mark.slow
+def test_the_reference_run(kaldi: Path, tmp_path: Path) -> None:
+    """Three seeds of config/fsdd-kaldi.yaml against what Kaldi's own run came to."""
+    config = yaml.safe_load((ROOT / "config/fsdd-kaldi.yaml").read_text())
+    runs = {f"seed{seed}": {"seed": seed} for seed in range(3)}
+    place = Workplace(tmp_path, config | {"experiment": str(kaldi / "fsdd"), "runs": runs})
+    outcome = place.snakemake()
+    assert outcome.status == 0, outcome.text
+    folders = [tmp_path / "results" / name for name in runs]
+    evaluations = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
+    assert np.mean([e["log_probability"] for e in evaluations]) >= -0.52
+    assert np.mean([e["accuracy"] for e in evaluations]) >= 0.83
+    assert np.mean([e["word_error_rate"] for e in evaluations]) <= 0.007
+    with open(kaldi / "fsdd/exp/nnet/metrics.tsv", newline="") as f:
+        reference = [float(row["valid_log_probability"]) for row in csv.DictReader(f, delimiter="\t")]
+    curves = [pd.read_csv(folder / "metrics.tsv", sep="\t")["valid_log_probability"][:19] for folder in folders]
+    of_three = np.ones(3) / 3
+    smoothed = [np.convolve(curve, of_three, "valid") for curve in (np.mean(curves, axis=0), reference)]
+    assert (smoothed[0] - smoothed[1] >= -0.05)[5:].all()  # from the one centred on iteration 6
+    plan = pd.read_csv(folders[0] / "plan.tsv", sep="\t")
+    with open(kaldi / "fsdd/exp/nnet/metrics.tsv", newline="") as f:
+        for row in csv.DictReader(f, delimiter="\t"):
+            jobs = plan[plan["iteration"] == int(row["iteration"])]
+            assert [f"{j.frame}@{j.archive + 1}" for j in jobs.itertuples()] == row["frame@archive"].split(",")
+            np.testing.assert_allclose(jobs["learning_rate"], float(row["learning_rate"]), rtol=1e-12)
+            assert set(jobs["minibatch_size"]) == {int(row["minibatch_size"])}
