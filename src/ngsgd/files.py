@@ -72,17 +72,36 @@ def derived_seed(*parts: int | str) -> int:
     return int(hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:8], 16) & 0x7FFFFFFF
 
 
-def file_stamp(path: str | os.PathLike[str]) -> str:
+def find(path: str | os.PathLike[str], root: Path) -> Path:
+    """A path as it stands if something is there, or else below a root."""
+    return Path(path) if os.path.exists(path) else root / path
+
+
+def named_files(script: Path, root: Path) -> set[Path]:
+    """The files that the entries of a Kaldi ``.scp`` point into, as far as they exist; empty where there is none.
+
+    It looks at every line of every call's corpora, and so no closer than it must.
+    """
+    try:
+        lines = script.read_bytes().splitlines()
+    except OSError:
+        return set()
+    ends = {line.partition(b" ")[2].strip().partition(b"[")[0].rpartition(b":")[0] for line in lines}
+    found = (find(os.fsdecode(end), root) for end in ends if end and b"\0" not in end)
+    return {path for path in found if path.is_file()}
+
+
+def file_stamp(path: str | os.PathLike[str], hashed: int = STAMPED) -> str:
     """Stands for the contents of a file; "missing" where there is none, which whoever reads it will complain of.
 
-    A hash, or for a file above `STAMPED` bytes, which would take too long to hash at every call, size and time of
-    change.
+    A hash, or for a file above ``hashed`` bytes, which would take too long to hash at every call, size and time of
+    change in seconds.
     """
     try:
         with open(path, "rb") as f:
             status = os.fstat(f.fileno())
-            if status.st_size > STAMPED:
-                return f"{status.st_size} {status.st_mtime_ns}"
+            if status.st_size > hashed:
+                return f"{status.st_size} {int(status.st_mtime)}"
             return hashlib.file_digest(f, "sha256").hexdigest()
     except OSError:
         return "missing"

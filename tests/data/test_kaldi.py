@@ -16,7 +16,11 @@ from ngsgd.data.kaldi_features import FeatureOptions, Features
 from ngsgd.data.parts import assemble, prepare_part
 from ngsgd.data.transform import LdaStatistics
 from ngsgd.errors import ConfigError, DataError, NgsgdError
+from ngsgd.kaldi.output import Output
 from ngsgd.kaldi.stream import open_input
+from ngsgd.kaldi.transition import write_transitions
+
+from ..experiment import digit_transitions
 
 RNG = np.random.default_rng(0)
 NAMES = [f"s{s}-{i:02d}" for s in range(3) for i in range(40)]
@@ -120,11 +124,13 @@ def test_copies_of_an_utterance_stay_on_one_side(root: Path, listed: bool) -> No
 
 
 def features(root: Path, **options) -> Features:
-    alignment, transforms, ivectors = (options.pop(key, None) for key in ("alignment", "transforms", "ivectors"))
+    alignment, transforms, own, ivectors = (
+        options.pop(key, None) for key in ("alignment", "transforms", "own", "ivectors")
+    )
     given = {"cmvn": None, "feature_type": None, "delta_order": 0, "allow_pipes": False} | options
     utt2spk = root / "train/utt2spk"
     return Features(
-        root / "train/cmvn.scp", utt2spk, alignment, transforms, ivectors, FeatureOptions(root=root, **given)
+        root / "train/cmvn.scp", utt2spk, alignment, transforms, own, ivectors, FeatureOptions(root=root, **given)
     )
 
 
@@ -170,6 +176,8 @@ def test_splice_and_transforms(root: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
     found, _ = features(root, alignment=alignment, transforms=transforms).of("s0-00", X)
     np.testing.assert_allclose(found, expected @ fmllr[:, :-1].T + fmllr[:, -1], atol=1e-5)
+    (alignment / "trans.1").write_bytes((transforms / "trans.2").read_bytes())
+    assert np.array_equal(features(root, alignment=alignment, own=alignment).of("s0-00", X)[0], found)
     with pytest.raises(DataError, match="no fMLLR transform for s2"):
         features(root, alignment=alignment, transforms=transforms).of("s2-00", X)
     found, _ = features(root, alignment=alignment, feature_type="raw").of("s0-00", X)
@@ -214,6 +222,12 @@ def other_features(root: Path, name: str, array: np.ndarray) -> None:
     scp.write_text("\n".join(lines) + "\n")
 
 
+def negative(root: Path) -> np.ndarray:
+    labels = dict(kaldiio.load_ark(str(root / "train.pdfs")))["s1-07"].copy()
+    labels[3] = -3
+    return labels
+
+
 NAN = np.where(np.arange(12 * DIM).reshape(12, DIM) == 7, np.nan, 1.0)
 FAULTS = {
     "no alignment": (lambda r: rewrite(r / "train.pdfs", "s1-07", None), "it has no alignment"),
@@ -222,6 +236,7 @@ FAULTS = {
     "no statistics": (lambda r: replace(r / "train/utt2spk", "s1-07 s1", "s1-07 s9"), "no CMVN statistics for s9"),
     "no text": (lambda r: replace(r / "train/text", "s1-07", "z1-07"), "it has no line in text"),
     "length": (lambda r: rewrite(r / "train.pdfs", "s1-07", np.zeros(3, np.int32)), "frames of features, 3 labels"),
+    "labels beyond": (lambda r: rewrite(r / "train.pdfs", "s1-07", negative(r)), "label -3 is outside"),
     "nowhere": (lambda r: replace(r / "train/feats.scp", "s1-07 train/", "s1-07 nowhere/"), "No such file"),
     "no matrix": (lambda r: replace(r / "train/feats.scp", "s1-07 train/feats.ark", "s1-07 train/text"), "text"),
     "dimension": (lambda r: other_features(r, "s1-07", np.ones((12, 5))), "CMVN statistics of shape"),
@@ -248,7 +263,6 @@ def cut_off(path: Path) -> None:
 
 BROKEN = {
     "truncated labels": (lambda r: cut_off(r / "train.pdfs"), r"train\.pdfs: the file is truncated"),
-    "labels beyond": (lambda r: rewrite(r / "test.pdfs", "t0-10", np.full(12, -3, np.int32)), "label -3 is outside"),
     "non-UTF-8": (lambda r: (r / "test/text").write_bytes(b"t0-10 \xff\n"), "text: line 1 is not UTF-8"),
     "pipe": (lambda r: (r / "train/feats.scp").write_text("s0-00 touch pwned |\n"), "allow_pipes"),
     "no scp": (lambda r: (r / "train/feats.scp").unlink(), "feats.scp: No such file"),
@@ -280,10 +294,12 @@ def test_alignments_of_another_model_are_refused(kaldi: Path, tmp_path: Path) ->
     sides = [Directories(fsdd / "data" / side, ali, None, None) for side in ("train", "test")]
     options = FeatureOptions(fsdd, None, None, 0, False)
     made = KaldiCorpus(*sides, options, None, 100, "1")
-    with pytest.raises(
-        DataError, match="utterance george-0-05: transition-id 301 is not of the model, which has 1 - 300"
-    ):
-        prepare_part(made, tmp_path / "part", 0, 1)
+    prepare_part(made, tmp_path / "part", 0, 1)
+    assert (
+        read_info(tmp_path / "part")
+        .dropped["george-0-05"]
+        .startswith("transition-id 301 is not of the model, which has 1 - 300")
+    )
     shutil.copy(fsdd / "exp/tri1_ali_train/tree", ali / "final.mdl")
     with pytest.raises(DataError, match=r"final\.mdl: expected <TransitionModel>"):
         KaldiCorpus(*sides, options, None, 100, "1")
@@ -315,3 +331,24 @@ def test_the_transform_of_the_experiment_is_kaldis(kaldi: Path, tmp_path: Path) 
     signs = np.sign((weight * expected[:, :-1]).sum(axis=1))
     np.testing.assert_allclose(weight * signs[:, None], expected[:, :-1], atol=1e-3)
     np.testing.assert_allclose(bias * signs, expected[:, -1], atol=1e-3)
+
+
+def test_what_the_training_features_were_made_with_holds_for_the_test(root: Path) -> None:
+    """Options are read from the alignment directory of the training data; num_jobs says which archives count."""
+    for side in ("train", "test"):
+        (root / f"ali_{side}").mkdir()
+        shutil.move(root / f"{side}.pdfs", root / f"ali_{side}/ali.1")
+        (root / f"ali_{side}/num_jobs").write_text("1\n")
+        (root / f"ali_{side}/ali.2").write_bytes(b"left over from another run")
+        out = Output(binary=True)
+        write_transitions(digit_transitions(), out)
+        (root / f"ali_{side}/final.mdl").write_bytes(out.bytes())
+    (root / "ali_train/cmvn_opts").write_text("--norm-vars\n")
+    sides = [Directories(root / side, root / f"ali_{side}", None, None) for side in ("train", "test")]
+    made = KaldiCorpus(*sides, FeatureOptions(root, None, None, 0, False), None, 10, None)
+    raw = dict(kaldiio.load_ark(str(root / "test/feats.ark")))
+    found, _ = made._sides["test"].features.of("t0-10", np.concatenate(list(raw.values())))
+    np.testing.assert_allclose(found.std(axis=0), 1.0, atol=1e-3)
+    (root / "ali_train/num_jobs").write_text("3\n")
+    with pytest.raises(DataError, match=r"2 files ali\.1, \.\.\., where num_jobs says 3"):
+        KaldiCorpus(*sides, FeatureOptions(root, None, None, 0, False), None, 10, None)

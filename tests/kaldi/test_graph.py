@@ -56,11 +56,11 @@ def test_words_come_out(tmp_path: Path) -> None:
     prepare_graph(graph, PDF_IDS, tmp_path / "g.fst")
     assert num_inputs(tmp_path / "g.fst") == 4
     with Decoder(tmp_path / "g.fst", graph, 15.0, 7000) as decoder:
-        assert decoder.decode("u", likelihoods(0, 0, 1, 2, 3, 3), [1.0, 0.1]) == [["one", "two"]] * 2
-        assert decoder.decode("u", likelihoods(2, 3), [1.0]) == [["two"]]
-        assert decoder.decode("u", likelihoods(2), [1.0]) == [None]  # no word is so short
+        assert decoder.decode("u", likelihoods(0, 0, 1, 2, 3, 3), [1.0, 0.1]) == [(["one", "two"], True)] * 2
+        assert decoder.decode("u", likelihoods(2, 3), [1.0]) == [(["two"], True)]
+        assert decoder.decode("u", likelihoods(2), [1.0]) == [(["two"], False)]  # no word is so short
         # So little weight on the sound that the graph's costs decide: a change of word costs more.
-        assert decoder.decode("u", likelihoods(0, 0, 1, 2, 3, 3), [0.001]) == [["one"]]
+        assert decoder.decode("u", likelihoods(0, 0, 1, 2, 3, 3), [0.001]) == [(["one"], True)]
 
 
 DAMAGED = [
@@ -100,7 +100,7 @@ def test_states_and_arcs_may_be_aligned(tmp_path: Path) -> None:
     graph = folder(tmp_path / "graph", aligned)
     prepare_graph(graph, PDF_IDS, tmp_path / "g.fst")
     with Decoder(tmp_path / "g.fst", graph, 15.0, 7000) as decoder:
-        assert decoder.decode("u", likelihoods(0, 1, 2, 3), [1.0]) == [["one", "two"]]
+        assert decoder.decode("u", likelihoods(0, 1, 2, 3), [1.0]) == [(["one", "two"], True)]
 
 
 def test_log_likelihoods_that_would_crash_the_library_are_refused(tmp_path: Path) -> None:
@@ -125,10 +125,23 @@ def test_a_crash_is_contained_and_told(tmp_path: Path, monkeypatch: pytest.Monke
         decoder.decode("u", likelihoods(0, 1, 2, 3), [1.0])
 
 
+def test_a_search_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epsilon cycle that pays: every round is better than the last."""
+    monkeypatch.setattr(decoder_module, "PATIENCE", 3.0)
+    arcs = [*ARCS[:5], (0, 0, -1.0, 2), *ARCS[6:]]
+    graph = folder(tmp_path / "graph", const_fst(arcs=arcs))
+    prepare_graph(graph, PDF_IDS, tmp_path / "g.fst")
+    with (
+        Decoder(tmp_path / "g.fst", graph, 15.0, 7000) as decoder,
+        pytest.raises(DataError, match="utterance u: the decoder has not come to an end"),
+    ):
+        decoder.decode("u", likelihoods(0, 1, 2, 3), [1.0])
+
+
 def test_kaldis_own_graph_and_log_likelihoods(kaldi: Path, tmp_path: Path) -> None:
     graph = kaldi / "fsdd/exp/graph"
     prepare_graph(graph, read_transition_model(kaldi / "fsdd/exp/tri1_ali_train/final.mdl").pdf_ids, tmp_path / "g.fst")
     said = dict(read_lines(kaldi / "fsdd/data/test/text"))
     with Decoder(tmp_path / "g.fst", graph, 15.0, 7000) as decoder:
         for name, log_likelihoods in read_archive(kaldi / "golden/loglikes_final_10utts.ark", matrix):
-            assert decoder.decode(name, log_likelihoods, [0.1]) == [said[name].split()]
+            assert decoder.decode(name, log_likelihoods, [0.1]) == [(said[name].split(), True)]

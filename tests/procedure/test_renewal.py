@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from ngsgd.data.corpus import CorpusInfo
 from ngsgd.procedure import renewal
 from ngsgd.procedure.plan import AVERAGE, Job
+from ngsgd.procedure.run import Run
 
-DATA = {"train": "a hash"}
+DATA = CorpusInfo(
+    dim=3, class_counts=[1, 2], num_utterances={}, num_frames={}, sha256={"train": "a hash"}, silence=[], dropped={},
+    words=[],
+)  # fmt: skip
 PLAN = [Job(0, 1, 0, 0, 0.1, 128, 1, 7, AVERAGE)]
 
 
-def renew(run: Path, settings, data=DATA, plan=PLAN) -> None:
-    renewal.renew(run, settings, data, plan)
+def renew(folder: Path, settings, data=DATA, plan=PLAN, source: str = "digits-1") -> None:
+    renewal.renew(Run(folder, settings, Path("results/data", source), Path("results/egs/e")), data, plan)
 
 
 @pytest.fixture
@@ -48,8 +54,18 @@ def test_files_of_another_recipe_are_set_aside_and_come_back(tmp_path: Path, one
     assert found(tmp_path) == ["one"] * 3
     renew(tmp_path, two)
     assert found(tmp_path) == ["two"] * 3
-    renew(tmp_path, two, data={"train": "another hash"})
+    renew(tmp_path, two, data=dataclasses.replace(DATA, sha256={"train": "another hash"}))
     assert found(tmp_path) == [""] * 3
+    renew(tmp_path, two, data=dataclasses.replace(DATA, silence=[0]))
+    assert found(tmp_path) == [""] * 3
+    # The same frames from another source, which may say other words: they are scored again.
+    renew(tmp_path, two)
+    (tmp_path / "evaluation.json").write_text("two")
+    renew(tmp_path, two, source="digits-2")
+    assert found(tmp_path) == ["two"] * 3
+    assert not (tmp_path / "evaluation.json").exists()
+    renew(tmp_path, two)
+    assert (tmp_path / "evaluation.json").exists()
     renew(tmp_path, two)
     assert found(tmp_path) == ["two"] * 3
     renew(tmp_path, two, plan=[PLAN[0]._replace(seed=8)])

@@ -56,7 +56,7 @@ def test_plan_metrics_and_labels_show_the_realignment(trained: Workplace) -> Non
     data = next((trained.folder / "results/data").iterdir())
     examples = next((trained.folder / "results/egs").iterdir())
     old = np.load(data / "train.labels.npy")
-    new = np.concatenate([np.load(trained.run / f"alignments/1/splits/{k}.train.npy") for k in range(3)])
+    new = np.concatenate([np.load(trained.run / f"alignments/1/splits/{k}of3.train.npy") for k in range(3)])
     assert 0.5 < (old == new).mean() < 1.0
     starts = np.concatenate(([0], pd.read_csv(data / "train.utterances.tsv", sep="\t")["frames"].cumsum()))
 
@@ -102,11 +102,26 @@ def test_nothing_to_do_and_what_is_made_again(trained: Workplace, tmp_path: Path
     assert place.models() == trained.models()
     # Another weight: what is decoded, and no more.
     place.config["max_lmwt"] = 4
-    outcome = place.snakemake()
+    outcome = place.snakemake("results/run/decoding/sweep.tsv")
     assert outcome.status == 0, outcome.text
-    assert outcome.jobs["decode"] == 3
-    assert not {"train", "prepare_part", "align", "assemble"} & outcome.jobs.keys()
+    assert outcome.jobs == {"renew": 1, "plan": 1, "graph": 1, "decode": 3, "sweep": 1}
+    assert place.snakemake().jobs == {"evaluate": 1, "all": 1}
     assert pd.read_csv(place.run / "decoding/sweep.tsv", sep="\t")["lmwt"].tolist() == [1, 2, 3, 4]
+
+
+def test_other_words_are_scored_again_and_nothing_is_trained(trained: Workplace, tmp_path: Path) -> None:
+    """What was said is corrected; the frames and their labels are what they were."""
+    place = copy(trained, tmp_path / "copy")
+    experiment = Path(shutil.copytree(place.config["experiment"], tmp_path / "experiment"))
+    place.config["experiment"] = str(experiment)
+    text = experiment / "data/test/text"
+    text.write_text(text.read_text().replace("ZERO", "ONE"))
+    outcome = place.snakemake("results/run/evaluation.json")
+    assert outcome.status == 0, outcome.text
+    assert not {"train", "average", "align", "diagnose"} & outcome.jobs.keys()
+    before, after = (json.loads((p.run / "evaluation.json").read_text()) for p in (trained, place))
+    assert after["word_errors"] > before["word_errors"]
+    assert after["log_probability"] == before["log_probability"]
 
 
 @pytest.mark.slow
@@ -115,6 +130,8 @@ def test_the_number_of_splits_changes_nothing(trained: Workplace, tmp_path: Path
     outcome = place.snakemake()
     assert outcome.status == 0, outcome.text
     assert place.models() == trained.models()
+    place.config["num_splits"] = 2
+    assert not {"train", "average", "diagnose", "shuffle", "prepare_part"} & place.snakemake().jobs.keys()
 
 
 def test_a_fault_in_the_experiment_is_one_line(trained: Workplace, tmp_path: Path) -> None:

@@ -62,10 +62,15 @@ def claim_results():
 def report_errors(snakemake_log):
     """Ends a failed call with the one line that each failed job has to say, which stands last in its log."""
     text = Path(snakemake_log).read_text(encoding="utf-8", errors="replace")
+    told = set()
     for path in dict.fromkeys(re.findall(r"^ *log: (\S+) \(check log", text, flags=re.MULTILINE)):
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if Path(path).exists() else []
         said = [line for line in lines if line.startswith("error: ")]
-        print(*said or [f"error: a job was ended, or broke: its log is {path}"], sep="\n", file=sys.stderr)
+        # The same may have befallen several jobs of a fan-out.
+        new = [line for line in said or [f"error: a job was ended, or broke: its log is {path}"] if line not in told]
+        told.update(new)
+        for line in new:
+            print(line, file=sys.stderr)
 
 
 def show_results():
@@ -108,6 +113,7 @@ wildcard_constraints:
     job=r"\d+",
     archive=r"\d+",
     split=r"\d+",
+    num=r"\d+",
     alignment=r"[1-9]\d*",
     scored="valid|train",
     subset="valid|train|prior",
@@ -130,6 +136,9 @@ class Plans:
     def of(self, name):
         """For each iteration of a run the rows of its jobs."""
         if name not in self._jobs:
+            # Left to itself, Snakemake does without what a target that is there already would have been made from.
+            if not Path(recipe_of_run(name)).exists():
+                workflow.dag.forcefiles.add(recipe_of_run(name))
             checkpoints.renew.get(run=name, key=RUNS[name].key())
             run = RUNS[name]
             layout = Recipe.read(recipe_of_run(name)).layout

@@ -20,17 +20,16 @@ rule prepare_digits:
 # Other corpora take long: they are prepared in parts, each of which is a corpus of its own.
 rule prepare_part:
     output:
-        temp(expand("results/data/{{data}}/parts/{{split}}/{file}", file=CORPUS_FILES)),
-        info=temp("results/data/{data}/parts/{split}/corpus.json"),
+        temp(expand("results/data/{{data}}/parts/{{split}}of{{num}}/{file}", file=CORPUS_FILES)),
+        info=temp("results/data/{data}/parts/{split}of{num}/corpus.json"),
     log:
-        "results/logs/{data}/prepare.{split}.log",
+        "results/logs/{data}/prepare.{split}of{num}.log",
     wildcard_constraints:
         data="(kaldi|lhotse)-[0-9a-f]+",
     conda:
         "../envs/ngsgd.yaml"
     params:
         settings=lambda wildcards: DATA[wildcards.data].of_corpus(),
-        num_parts=lambda wildcards: DATA[wildcards.data].num_splits,
     script:
         "../scripts/prepare_part.py"
 

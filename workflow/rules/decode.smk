@@ -18,9 +18,9 @@ rule decode:
     input:
         for_decode,
     output:
-        "results/{run}/decoding/{split}.json",
+        "results/{run}/decoding/{split}of{num}.json",
     log:
-        "results/{run}/logs/decode/{split}.log",
+        "results/{run}/logs/decode/{split}of{num}.log",
     conda:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads

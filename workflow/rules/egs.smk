@@ -21,9 +21,9 @@ rule deal:
     input:
         info=corpus_of_egs,
     output:
-        dealt=temp("results/egs/{egs}/dealt/{split}.npy"),
+        dealt=temp("results/egs/{egs}/dealt/{split}of{num}.npy"),
     log:
-        "results/logs/{egs}/deal.{split}.log",
+        "results/logs/{egs}/deal.{split}of{num}.log",
     conda:
         "../envs/ngsgd.yaml"
     params:

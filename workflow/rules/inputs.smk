@@ -11,7 +11,8 @@ CORPUS_FILES = expand(
 
 def part_infos(wildcards):
     """The descriptions of the parts that a corpus is prepared in."""
-    return [f"results/data/{wildcards.data}/parts/{k}/corpus.json" for k in range(DATA[wildcards.data].num_splits)]
+    num = DATA[wildcards.data].num_splits
+    return [f"results/data/{wildcards.data}/parts/{k}of{num}/corpus.json" for k in range(num)]
 
 
 def part_files(wildcards):
@@ -29,7 +30,8 @@ def corpus_of_egs(wildcards):
 
 
 def dealt(wildcards):
-    return [f"results/egs/{wildcards.egs}/dealt/{k}.npy" for k in range(EGS[wildcards.egs].num_splits)]
+    num = EGS[wildcards.egs].num_splits
+    return [f"results/egs/{wildcards.egs}/dealt/{k}of{num}.npy" for k in range(num)]
 
 
 CHAIN = {"renew", "plan", "initial_model", "train", "average", "adjust_priors", "align", "relabel"}
@@ -113,8 +115,8 @@ def for_adjust_priors(wildcards, run):
 
 
 @for_making(
-    "results/{run}/alignments/{alignment}/splits/{split}.train.npy",
-    "results/{run}/alignments/{alignment}/splits/{split}.valid.npy",
+    "results/{run}/alignments/{alignment}/splits/{split}of{num}.train.npy",
+    "results/{run}/alignments/{alignment}/splits/{split}of{num}.valid.npy",
 )
 def for_align(wildcards, run):
     return [run.settings_file, run.alignment_model(int(wildcards.alignment)), run.data / "corpus.json"]
@@ -153,20 +155,22 @@ def for_graph(wildcards, run):
 def for_decode(wildcards):
     PLANS.of(wildcards.run)
     run = RUNS[wildcards.run]
-    rest = [] if run.decoded(int(wildcards.split)).exists() else [run.settings_file, run.data / "corpus.json"]
-    return [str(path) for path in (run.final, *rest)] + ([str(run.graph)] if rest else [])
+    rest = [path for path in (run.settings_file, run.data / "corpus.json", run.graph) if not path.exists()]
+    return [str(path) for path in (run.final, *rest)]
 
 
 def for_sweep(wildcards):
     PLANS.of(wildcards.run)
     run = RUNS[wildcards.run]
+    if not run.settings.graph:
+        raise WorkflowError(f"{wildcards.run}: no words are decoded, its settings have no graph")
     return [str(run.decoded(split)) for split in range(run.settings.num_splits)]
 
 
 def for_evaluate(wildcards):
     PLANS.of(wildcards.run)
     run = RUNS[wildcards.run]
-    rest = [] if (run.folder / "evaluation.json").exists() else [run.settings_file, run.data / "corpus.json"]
+    rest = [path for path in (run.settings_file, run.data / "corpus.json") if not path.exists()]
     return [str(path) for path in (run.final, *rest)] + (for_sweep(wildcards) if run.settings.graph else [])
 
 

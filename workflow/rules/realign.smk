@@ -19,10 +19,10 @@ rule align:
     input:
         for_align,
     output:
-        "results/{run}/alignments/{alignment}/splits/{split}.train.npy",
-        "results/{run}/alignments/{alignment}/splits/{split}.valid.npy",
+        "results/{run}/alignments/{alignment}/splits/{split}of{num}.train.npy",
+        "results/{run}/alignments/{alignment}/splits/{split}of{num}.valid.npy",
     log:
-        "results/{run}/logs/align/{alignment}.{split}.log",
+        "results/{run}/logs/align/{alignment}.{split}of{num}.log",
     conda:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from ngsgd.data.corpus import Subset
+from ngsgd.data.corpus import Subset, read_info
 from ngsgd.data.egs import corpus_layout, deal
 from ngsgd.faces.program import program
 from ngsgd.network.splices import context, parse_splice_indexes
@@ -13,6 +13,7 @@ with program(snakemake.log[0]):
         corpus_layout(corpus, s["frames_per_eg"], s["samples_per_iter"]),
         context(parse_splice_indexes(s["splice_indexes"])),
         int(snakemake.wildcards.split),
-        s["num_splits"],
+        int(snakemake.wildcards.num),
         Path(snakemake.output.dealt),
+        read_info(corpus).const_dim,
     )

@@ -9,5 +9,5 @@ with program(snakemake.log[0]):
         open_corpus(snakemake.params.settings),
         Path(snakemake.output.info).parent,
         int(snakemake.wildcards.split),
-        snakemake.params.num_parts,
+        int(snakemake.wildcards.num),
     )

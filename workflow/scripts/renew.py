@@ -22,5 +22,5 @@ with program(snakemake.log[0]):
     # From here on no other recipe is in force, whatever becomes of this job.
     for former in stamp.parent.glob("*.json"):
         former.unlink()
-    renew(run.folder, run.settings, info.sha256, plan)
+    renew(run, info, plan)
     Recipe(run, layout).write(stamp)

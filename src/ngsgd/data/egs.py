@@ -75,7 +75,9 @@ def record_type(frames_per_eg: int, context: tuple[int, int], dim: int) -> np.dt
     return np.dtype([("features", "<f4", (sum(context) + frames_per_eg, dim)), ("labels", "<i4", (frames_per_eg,))])
 
 
-def windows(features: Float32s, starts: npt.NDArray[np.int64], context: tuple[int, int], length: int) -> Float32s:
+def windows(
+    features: Float32s, starts: npt.NDArray[np.int64], context: tuple[int, int], length: int, const_dim: int = 0
+) -> Float32s:
     """Pieces of an utterance with their context, its first and last frame repeated beyond its edges.
 
     Args:
@@ -83,12 +85,15 @@ def windows(features: Float32s, starts: npt.NDArray[np.int64], context: tuple[in
         starts: (n,) first frame of each piece.
         context: frames before and after.
         length: frames of a piece.
+        const_dim: dimensions, the last ones, of which all frames of a piece get the mean, as the reference's do.
 
     Returns:
         (n, context[0] + length + context[1], dim).
     """
     rows = starts[:, None] + np.arange(-context[0], length + context[1])
     pieces: Float32s = features[np.clip(rows, 0, len(features) - 1)]
+    if const_dim:
+        pieces[..., -const_dim:] = pieces[..., -const_dim:].mean(axis=1, keepdims=True, dtype=np.float64)
     return pieces
 
 
@@ -117,7 +122,15 @@ def check_disk(directory: Path, num_bytes: int) -> None:
         )
 
 
-def deal(subset: Subset, layout: Layout, context: tuple[int, int], split: int, num_splits: int, path: Path) -> None:
+def deal(
+    subset: Subset,
+    layout: Layout,
+    context: tuple[int, int],
+    split: int,
+    num_splits: int,
+    path: Path,
+    const_dim: int = 0,
+) -> None:
     """Writes the examples of one split of the utterances, those of each archive together, in the utterances' order.
 
     Raises:
@@ -144,7 +157,7 @@ def deal(subset: Subset, layout: Layout, context: tuple[int, int], split: int, n
             archive = g % A
             slots = part_starts[archive] + (g - first) // A
             starts = (g - offsets[i]) * length
-            out["features"][slots] = windows(features, starts, context, length)
+            out["features"][slots] = windows(features, starts, context, length, const_dim)
             padded = np.full(len(g) * length, NO_LABEL, np.int32)
             padded[: len(labels)] = labels
             out["labels"][slots] = padded.reshape(len(g), length)
@@ -189,7 +202,9 @@ def shuffle(subset: Subset, layout: Layout, archive: int, seed: int, parts: list
         _flush(out)
 
 
-def sample_frames(subset: Subset, num_frames: int, context: tuple[int, int], seed: int, path: Path) -> None:
+def sample_frames(
+    subset: Subset, num_frames: int, context: tuple[int, int], seed: int, path: Path, const_dim: int = 0
+) -> None:
     """Writes an archive of single frames drawn at random from all of a subset, without repetition.
 
     Raises:
@@ -204,7 +219,7 @@ def sample_frames(subset: Subset, num_frames: int, context: tuple[int, int], see
             slots = np.flatnonzero(owners == i)
             features, labels = subset.utterance(int(i))
             starts = chosen[slots] - subset.starts[i]
-            out["features"][slots] = windows(features, starts, context, 1)
+            out["features"][slots] = windows(features, starts, context, 1, const_dim)
             out["labels"][slots] = labels[starts][:, None]
         _flush(out)
 

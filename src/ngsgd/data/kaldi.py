@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +15,16 @@ from ngsgd.data.corpus import Float32s, Int32s, Utterance, split_bounds
 from ngsgd.data.holdout import held_out, with_copies
 from ngsgd.data.kaldi_features import FeatureOptions, Features, numbered
 from ngsgd.errors import ConfigError, DataError, UtteranceError
+from ngsgd.files import find
 from ngsgd.kaldi.stream import Input
-from ngsgd.kaldi.tables import Script, find, integers, read_archive, read_lines, skip_integers
+from ngsgd.kaldi.tables import Script, integers, read_archive, read_lines, skip_integers
 from ngsgd.kaldi.transition import TransitionModel, read_transition_model, transitions_to_text
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PROBED = 100  # utterances looked at to find the features' dimension
+PROBED = 20  # utterances looked at to find the features' dimension
 
 
 class Labels:
@@ -46,27 +51,32 @@ class Labels:
             raise DataError(f"{path}: no such alignment directory, and no such archive of pdf-ids")
         self.names = list(dict.fromkeys(name for name, _ in self._entries(skip_integers)))
 
-    def _entries(self, read: Callable[[Input], T]) -> Iterator[tuple[str, T]]:
-        return itertools.chain.from_iterable(read_archive(path, read) for path in self._archives)
+    def _entries(
+        self, read: Callable[[Input], T], wanted: Callable[[str], bool] | None = None
+    ) -> Iterator[tuple[str, T]]:
+        return itertools.chain.from_iterable(read_archive(path, read, wanted) for path in self._archives)
 
     def read(self, names: set[str]) -> Iterator[tuple[str, Int32s]]:
-        """The pdf-ids (frames,) of some of the utterances, in the order in which they stand.
+        """The numbers (frames,) of some of the utterances as they stand, for `to_pdfs`, in the order of `names`.
 
         Raises:
-            DataError: an archive is damaged, or has a transition-id that the model does not.
+            DataError: an archive is damaged.
         """
         left = set(names)
-        for name, values in self._entries(integers):
-            if name not in left:
-                continue
+        for name, values in self._entries(integers, left.__contains__):
             left.remove(name)
-            if self.transitions is None:
-                yield name, values
-                continue
-            try:
-                yield name, self.transitions.to_pdfs(values)
-            except DataError as e:
-                raise DataError(f"utterance {name}: {e}; alignments and final.mdl are not of one experiment") from None
+            yield name, values
+
+    def to_pdfs(self, values: Int32s) -> Int32s:
+        """The pdf-ids of what was read.
+
+        Raises:
+            UtteranceError: the model has no such transition-id.
+        """
+        try:
+            return values if self.transitions is None else self.transitions.to_pdfs(values)
+        except DataError as e:
+            raise UtteranceError(f"{e}; are alignment and final.mdl of one experiment?") from None
 
     def num_pdfs(self) -> int:
         """The number of pdf-ids; without a model, as far as they are used."""
@@ -112,8 +122,12 @@ class Directories:
     transforms: Path | None
     ivectors: Path | None
 
-    def open(self, options: FeatureOptions) -> Side:
+    def open(self, options: FeatureOptions, made_with: Path | None) -> Side:
         """The data.
+
+        Args:
+            options: what is done to the features.
+            made_with: the alignment directory whose ``final.mat``, ``splice_opts`` and ``cmvn_opts`` hold.
 
         Raises:
             DataError: a file is missing or malformed.
@@ -122,8 +136,9 @@ class Directories:
         features = Features(
             self.data / "cmvn.scp",
             utt2spk if utt2spk.exists() else None,
-            self.alignment if self.alignment.is_dir() else None,
+            made_with,
             self.transforms,
+            self.alignment if self.alignment.is_dir() else None,
             self.ivectors,
             options,
         )
@@ -156,7 +171,9 @@ class KaldiCorpus:
         num_valid_utterances: int,
         silence_phones: str | None,
     ) -> None:
-        self._sides = {"train": train.open(options), "test": test.open(options)}
+        # As in the reference, what the training features were made with holds for the test set, too.
+        made_with = train.alignment if train.alignment.is_dir() else None
+        self._sides = {"train": train.open(options, made_with), "test": test.open(options, made_with)}
         transitions = self._sides["train"].labels.transitions
         num_pdfs = {name: side.labels.num_pdfs() for name, side in self._sides.items()}
         if transitions and num_pdfs["test"] != num_pdfs["train"] and self._sides["test"].labels.transitions:
@@ -175,9 +192,12 @@ class KaldiCorpus:
         uniq = dict(read_lines(uniq_file)) if uniq_file.exists() else {}
         names = self._sides["train"].names()
         if valid_utterances:
-            self._valid = with_copies({name for name, _ in read_lines(valid_utterances)}, names, uniq)
+            listed = {name for name, _ in read_lines(valid_utterances)}
+            self._valid = with_copies(listed, names, uniq)
             if not self._valid:
                 raise DataError(f"{valid_utterances}: none of its utterances is in {train.data}")
+            if unknown := listed.difference(names):
+                log.warning("%s: %d of its utterances are not in %s", valid_utterances, len(unknown), train.data)
         else:
             self._valid = held_out(names, num_valid_utterances, uniq)
         self.dim, self.const_dim = self._probe(train.data)
@@ -188,9 +208,10 @@ class KaldiCorpus:
         names = side.names()
         first, last = split_bounds(len(names), part, num_parts)
         wanted = {n: None for n in names[first:last] if subset == "test" or (n in self._valid) == (subset == "valid")}
-        for name, labels in side.labels.read(set(wanted)):
+        for name, values in side.labels.read(set(wanted)):
             del wanted[name]
             try:
+                labels = side.labels.to_pdfs(values)
                 features, const_dim = side.read(name)
                 if const_dim != self.const_dim:
                     raise UtteranceError(f"i-vectors of dimension {const_dim}, expected {self.const_dim}")
@@ -204,15 +225,17 @@ class KaldiCorpus:
             drop(name, "it has no alignment")
 
     def _probe(self, where: Path) -> tuple[int, int]:
-        """The dimension of the first utterance that can be read, and that of its i-vectors."""
-        reason = "it is empty"
+        """The dimension that most of the first utterances have, and that of their i-vectors."""
+        reason, found = "it is empty", Counter[tuple[int, int]]()
         for name in self._sides["train"].names()[:PROBED]:
             try:
                 features, const_dim = self._sides["train"].read(name)
-                return features.shape[1], const_dim
+                found[features.shape[1], const_dim] += 1
             except UtteranceError as e:
                 reason = f"{name}: {e}"
-        raise DataError(f"{where}: none of its first utterances can be read; the last was {reason}")
+        if not found:
+            raise DataError(f"{where}: none of its first utterances can be read; the last was {reason}")
+        return found.most_common(1)[0][0]
 
 
 def _phones(text: str, root: Path) -> list[int]:

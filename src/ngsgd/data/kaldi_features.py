@@ -16,11 +16,13 @@ import numpy.typing as npt
 
 from ngsgd.data.corpus import Float32s
 from ngsgd.errors import ConfigError, DataError, UtteranceError
+from ngsgd.files import find
 from ngsgd.kaldi.stream import Array, open_input
-from ngsgd.kaldi.tables import Script, find, matrix, read_archive, read_lines
+from ngsgd.kaldi.tables import Script, matrix, read_archive, read_lines
 
 DELTA_WINDOW = 2
 VARIANCE_FLOOR = 1.0e-20
+MAX_PERIOD = 10000  # frames of an i-vector
 SPLICE_CONTEXT = 4  # frames on each side where splice_opts does not say
 
 Floats = npt.NDArray[np.float64]
@@ -78,10 +80,11 @@ class CmvnOptions:
 def _options(text: str, where: str, known: dict[str, str]) -> dict[str, str]:
     given = {}
     for word in text.split():
-        match = re.fullmatch(r"--([a-z-]+)=(\S*)", word)
-        if not match or match[1] not in known or not re.fullmatch(known[match[1]], match[2]):
+        match = re.fullmatch(r"--([a-z-]+)(?:=(\S*))?", word)
+        value = "true" if match and match[2] is None else match[2] if match else ""  # a bare option is a true one
+        if not match or match[1] not in known or not re.fullmatch(known[match[1]], value):
             raise ConfigError(f"{where}: {word!r} is not understood; known are --{', --'.join(known)}")
-        given[match[1]] = match[2]
+        given[match[1]] = value
     return given
 
 
@@ -148,6 +151,7 @@ class Features:
         utt2spk: the speaker of each utterance; None where each is a speaker of its own.
         alignment: directory with ``final.mat``, ``splice_opts`` and ``cmvn_opts``, those that there are; or None.
         transforms: directory with ``trans.*`` (fMLLR; ``raw_trans.*`` for raw features), or None.
+        own_transforms: directory from which they are taken otherwise, if it has any.
         ivectors: directory with ``ivector_online.scp`` and ``ivector_period``, or None.
         options: what is done.
 
@@ -162,6 +166,7 @@ class Features:
         utt2spk: Path | None,
         alignment: Path | None,
         transforms: Path | None,
+        own_transforms: Path | None,
         ivectors: Path | None,
         options: FeatureOptions,
     ) -> None:
@@ -170,7 +175,12 @@ class Features:
 
         def text(name: str) -> str | None:
             path = alignment / name if alignment else None
-            return path.read_text(encoding="utf-8").strip() if path and path.is_file() else None
+            if path is None or not path.exists():
+                return None
+            try:
+                return path.read_text(encoding="utf-8").strip()
+            except (OSError, ValueError) as e:
+                raise DataError(f"{path}: cannot be read ({e})") from None
 
         self._speakers = dict(read_lines(utt2spk)) if utt2spk else None
         cmvn_opts = text("cmvn_opts") or "" if options.cmvn is None else options.cmvn
@@ -181,7 +191,7 @@ class Features:
         lda = options.feature_type == "lda" or (
             options.feature_type is None
             and bool(final_mat and final_mat.exists())
-            and not _has(transforms, "raw_trans")
+            and not _has(transforms or own_transforms, "raw_trans")
         )
         self._delta_order = options.delta_order
         self._final_mat: Array | None = None
@@ -198,8 +208,11 @@ class Features:
                 source.start()
                 self._final_mat = source.array(2)
         self._transforms: dict[str, Array] | None = None
+        stem = "trans" if lda else "raw_trans"
+        if transforms is None and _has(own_transforms, stem):
+            transforms = own_transforms
         if transforms:
-            archives = numbered(transforms, "trans" if lda else "raw_trans")
+            archives = numbered(transforms, stem)
             self._transforms = {key: value for path in archives for key, value in read_archive(path, matrix)}
         self._ivectors: Script | None = None
         if ivectors:
@@ -209,7 +222,7 @@ class Features:
                 self._period = int(period.read_text(encoding="utf-8"))
             except (OSError, ValueError) as e:
                 raise DataError(f"{period}: not a number of frames ({e})") from None
-            if self._period < 1:
+            if not 0 < self._period < MAX_PERIOD:
                 raise DataError(f"{period}: not a number of frames ({self._period})")
 
     def of(self, utterance: str, raw: Array) -> tuple[Float32s, int]:
@@ -271,6 +284,8 @@ def _has(directory: Path | None, stem: str) -> bool:
 def numbered(directory: str | os.PathLike[str], stem: str) -> list[Path]:
     """The files ``stem.1``, ``stem.2``, ... of a directory, gzipped or not, in the order of their numbers.
 
+    Where the directory has a file ``num_jobs``, as many; others are left from an earlier run.
+
     Raises:
         DataError: there is none.
     """
@@ -279,6 +294,15 @@ def numbered(directory: str | os.PathLike[str], stem: str) -> list[Path]:
         for path in Path(directory).glob(f"{stem}.*")
         if (match := re.fullmatch(rf"{stem}\.(\d+)(\.gz)?", path.name))
     ]
+    num_jobs = Path(directory) / "num_jobs"
+    if num_jobs.exists():
+        try:
+            last = int(num_jobs.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise DataError(f"{num_jobs}: not a number ({e})") from None
+        found = [(number, path) for number, path in found if number <= last]
+        if len(found) != last:
+            raise DataError(f"{os.fspath(directory)}: {len(found)} files {stem}.1, ..., where num_jobs says {last}")
     if not found:
         raise DataError(f"{os.fspath(directory)}: no {stem}.1 or {stem}.1.gz there")
     return [path for _, path in sorted(found)]

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,11 @@ import numpy as np
 from ngsgd.data.corpus import Float32s, Int32s, Utterance, map_array, split_bounds
 from ngsgd.data.holdout import held_out, with_copies
 from ngsgd.errors import ConfigError, DataError, UtteranceError
-from ngsgd.kaldi.tables import find, read_lines
+from ngsgd.files import find
+from ngsgd.kaldi.tables import read_lines
 
 MAX_LINE = 2**26  # bytes of one cut
-PROBED = 100  # cuts looked at to find the features' dimension
+PROBED = 20  # cuts looked at to find the features' dimension
 AUDIO = (".wav", ".flac", ".ogg", ".mp3")
 PERTURBED = re.compile(r"_(sp|tp|vp)[\d.]+(?=_|-|$)")  # what Lhotse adds to the names of perturbed copies
 
@@ -50,8 +52,12 @@ class Manifests:
 
         assert self.recordings is not None
         assert self.supervisions is not None
-        recordings = RecordingSet.from_recordings(read_manifest(self.recordings, root, allow_pipes=allow_pipes))
-        supervisions = SupervisionSet.from_segments(read_manifest(self.supervisions, root, allow_pipes=allow_pipes))
+        recordings = RecordingSet.from_recordings(
+            read_manifest(self.recordings, root, allow_pipes=allow_pipes, kind="recording")
+        )
+        supervisions = SupervisionSet.from_segments(
+            read_manifest(self.supervisions, root, allow_pipes=allow_pipes, kind="supervision")
+        )
         made = CutSet.from_manifests(recordings=recordings, supervisions=supervisions)
         yield from made.trim_to_supervisions(keep_overlapping=False)
 
@@ -150,26 +156,30 @@ class LhotseCorpus:
             except UtteranceError as e:
                 drop(cut.id, str(e))
                 continue
-            text = " ".join(s.text for s in cut.supervisions if s.text)
+            text = " ".join(str(s.text) for s in cut.supervisions if s.text)
             yield Utterance(cut.id, features, labels, " ".join(text.split()))
 
     def _cuts(self, side: str) -> Iterator[Any]:
         return self._sides[side].read(self._root, allow_pipes=self._allow_pipes)
 
     def _probe(self) -> int:
-        reason = "it is empty"
+        reason, found = "it is empty", Counter[int]()
         for _, cut in zip(range(PROBED), self._cuts("train"), strict=False):
             try:
                 features = self._features(cut)
                 if features.ndim == 2:
-                    return int(features.shape[1])
+                    found[int(features.shape[1])] += 1
                 reason = f"{cut.id}: features of shape {features.shape}"
             except UtteranceError as e:
                 reason = f"{cut.id}: {e}"
-        raise DataError(f"training manifest: none of its first cuts can be read; the last was {reason}")
+        if not found:
+            raise DataError(f"training manifest: none of its first cuts can be read; the last was {reason}")
+        return found.most_common(1)[0][0]
 
     def _features(self, cut: Any) -> Float32s:
         """The stored features of a cut (T, dim), or those of its audio."""
+        if type(cut).__name__ != "MonoCut":
+            raise UtteranceError(f"a {type(cut).__name__}; only cuts of one recording are read")
         if cut.has_features:
             return np.asarray(_loaded(cut.features, cut.load_features), np.float32)
         if not cut.has_recording:
@@ -180,7 +190,9 @@ class LhotseCorpus:
     def _extractor(self, sampling_rate: int) -> Any:
         if sampling_rate not in self._extractors:
             import lhotse
+            import torch
 
+            torch.set_num_threads(1)  # sums differ in their last bits with the number
             name = self._extractor_name
             if name == "kaldi-fbank":
                 made = lhotse.Fbank(lhotse.FbankConfig(sampling_rate=sampling_rate))
@@ -218,7 +230,7 @@ class LhotseCorpus:
     def _attached(self, cut: Any) -> Int32s:
         name = self._options.array
         manifest = (cut.custom or {}).get(name)
-        if manifest is None:
+        if not hasattr(manifest, "storage_type") and not hasattr(manifest, "array"):
             raise UtteranceError(f"no array {name!r} is attached to it")
         labels = np.asarray(_loaded(getattr(manifest, "array", manifest), lambda: getattr(cut, f"load_{name}")()))
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -232,14 +244,18 @@ class LhotseCorpus:
             return 0
 
 
-def read_manifest(path: Path, root: Path, *, allow_pipes: bool) -> Iterator[Any]:
-    """The items of a manifest, ``.jsonl`` or ``.jsonl.gz``.
+def read_manifest(path: Path, root: Path, *, allow_pipes: bool, kind: str = "cut") -> Iterator[Any]:
+    """The items of a manifest, ``.jsonl`` or ``.jsonl.gz``: cuts, recordings or supervisions.
 
     Raises:
         DataError: the file is damaged, or names something that would be run or fetched.
     """
+    import lhotse
     from lhotse.serialization import deserialize_item
 
+    known = {
+        "cut": lhotse.cut.Cut, "recording": lhotse.Recording, "supervision": lhotse.SupervisionSegment,
+    }  # fmt: skip
     for number, raw in enumerate(_lines(path), start=1):
         where = f"{path}: line {number}"
         try:
@@ -249,9 +265,12 @@ def read_manifest(path: Path, root: Path, *, allow_pipes: bool) -> Iterator[Any]
         if not allow_pipes:
             _check(fields, where, root)
         try:
-            yield deserialize_item(fields)
+            item = deserialize_item(fields)
         except Exception as e:  # whatever a malformed line makes Lhotse raise
             raise DataError(f"{where}: not an item of a Lhotse manifest ({type(e).__name__}: {e})") from None
+        if not isinstance(item, known[kind]):
+            raise DataError(f"{where}: a {type(item).__name__}, expected a {known[kind].__name__}")
+        yield item
 
 
 def _lines(path: Path) -> Iterator[bytes]:

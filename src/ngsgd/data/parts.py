@@ -53,7 +53,7 @@ def prepare_part(corpus: Corpus, directory: Path, part: int, num_parts: int) -> 
     """Writes one part of a corpus, as a prepared corpus; the share of bad utterances is `assemble`'s business.
 
     Raises:
-        DataError: the data cannot be read, or has labels beyond the classes.
+        DataError: the data cannot be read.
         OSError: a file cannot be written.
     """
     intake = Intake(corpus.dim, corpus.num_classes, 1.0)

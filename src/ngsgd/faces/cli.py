@@ -63,7 +63,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 def _info(arguments: argparse.Namespace) -> None:
     from ngsgd.faces.models import describe, load
 
-    print(describe(load(arguments.model)))
+    print(describe(load(arguments.model), arguments.model))
 
 
 def _mean(arguments: argparse.Namespace) -> None:
@@ -96,6 +96,7 @@ def _compute(arguments: argparse.Namespace) -> None:
         path(arguments.utt2spk),
         path(arguments.alignment),
         path(arguments.transforms),
+        None,
         path(arguments.ivectors),
         options,
     )

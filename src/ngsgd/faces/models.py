@@ -19,7 +19,9 @@ from ngsgd.kaldi.tables import Script, matrix, read_archive
 from ngsgd.kaldi.transition import read_transition_model
 from ngsgd.network.components import Affine, Splice
 from ngsgd.network.model import AcousticModel, load_model
-from ngsgd.network.nnet2 import from_nnet2, to_nnet2
+from ngsgd.network.nnet2 import TRANSITIONS, from_nnet2, to_nnet2
+from ngsgd.network.storage import Arrays
+from ngsgd.procedure.average import mean
 
 log = logging.getLogger(__name__)
 
@@ -72,38 +74,46 @@ def average(paths: Sequence[str]) -> AcousticModel:
         ModelError: a model cannot be read, or is of another architecture than the first.
     """
     model = load(paths[0])
-    sums = {name: tensor.double() for name, tensor in model.state_dict().items()}
-    for path in paths[1:]:
-        other = load(path)
-        state = other.state_dict()
-        if other.architecture() != model.architecture() or state.keys() != sums.keys():
-            raise ModelError(f"{path}: of another architecture than {paths[0]}, or only one of them has priors")
-        for name, tensor in state.items():
-            sums[name] += tensor.double()
-    model.load_state_dict({name: total / len(paths) for name, total in sums.items()})
+
+    def arrays() -> Iterator[tuple[str, Arrays]]:
+        for path in paths:
+            other = load(path)
+            if other.architecture() != model.architecture():
+                raise ModelError(f"{path}: of another architecture than {paths[0]}")
+            yield path, {name: tensor.numpy() for name, tensor in other.state_dict().items()}
+
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in mean(arrays()).items()})
     model.history = model.history | {"averaged": len(paths)}
     return model
 
 
-def describe(model: AcousticModel) -> str:
-    """What is in a model, for reading: a line a component, and what it is used for."""
+def describe(model: AcousticModel, name: str) -> str:
+    """What is in a model of some name, for reading: a line a component, and what it is used for.
+
+    Raises:
+        ModelError: its history is malformed.
+    """
     lines = []
-    for name, component in zip(model.components.keys(), model.chain(), strict=True):
+    for own_name, component in zip(model.components.keys(), model.chain(), strict=True):
         size = sum(p.numel() for p in component.parameters())
         detail = f" {component.offsets}" if isinstance(component, Splice) else ""
         if isinstance(component, Affine):
             W = component.weight.detach()
             detail = f" {size:,} parameters, deviation {float(W.double().square().mean().sqrt()):.4g}"
-        lines.append(f"{name:16} {component.kind:13} {component.input_dim:6} -> {component.output_dim:6}{detail}")
-    kaldi = model.history.get("kaldi", {})
-    iterations = model.history.get("iterations", [])
+        lines.append(f"{own_name:16} {component.kind:13} {component.input_dim:6} -> {component.output_dim:6}{detail}")
+    kaldi, iterations = model.history.get("kaldi", {}), model.history.get("iterations", [])
+    try:
+        trained = f"{len(iterations)} iterations, {sum(entry['frames'] for entry in iterations):,} frames"
+        transitions = "given" if TRANSITIONS in kaldi else "not given"
+    except (TypeError, KeyError):
+        raise ModelError(f"{name}: its history is malformed") from None
     lines += [
         f"features         {model.input_dim} dimensions, {model.left_context} frames before and "
         f"{model.right_context} after",
         f"classes          {model.num_classes}, priors {'given' if model.priors is not None else 'not given'}",
         f"parameters       {sum(p.numel() for p in model.parameters()):,}",
-        f"history          {len(iterations)} iterations, {sum(i['frames'] for i in iterations):,} frames",
-        f"transition model {'given' if 'transition_model' in kaldi else 'not given'}",
+        f"history          {trained}",
+        f"transition model {transitions}",
     ]
     return "\n".join(lines)
 
@@ -146,12 +156,19 @@ def compute(model: AcousticModel, matrices: Iterator[tuple[str, Array]], feature
 
 
 def read_features(path: str, root: Path, *, allow_pipes: bool) -> Iterator[tuple[str, Array]]:
-    """The matrices of an ``.scp`` or of an archive.
+    """The matrices of an ``.scp`` or of an archive, which may be given as Kaldi's ``scp:`` and ``ark:``.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or is a command.
     """
-    if not path.endswith(".scp"):
+    kind, separator, rest = path.partition(":")
+    if separator and kind in ("scp", "ark"):
+        path = rest
+    else:
+        kind = "scp" if path.endswith(".scp") else "ark"
+    if "|" in path:
+        raise DataError(f"{path}: a command, which is not run; give its output as a file")
+    if kind == "ark":
         yield from read_archive(path, matrix)
         return
     script = Script(path, root, allow_pipes=allow_pipes)

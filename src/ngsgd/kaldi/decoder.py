@@ -12,12 +12,27 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
 from ngsgd.errors import DataError
 from ngsgd.kaldi.graph import num_inputs, read_words
 from ngsgd.kaldi.stream import Array
+
+PATIENCE = 600.0  # seconds that an utterance may take
+
+
+class Words(NamedTuple):
+    """What was decoded.
+
+    Attributes:
+        words: the best path's; empty where there is none.
+        complete: whether the path ends where the graph does; otherwise the words are those up to the utterance's end.
+    """
+
+    words: list[str]
+    complete: bool
 
 
 class Decoder:
@@ -52,9 +67,10 @@ class Decoder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._connection.close()
+        self._process.kill()
         self._process.join()
 
-    def decode(self, utterance: str, log_likelihoods: Array, scales: Sequence[float]) -> list[list[str] | None]:
+    def decode(self, utterance: str, log_likelihoods: Array, scales: Sequence[float]) -> list[Words]:
         """The best words for an utterance, for each acoustic scale.
 
         Args:
@@ -63,10 +79,10 @@ class Decoder:
             scales: by which the log-likelihoods are multiplied.
 
         Returns:
-            For each scale the words; None where no path through the graph was found.
+            For each scale the words.
 
         Raises:
-            DataError: the log-likelihoods are not those of the graph's pdf-ids, or the decoder crashed.
+            DataError: the log-likelihoods are not those of the graph's pdf-ids, or the decoder crashed or hung.
         """
         frames, classes = log_likelihoods.shape
         if classes < self._num_inputs or frames == 0 or not np.isfinite(log_likelihoods).all():
@@ -76,14 +92,19 @@ class Decoder:
             )
         try:
             self._connection.send((log_likelihoods.astype(np.float32), list(scales)))
-            found: list[list[int] | None] = self._connection.recv()
+            if not self._connection.poll(PATIENCE):
+                raise DataError(
+                    f"utterance {utterance}: the decoder has not come to an end on {self._graph} in {PATIENCE:g} s; "
+                    "the graph may have a cycle without input, or beam and max_active are too large"
+                )
+            found: list[tuple[list[int], bool]] = self._connection.recv()
         except (EOFError, OSError):
             self._process.join()
             raise DataError(
                 f"utterance {utterance}: the decoder ended with status {self._process.exitcode} on {self._graph}; "
                 "the graph may be damaged, or memory short: try a lower max_active"
             ) from None
-        return [None if labels is None else [self._words[label] for label in labels] for labels in found]
+        return [Words([self._words[label] for label in labels], complete) for labels, complete in found]
 
 
 def _serve(connection: Connection, path: str, beam: float, max_active: int) -> None:
@@ -98,10 +119,10 @@ def _serve(connection: Connection, path: str, beam: float, max_active: int) -> N
             log_likelihoods, scales = connection.recv()
         except EOFError:
             return
-        found: list[list[int] | None] = []
+        found: list[tuple[list[int], bool]] = []
         for scale in scales:
             decoder.decode(kaldi_decoder.DecodableCtc(np.float32(scale) * log_likelihoods))
             ok, lattice = decoder.get_best_path()
-            complete = ok and decoder.reached_final()
-            found.append([int(o) for o in kaldifst.get_linear_symbol_sequence(lattice)[2]] if complete else None)
+            labels = [int(o) for o in kaldifst.get_linear_symbol_sequence(lattice)[2]] if ok else []
+            found.append((labels, bool(ok and decoder.reached_final())))
         connection.send(found)

@@ -101,7 +101,7 @@ def read_nnet2(path: str | os.PathLike[str]) -> Nnet2:
         source.expect("<Components>")
         components = tuple(_read_component(source) for _ in range(count))
         source.expect("</Components>", "</Nnet>")
-        priors = source.array(1) if transitions else np.zeros(0, np.float32)
+        priors = source.array(1).astype(np.float32) if transitions else np.zeros(0, np.float32)
         if not source.at_end():
             source.fail("something follows the model")
         return Nnet2(transitions, components, priors)
@@ -119,7 +119,6 @@ def write_nnet2(model: Nnet2, path: str | os.PathLike[str], *, binary: bool) -> 
     out.token("<Nnet>", "<NumComponents>")
     out.integer(len(model.components))
     out.token("<Components>")
-    out.end_line()
     for record in model.components:
         out.token(f"<{record.kind}>")
         for name, type_ in COMPONENTS[record.kind].items():

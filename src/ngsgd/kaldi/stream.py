@@ -13,6 +13,7 @@ import gzip
 import io
 import os
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from ngsgd.errors import DataError, NgsgdError
 BINARY = b"\0B"
 PIECE = 2**16  # bytes read at a time
 MAX_TOKEN = 4096  # bytes
+MAX_LINE = 2**26  # bytes
 MAX_OBJECT = 2**30  # bytes of one matrix or vector as it lies in the file: what goes beyond is damage, or an attack
 
 Array = npt.NDArray[Any]
@@ -92,9 +94,17 @@ class Input:
             missing -= len(piece)
         return b"".join(pieces)
 
-    def line(self) -> bytes:
-        """What is left of the line, without its end."""
-        end = self._find(re.compile(rb"\n"), MAX_OBJECT)
+    def line(self) -> bytes | None:
+        """What is left of the line, without its end; None where nothing more is.
+
+        Raises:
+            NgsgdError: it has no end within reason.
+        """
+        if not self._have(1):
+            return None
+        end = self._find(re.compile(rb"\n"), MAX_LINE)
+        if end - self._at > MAX_LINE:
+            self.fail(f"a line of more than {MAX_LINE} bytes")
         text = self._buffer[self._at : end]
         self._at = min(end + 1, len(self._buffer))
         return text
@@ -171,13 +181,13 @@ class Input:
         return self._integers_of(self._text_between_brackets().split())
 
     def array(self, ndim: int) -> Array:
-        """A vector (ndim 1) or a matrix (ndim 2), compressed or not: float32, or float64 where the file is double.
+        """A vector (ndim 1) or a matrix (ndim 2), compressed or not: float32, or float64 from doubles and from text.
 
         Raises:
             NgsgdError: truncated, of another type, or a text matrix whose rows differ in length.
         """
         if not self.binary:
-            return self._text_array(ndim).astype(np.float32)
+            return self._text_array(ndim)
         head = bytearray()
         while not head.endswith(b" ") and len(head) <= 3:
             head += self.take(1)
@@ -194,7 +204,7 @@ class Input:
             dims = [self._count(header[i : i + 5]) for i in range(0, 5 * ndim, 5)]
             rows, cols = dims[0], dims[-1] if ndim == 2 else 1
             columns = 0
-        if rows < 0 or cols < 0:
+        if rows < 0 or cols < 0 or (rows > 0 and cols == 0):
             self.fail(f"a matrix of {rows} x {cols}")
         body = self.take(columns + _ELEMENT[kind] * rows * cols)
         if rows * cols == 0:
@@ -205,7 +215,7 @@ class Input:
     def listed_integers(self) -> npt.NDArray[np.int32]:
         """An archive's entry of type ``std::vector<int32>``, as alignments are; text: the rest of the line."""
         if not self.binary:
-            return self._integers_of(self.line().split())
+            return self._integers_of((self.line() or b"").split())
         records = np.frombuffer(self.take(_LISTED.itemsize * self._length()), _LISTED)
         if (records["size"] != 4).any():
             self.fail("a number that is not an int32")
@@ -333,9 +343,13 @@ def open_input(path: str | os.PathLike[str], error: type[NgsgdError] = DataError
         NgsgdError: of the given type: the file cannot be opened.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise error(f"{os.fspath(path)}: not a file")
         f: Any = gzip.open(path) if os.fspath(path).endswith(".gz") else open(path, "rb")  # noqa: SIM115
     except OSError as e:
         raise error(f"{os.fspath(path)}: {e.strerror or e}") from None
+    except ValueError as e:  # NUL
+        raise error(f"{os.fspath(path)!r}: {e}") from None
     with f:
         if offset:
             try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngsgd.errors import DataError
+from ngsgd.files import find
 from ngsgd.kaldi.stream import Array, Input, open_input
 
 T = TypeVar("T")
@@ -25,25 +29,31 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
     """
     seen: set[str] = set()
     with open_input(path) as source:
-        number = 0
-        while not source.at_end():
-            number += 1
+        for number in itertools.count(1):
+            if (line := source.line()) is None:
+                return
+            words = line.split(maxsplit=1)  # as bytes, where only ASCII has white space, as for Kaldi
+            if not words:
+                continue
             try:
-                words = source.line().decode("utf-8").split(maxsplit=1)
+                key, rest = words[0].decode("utf-8"), b"".join(words[1:]).rstrip().decode("utf-8")
             except UnicodeDecodeError:
                 raise DataError(f"{os.fspath(path)}: line {number} is not UTF-8; convert the file") from None
-            if words[0] in seen:
-                raise DataError(f"{os.fspath(path)}: {words[0]} has two lines")
-            seen.add(words[0])
-            yield words[0], words[1].rstrip() if len(words) == 2 else ""
+            if key in seen:
+                raise DataError(f"{os.fspath(path)}: {key} has two lines")
+            seen.add(key)
+            yield key, rest
 
 
-def read_archive(path: str | os.PathLike[str], read: Callable[[Input], T]) -> Iterator[tuple[str, T]]:
+def read_archive(
+    path: str | os.PathLike[str], read: Callable[[Input], T], wanted: Callable[[str], bool] | None = None
+) -> Iterator[tuple[str, T]]:
     """The entries of an archive, gzipped or not, one after the other: key and object.
 
     Args:
         path: of the archive.
         read: reads an object: `matrix` or `integers`.
+        wanted: of an archive of integers, which keys are of interest; the others are passed over.
 
     Raises:
         DataError: the archive is truncated, or has objects of another type.
@@ -52,7 +62,10 @@ def read_archive(path: str | os.PathLike[str], read: Callable[[Input], T]) -> It
         while not source.at_end():
             key = source.token()
             source.start()
-            yield key, read(source)
+            if wanted is None or wanted(key):
+                yield key, read(source)
+            else:
+                source.skip_listed_integers()
 
 
 def matrix(source: Input) -> Array:
@@ -88,7 +101,7 @@ class Script:
         for key, entry in self.entries.items():
             if not entry:
                 raise DataError(f"{os.fspath(path)}: {key} points nowhere")
-            if "|" in (entry[0], entry[-1]) and not allow_pipes:
+            if "|" in entry and not allow_pipes:
                 raise DataError(
                     f"{os.fspath(path)}: the entry of {key} is a command ({entry:.60}), which is not run unless the "
                     "configuration has allow_pipes: true; copy-feats makes an archive of it"
@@ -108,21 +121,17 @@ class Script:
         """
         entry = self.entries[key]
         where = f"{os.fspath(self.path)}: {key}"
-        if entry.endswith("|"):
-            return _from_command(entry[:-1], where)
         entry, ranges = _split_range(entry, where)
+        if entry.rstrip().endswith("|"):
+            return _select(_from_command(entry.rstrip()[:-1], where), ranges, where)
         path, offset = _split_offset(entry)
         try:
             with open_input(find(path, self._root), offset=offset) as source:
                 source.start()
-                return _select(source.array(2), ranges, where)
+                array = source.array(2)
         except DataError as e:
             raise DataError(f"{where}: {e}") from None
-
-
-def find(path: str | os.PathLike[str], root: Path) -> Path:
-    """A path as it stands, or else below a root."""
-    return Path(path) if Path(path).exists() else root / path
+        return _select(array, ranges, where)
 
 
 def _split_offset(entry: str) -> tuple[str, int]:
@@ -163,9 +172,6 @@ def _select(array: Array, ranges: list[tuple[int, int] | None], where: str) -> A
 
 def _from_command(command: str, where: str) -> Array:
     """The matrix that a shell command writes, as Kaldi's extended filenames have it; allowed by the configuration."""
-    import io
-    import subprocess
-
     outcome = subprocess.run(command, shell=True, stdout=subprocess.PIPE, check=False)
     if outcome.returncode:
         raise DataError(f"{where}: the command {command!r} ended with status {outcome.returncode}")

@@ -115,7 +115,7 @@ def read_transitions(source: Input) -> TransitionModel:
         rows.append(row if len(row) == 4 else [*row, row[2]])
     tuples = np.array(rows, np.int32).reshape(-1, 4)
     source.expect("</" + form[1:], "<LogProbs>")
-    log_probs = source.array(1)
+    log_probs = source.array(1).astype(np.float32)
     source.expect("</LogProbs>", "</TransitionModel>")
     pdf_ids, id_phones = [-1], [0]
     for phone, state, forward, self_loop in tuples.tolist():
@@ -218,7 +218,7 @@ def _read_topology_text(
         source.expect("<ForPhones>")
         while (token := source.token()) != "</ForPhones>":
             # Bounded, since a table as long as the largest phone is made of them.
-            if not token.isdecimal() or len(token) > 7 or not int(token) or int(token) in entry_of:
+            if not token.isdecimal() or len(token) > 6 or not int(token) or int(token) in entry_of:
                 source.fail(f"expected a phone of which nothing has been said, found {token!r:.60}")
             entry_of[int(token)] = len(entries)
         entries.append(tuple(_read_states_text(source)))

@@ -38,7 +38,8 @@ class Splice(Component):
     """Puts the frames at ``offsets`` from a position side by side, the earliest first.
 
     The last ``const_dim`` dimensions, such as an i-vector's, are not spliced but appended once. As in the reference,
-    where they come from is a matter of counting and not of time: for the i-th output, from the i-th input.
+    where they come from is a matter of counting and not of time: for the i-th output, from the i-th input. In
+    examples all frames have the same.
     """
 
     kind = "splice"

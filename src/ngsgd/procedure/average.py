@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,17 +126,27 @@ def average_arrays(paths: Sequence[str | os.PathLike[str]]) -> Arrays:
     Raises:
         ModelError: a model cannot be read, or its arrays are not those of the first.
     """
-    first, _ = read_model(paths[0])
-    if len(paths) == 1:
-        return first
-    sums = {name: array.astype(np.float64) for name, array in first.items()}
-    for path in paths[1:]:
-        arrays, _ = read_model(path)
-        if {n: a.shape for n, a in arrays.items()} != {n: a.shape for n, a in first.items()}:
-            raise ModelError(f"{os.fspath(path)}: its arrays are not those of {os.fspath(paths[0])}")
-        for name, array in arrays.items():
-            sums[name] += array
-    return {name: (total / len(paths)).astype(first[name].dtype) for name, total in sums.items()}
+    return mean((os.fspath(path), read_model(path)[0]) for path in paths)
+
+
+def mean(models: Iterable[tuple[str, Arrays]]) -> Arrays:
+    """The mean of models' arrays, each given with its name.
+
+    Raises:
+        ModelError: the arrays of one are not those of the first.
+    """
+    first_name, first, sums, count = "", Arrays(), Arrays(), 0
+    for name, arrays in models:
+        if not count:
+            first_name, first = name, arrays
+            sums = {key: array.astype(np.float64) for key, array in arrays.items()}
+        elif {key: array.shape for key, array in arrays.items()} != {key: array.shape for key, array in first.items()}:
+            raise ModelError(f"{name}: its arrays are not those of {first_name}")
+        else:
+            for key, array in arrays.items():
+                sums[key] += array
+        count += 1
+    return first if count == 1 else {key: (total / count).astype(first[key].dtype) for key, total in sums.items()}
 
 
 def _relative_changes(before: Arrays, after: Arrays) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ngsgd.data.parts import Corpus
-from ngsgd.kaldi.tables import find
+from ngsgd.files import find
 
 
 def open_corpus(s: Mapping[str, Any]) -> Corpus:

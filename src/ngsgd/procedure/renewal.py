@@ -14,25 +14,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ngsgd.data.corpus import CorpusInfo
 from ngsgd.data.egs import Layout
 from ngsgd.errors import ConfigError
 from ngsgd.files import digest, write_text
 from ngsgd.procedure.plan import Job
 from ngsgd.procedure.run import Run
-from ngsgd.procedure.settings import Settings
 
 TRAINING = ".training"  # names the recipe that made what lies in the folder
 SCORING = ".scoring"  # names the recipe that made those of these that come after training
-SCORED = {
-    "settings.json",
-    "diagnostics",
-    "final.safetensors",
-    "combination.json",
-    "decoding",
-    "evaluation.json",
-    "metrics.tsv",
-    "figures",
-}
+SCORED = {"diagnostics", "final.safetensors", "combination.json", "metrics.tsv", "figures"}
+EVALUATION = ".evaluation"  # names the recipe that made those of these that come after the final model
+EVALUATED = {"settings.json", "decoding", "evaluation.json"}
 SUPERSEDED = "superseded"
 RECIPES = "recipe"  # folder with the recipe in force, in a file named after it
 
@@ -71,26 +64,29 @@ class Recipe:
             raise ConfigError(f"{os.fspath(path)}: not a recipe ({e}); delete it and run again") from None
 
 
-def renew(run: str | os.PathLike[str], settings: Settings, data: dict[str, str], plan: Sequence[Job]) -> None:
+def renew(run: Run, info: CorpusInfo, plan: Sequence[Job]) -> None:
     """Sees that a run's folder holds nothing but what its settings and data made.
 
     Other files go to ``superseded/<their recipe>``, and those of this recipe come back from there. Nothing is copied;
     an interrupted call is completed by the next one.
 
     Args:
-        run: the run's folder.
-        settings: of the run.
-        data: hashes of the corpus that it trains on.
+        run: the run, with its settings.
+        info: of the corpus that it trains on.
         plan: of the run; it follows from settings and data, but another version may plan otherwise.
 
     Raises:
         OSError: a file cannot be moved.
     """
-    folder = Path(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    training = settings.of_training() | {"data": data, "plan": plan}
-    _renew(folder, TRAINING, digest(training), lambda name: name not in (TRAINING, SUPERSEDED, RECIPES))
-    _renew(folder, SCORING, digest([training, settings.of_scoring()]), lambda name: name in SCORED)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    data = {"sha256": info.sha256, "silence": info.silence, "const_dim": info.const_dim, "counts": info.class_counts}
+    training = run.settings.of_training() | {"data": data, "plan": plan}
+    scoring = [training, run.settings.of_scoring(), info.transition_model]
+    # What was said stands in the corpus's folder, which is named after all of its source.
+    evaluation = [scoring, run.key()]
+    _renew(run.folder, TRAINING, digest(training), lambda name: name not in (TRAINING, SUPERSEDED, RECIPES))
+    _renew(run.folder, SCORING, digest(scoring), lambda name: name in SCORED)
+    _renew(run.folder, EVALUATION, digest(evaluation), lambda name: name in EVALUATED)
 
 
 def _renew(folder: Path, stamp: str, key: str, concerned: Callable[[str], bool]) -> None:

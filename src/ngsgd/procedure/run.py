@@ -55,8 +55,8 @@ class Run:
         return {"data": str(self.data), "examples": str(self.examples), "settings": asdict(self.settings)}
 
     def key(self) -> str:
-        """Stands for the settings and the contents of the data."""
-        return digest(self.fields())
+        """Stands for the settings and the contents of the data and of the decoding graph."""
+        return digest([self.fields(), self.settings.graph_stamps()])
 
     def write(self) -> None:
         """Writes ``settings.json``.
@@ -113,7 +113,9 @@ class Run:
 
     def aligned(self, alignment: int, split: int, subset: str) -> Path:
         """The labels of one split of a subset's utterances, in the k-th realignment."""
-        return self.folder / "alignments" / f"{alignment}" / "splits" / f"{split}.{subset}.npy"
+        return (
+            self.folder / "alignments" / f"{alignment}" / "splits" / f"{split}of{self.settings.num_splits}.{subset}.npy"
+        )
 
     def labels(self, alignment: int, archive: int) -> Path | None:
         """The labels of an archive in the k-th realignment; None for its own."""
@@ -130,7 +132,7 @@ class Run:
 
     def decoded(self, split: int) -> Path:
         """The words found in one split of the validation and test utterances."""
-        return self.folder / "decoding" / f"{split}.json"
+        return self.folder / "decoding" / f"{split}of{self.settings.num_splits}.json"
 
     @property
     def sweep(self) -> Path:

@@ -14,8 +14,7 @@ import numpy as np
 
 from ngsgd.data.corpus import CorpusInfo
 from ngsgd.errors import ConfigError
-from ngsgd.files import digest, file_stamp
-from ngsgd.kaldi.tables import find
+from ngsgd.files import digest, file_stamp, find, named_files
 from ngsgd.network.splices import Splices, context, parse_splice_indexes
 
 if TYPE_CHECKING:
@@ -137,7 +136,10 @@ class Settings:
         if path is None:
             return []
         files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-        return [f"{name} {p.name} {file_stamp(p)}" for p in files]
+        named = {other for p in files if p.suffix == ".scp" for other in named_files(p, Path(self.experiment))}
+        return [f"{name} {p.name} {file_stamp(p)}" for p in files] + [
+            f"{name} {other} {file_stamp(other, hashed=0)}" for other in sorted(named - set(files))
+        ]
 
     def of_corpus(self) -> dict[str, Any]:
         """The settings on which the prepared corpus depends, beside the contents of its source."""
@@ -157,14 +159,22 @@ class Settings:
 
     def of_training(self) -> dict[str, Any]:
         """The settings on which the jobs' models depend, beside the data: where one changes, they are made again."""
-        others = {*_SCORING_SETTINGS, *(name for names in _CORPUS_SETTINGS.values() for name in names)}
+        others = {
+            *_SCORING_SETTINGS,
+            *_OTHER_SETTINGS,
+            *(name for names in _CORPUS_SETTINGS.values() for name in names),
+        }
         if self.realign_times:  # the priors for that are part of training
             others.remove("num_prior_frames")
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def of_scoring(self) -> dict[str, Any]:
-        """The settings on which the diagnostics and what follows training depend, beside those of training."""
-        return {name: getattr(self, name) for name in _SCORING_SETTINGS} | {"graph": self._stamps("graph")}
+        """The settings on which the diagnostics and the final model depend, beside those of training."""
+        return {name: getattr(self, name) for name in _SCORING_SETTINGS}
+
+    def graph_stamps(self) -> list[str]:
+        """Stands for the contents of the decoding graph."""
+        return self._stamps("graph")
 
 
 # The settings of each kind of corpus.
@@ -187,8 +197,8 @@ _CORPUS_SETTINGS = {
 _SOURCES = {
     "digits": ("digits_file",),
     "kaldi": (
-        "train_data", "test_data", "train_alignment", "test_alignment", "valid_utterances", "train_transforms",
-        "test_transforms", "train_ivectors", "test_ivectors",
+        "train_data", "test_data", "train_alignment", "test_alignment", "valid_utterances", "silence_phones",
+        "train_transforms", "test_transforms", "train_ivectors", "test_ivectors",
     ),
     "lhotse": (
         "train_cuts", "test_cuts", "train_recordings", "test_recordings", "train_supervisions", "test_supervisions",
@@ -196,13 +206,13 @@ _SOURCES = {
     ),
 }  # fmt: skip
 _EGS_SETTINGS = (
-    "splice_indexes", "within_class_factor", "lda_max_frames", "frames_per_eg", "samples_per_iter", "num_splits",
-    "seed",
+    "splice_indexes", "within_class_factor", "lda_max_frames", "frames_per_eg", "samples_per_iter", "seed",
 )  # fmt: skip
+# Settings of how the work is divided, and of what is done with the final model.
+_OTHER_SETTINGS = ("num_splits", "graph", "beam", "max_active", "min_lmwt", "max_lmwt")
 # Settings of what is done with the models of training, not of themselves.
 _SCORING_SETTINGS = (
-    "num_valid_frames", "num_train_subset_frames", "num_prior_frames", "max_models_combine", "graph", "beam",
-    "max_active", "min_lmwt", "max_lmwt",
+    "num_valid_frames", "num_train_subset_frames", "num_prior_frames", "max_models_combine",
 )  # fmt: skip
 
 

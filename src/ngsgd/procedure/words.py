@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ngsgd.data.corpus import Subset, read_info, split_bounds
-from ngsgd.errors import DataError
+from ngsgd.errors import ConfigError, DataError
 from ngsgd.files import write_text
-from ngsgd.kaldi.decoder import Decoder
+from ngsgd.kaldi.decoder import Decoder, Words
 from ngsgd.kaldi.graph import prepare_graph
 from ngsgd.kaldi.transition import transitions_from_text
 from ngsgd.network.model import load_model
@@ -47,10 +47,12 @@ def make_graph(run: Run) -> None:
 
     Raises:
         DataError: the graph is damaged, or not of the corpus's transition model.
+        ConfigError: the run has no graph.
     """
     info = read_info(run.data)
     graph = run.settings.path("graph")
-    assert graph is not None
+    if graph is None:
+        raise ConfigError("graph: the run's settings have none")
     if info.transition_model is None:
         raise DataError(
             "graph: its transition-ids mean nothing without the model of the alignments; train_alignment must be an "
@@ -70,15 +72,17 @@ def decode(run: Run, split: int) -> None:
     Raises:
         DataError: the corpus or the graph cannot be read, or the decoder crashed.
         ModelError: the model cannot be read, or has no priors.
+        ConfigError: the run has no graph.
     """
     s = run.settings
     torch.set_num_threads(s.threads)
     model = load_model(run.final).eval()
     check_corpus_fits(model, read_info(run.data), run.data)
     graph = s.path("graph")
-    assert graph is not None
+    if graph is None:
+        raise ConfigError("graph: the run's settings have none")
     scales = [1.0 / weight for weight in weights(run)]
-    found: dict[str, dict[str, list[list[str] | None]]] = {}
+    found: dict[str, dict[str, list[Words]]] = {}
     with Decoder(run.graph, graph, s.beam, s.max_active) as decoder:
         for name in DECODED:
             subset = Subset(run.data, name)
@@ -95,7 +99,7 @@ def score_words(run: Run) -> list[dict[str, Any]]:
 
     Returns:
         For each weight ``lmwt``, and of each subset ``word_error_rate``, ``words``, ``insertions``, ``deletions``,
-        ``substitutions`` and ``undecoded`` (utterances without a path, whose words count as deleted).
+        ``substitutions`` and ``incomplete`` (utterances whose best path does not end where the graph does).
 
     Raises:
         DataError: an utterance is missing, or nothing was said in a subset.
@@ -116,8 +120,9 @@ def score_words(run: Run) -> list[dict[str, Any]]:
             if missing := set(subset.names) - found[name].keys():
                 raise DataError(f"{run.decoded(0).parent}: {min(missing)} is not decoded; delete the folder, run again")
             hypotheses = [found[name][utterance][k] for utterance in subset.names]
-            errors = word_errors([text.split() for text in subset.texts], [h or [] for h in hypotheses])
-            row[name] = {"word_error_rate": errors.rate} | errors._asdict() | {"undecoded": hypotheses.count(None)}
+            errors = word_errors([text.split() for text in subset.texts], [words for words, _ in hypotheses])
+            incomplete = sum(not complete for _, complete in hypotheses)
+            row[name] = {"word_error_rate": errors.rate} | errors._asdict() | {"incomplete": incomplete}
         rows.append(row)
     return rows
 
@@ -150,7 +155,7 @@ def write_sweep(rows: Sequence[dict[str, Any]], path: str | os.PathLike[str]) ->
     Raises:
         OSError: the file cannot be written.
     """
-    columns = ("word_error_rate", "insertions", "deletions", "substitutions", "undecoded", "words")
+    columns = ("word_error_rate", "insertions", "deletions", "substitutions", "incomplete", "words")
     lines = ["\t".join(["lmwt", *(f"{name}_{column}" for name in DECODED for column in columns)])]
     for row in rows:
         lines.append("\t".join(str(v) for v in [row["lmwt"], *(row[n][c] for n in DECODED for c in columns)]))
