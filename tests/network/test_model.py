@@ -192,7 +192,7 @@ def test_types_that_numpy_does_not_have_are_refused(tmp_path: Path) -> None:
         metadata={"ngsgd": canonical_json({"format": 1, "architecture": model.architecture(), "history": {}})},
     )
     # numpy knows the type where another package has told it of it.
-    with pytest.raises(ModelError, match="not a whole|arrays of type bfloat16"):
+    with pytest.raises(ModelError, match=r"not a whole|arrays of type bfloat16"):
         load_model(path)
 
 
