@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,16 @@ def digest(value: Any) -> str:
 def derived_seed(*parts: int | str) -> int:
     """A seed below 2**31 from any number of parts, such as the run's seed, an iteration and a job."""
     return int(hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:8], 16) & 0x7FFFFFFF
+
+
+def require_file(path: str | os.PathLike[str]) -> None:
+    """Sees that a path is a regular file: reading from a pipe or a device may never end.
+
+    Raises:
+        OSError: it is another thing, or nothing.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a file", os.fspath(path))
 
 
 def find(path: str | os.PathLike[str], root: Path) -> Path:

@@ -182,6 +182,11 @@ HOSTILE = {
     "piped features": stored(storage_path="pipe:touch pwned #"),
     "far features": stored(storage_path="http://localhost"),
     "piped array": lambda cut: cut["custom"]["pdf_ids"]["array"].update(storage_path="pipe:touch pwned #"),
+    "transform": lambda cut: cut["recording"].update(
+        transforms=[{"name": "Resample", "kwargs": {"source_sampling_rate": 1, "target_sampling_rate": 10**10}}]
+    ),
+    "rate": lambda cut: cut["recording"].update(sampling_rate=10**12),
+    "name": lambda cut: cut.update(id=[5]),
     "hidden": lambda cut: cut["custom"].update(more=[{"sources": [{"type": "command", "source": "touch pwned"}]}]),
 }
 
@@ -222,7 +227,7 @@ def test_symbols_that_are_not_in_the_table(root: Path) -> None:
     (root / "symbols").write_text("sil 0\na 1\n")
     with pytest.raises(DataError, match="symbol 'b' is not in the table"):
         prepare(root, corpus(root, cuts=False))
-    for wrong in ("", "a 1\n", "a x\n"):
+    for wrong in ("", "a 1\n", "a x\n", "a 0\nb 4000000000\n"):
         (root / "symbols").write_text(wrong)
         with pytest.raises(DataError, match="symbols: "):
             corpus(root, cuts=False)

@@ -63,7 +63,9 @@ def test_words_come_out(tmp_path: Path) -> None:
         assert decoder.decode("u", likelihoods(0, 0, 1, 2, 3, 3), [0.001]) == [(["one"], True)]
 
 
+PAYING = [*ARCS[:5], (0, 0, -1.0, 2), *ARCS[6:]]  # a loop without input, of negative weight
 DAMAGED = [
+    (const_fst(arcs=PAYING), "a cycle without input that pays"),
     (const_fst()[:-1], "truncated"),
     (const_fst()[:40], "truncated"),
     (b"", "truncated"),
@@ -126,16 +128,21 @@ def test_a_crash_is_contained_and_told(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_search_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An epsilon cycle that pays: every round is better than the last."""
+    """A graph that after it was checked got an epsilon cycle of which every round is better than the last."""
     monkeypatch.setattr(decoder_module, "PATIENCE", 3.0)
-    arcs = [*ARCS[:5], (0, 0, -1.0, 2), *ARCS[6:]]
-    graph = folder(tmp_path / "graph", const_fst(arcs=arcs))
-    prepare_graph(graph, PDF_IDS, tmp_path / "g.fst")
+    monkeypatch.setattr(decoder_module, "num_inputs", lambda path: 4)
+    graph = folder(tmp_path / "graph", const_fst())
+    (tmp_path / "g.fst").write_bytes(const_fst(arcs=PAYING))
     with (
         Decoder(tmp_path / "g.fst", graph, 15.0, 7000) as decoder,
-        pytest.raises(DataError, match="utterance u: the decoder has not come to an end"),
+        pytest.raises(DataError, match=r"utterance u: the decoder has not come to an end|ended with status"),
     ):
-        decoder.decode("u", likelihoods(0, 1, 2, 3), [1.0])
+        decoder.decode("u", likelihoods(0, 0, 0, 0), [1.0])
+
+
+def test_negative_weights_are_no_fault_in_themselves(tmp_path: Path) -> None:
+    arcs = [*ARCS[:5], (0, 0, -0.5, 0), *ARCS[6:]]  # back to the start, from where nothing goes on without input
+    prepare_graph(folder(tmp_path / "graph", const_fst(arcs=arcs)), PDF_IDS, tmp_path / "g.fst")
 
 
 def test_kaldis_own_graph_and_log_likelihoods(kaldi: Path, tmp_path: Path) -> None:

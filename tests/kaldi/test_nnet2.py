@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ngsgd.faces.cli import main
 from ngsgd.faces.models import load
 from ngsgd.kaldi.nnet2 import COMPONENTS, Nnet2, Record, read_nnet2, write_nnet2
 from ngsgd.kaldi.tables import Script, integers, matrix, read_archive
-from ngsgd.kaldi.transition import HmmState, TransitionModel, read_transition_model
+from ngsgd.kaldi.transition import HmmState, TransitionModel, read_transition_model, transitions_to_text
 from ngsgd.network.components import BatchNorm
 from ngsgd.network.model import AcousticModel
 from ngsgd.network.nnet2 import NONLINEAR, from_nnet2, to_nnet2
@@ -202,12 +203,16 @@ def damage(network: Nnet2, index: int, **fields: object) -> Nnet2:
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (damage(every_component(), 0, Context=np.array([3, 1], np.int32)), "component 0, SpliceComponent: a context"),
+        (
+            damage(every_component(), 0, Context=np.array([3, 1], np.int32)),
+            "component 0, SpliceComponent: splice: offsets must rise",
+        ),
         (damage(every_component(), 2, LinearParams=normal(8, 9)), "gives 10 dimensions, affine takes 9"),
         (damage(every_component(), 5, BiasParams=normal(7)), "component 5, .*: parameters of 8 x 8 with a bias of 7"),
         (damage(every_component(), 9, OutputDim=5), "component 9, PnormComponent: p-norm: output dimension 5"),
         (damage(every_component(), 14, Sizes=np.array([9, 0], np.int32)), "component 14, SumGroupComponent"),
         (Nnet2(None, every_component().components[:4], normal(0)), "does not end with a softmax"),
+        (damage(every_component(), 0, Context=np.array([-(2**31), 0], np.int32)), "offsets must rise across 0, below"),
         (Nnet2(None, (), normal(0)), "does not end with a softmax"),
         (Nnet2(None, every_component().components, np.ones(5, np.float32)), "5 priors, the network has 6 outputs"),
     ],
@@ -233,6 +238,43 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
         (tmp_path / "b.mdl").write_bytes(bad)
         with pytest.raises(NgsgdError, match=message):
             load(tmp_path / "b.mdl")
+
+
+@pytest.mark.parametrize("field", ["LearningRate", "Count"])
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, field: str) -> None:
+    index = {"LearningRate": 2, "Count": 3}[field]
+    number = np.float32("nan") if field == "LearningRate" else np.float64("inf")
+    write_nnet2(damage(every_component(), index, **{field: number}), tmp_path / "m.mdl", binary=True)
+    with pytest.raises(ModelError, match=f"<{field}> is not finite"):
+        read_nnet2(tmp_path / "m.mdl")
+
+
+def test_few_bytes_cannot_claim_many_transitions(tmp_path: Path) -> None:
+    """Each of these thousand states would have a thousand transitions."""
+    text = "<TransitionModel> <Topology> <TopologyEntry> <ForPhones> 1 </ForPhones> <State> 0 "
+    text += "<Transition> 0 0.1 " * 1000 + "</State> </TopologyEntry> </Topology> <Triples> 1000 "
+    text += "1 0 0 " * 1000 + "</Triples> <LogProbs> [ 0 ] </LogProbs> </TransitionModel> "
+    (tmp_path / "m.mdl").write_text(text)
+    tracemalloc.start()
+    with pytest.raises(NgsgdError, match="1000000 transitions, 0 log-probabilities"):
+        read_transition_model(tmp_path / "m.mdl")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+KEPT = [
+    {"affine0": {"RankIn": "x"}}, {"affine0": {"RankIn": 2**40}}, {"affine0": {"Alpha": None}},
+    {"affine0": {"kind": "SpliceComponent"}}, {"affine0": {"kind": "nothing"}}, {"relu0": {"ValueSum": 5}},
+    {"relu0": {"ValueSum": [[1]]}}, {"affine0": 3}, [],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=range(len(KEPT)))
+def test_a_malformed_history_is_refused(tmp_path: Path, kept: object) -> None:
+    model = trained(batchnorm=False)
+    model.history["kaldi"] = {"components": kept, "transition_model": transitions_to_text(transition_model())}
+    with pytest.raises(ModelError, match="what its history keeps of a Kaldi model is malformed"):
+        to_nnet2(model, None, "m")
 
 
 def test_each_nonlinearity_is_there_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import pickle
 import struct
 import tracemalloc
@@ -189,6 +190,23 @@ def test_a_truncated_gzip_file(tmp_path: Path) -> None:
         (tmp_path / "ali.1.gz").write_bytes(damaged)
         with pytest.raises(DataError, match=r"ali\.1\.gz: "):
             list(read_archive(tmp_path / "ali.1.gz", integers))
+
+
+def test_a_file_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
+    header = b"u \0BFM \4" + struct.pack("<i", 10_000) + b"\4" + struct.pack("<i", 10_000)
+    (tmp_path / "a.ark.gz").write_bytes(gzip.compress(header + bytes(4 * 10**8)))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="grows more than 100-fold"):
+        first(tmp_path / "a.ark.gz")
+    assert tracemalloc.get_traced_memory()[1] < 2**27
+    tracemalloc.stop()
+
+
+def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.ark")
+    for path in (tmp_path / "a.ark", Path("/dev/zero"), tmp_path):
+        with pytest.raises(DataError, match="not a file"):
+            first(path)
 
 
 def test_text_tables(tmp_path: Path) -> None:

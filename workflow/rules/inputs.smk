@@ -148,15 +148,23 @@ def for_graph(wildcards, run):
     return [run.settings_file, run.data / "corpus.json"]
 
 
-# A final model that was made again, from other candidates perhaps, is decoded and evaluated again; nothing else that
-# these steps need changes.
+def after_final(run, output, needed):
+    """The final model, and where the output is going to be made, what else is needed and missing.
+
+    A final model that was made again, from other candidates perhaps, is decoded and evaluated again; nothing else that
+    these steps need changes.
+    """
+    settled = output.exists() and run.final.exists() and run.final.stat().st_mtime <= output.stat().st_mtime
+    forced = workflow.dag_settings.forceall or workflow.dag_settings.forcetargets or workflow.dag_settings.forcerun
+    missing = [str(path) for path in needed if not path.exists()] if forced or not settled else []
+    return [str(run.final), *missing]
 
 
 def for_decode(wildcards):
     PLANS.of(wildcards.run)
     run = RUNS[wildcards.run]
-    rest = [path for path in (run.settings_file, run.data / "corpus.json", run.graph) if not path.exists()]
-    return [str(path) for path in (run.final, *rest)]
+    needed = (run.settings_file, run.data / "corpus.json", run.graph)
+    return after_final(run, run.decoded(int(wildcards.split)), needed)
 
 
 def for_sweep(wildcards):
@@ -170,8 +178,8 @@ def for_sweep(wildcards):
 def for_evaluate(wildcards):
     PLANS.of(wildcards.run)
     run = RUNS[wildcards.run]
-    rest = [path for path in (run.settings_file, run.data / "corpus.json") if not path.exists()]
-    return [str(path) for path in (run.final, *rest)] + (for_sweep(wildcards) if run.settings.graph else [])
+    words = for_sweep(wildcards) if run.settings.graph else []
+    return after_final(run, run.evaluation, (run.settings_file, run.data / "corpus.json")) + words
 
 
 def all_sweeps(wildcards):

@@ -27,8 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ngsgd.errors import DataError
-from ngsgd.files import whole, write_text
+from ngsgd.files import require_file, whole, write_text
 
+MAX_CLASSES = 1_000_000
 SUBSETS = ("train", "valid", "test")
 
 Float32s = npt.NDArray[np.float32]
@@ -168,6 +169,7 @@ class Intake:
 
     def drop(self, name: str, reason: str) -> None:
         """Leaves an utterance out, with a warning."""
+        reason = " ".join(reason.split())[:500]
         log.warning("utterance %s dropped: %s", name, reason)
         self.num_dropped += 1
         self.dropped[name] = reason
@@ -296,8 +298,10 @@ def map_array(path: Path) -> npt.NDArray[Any]:
     Raises:
         DataError: the file is missing, truncated or not an array.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
+    try:
+        require_file(path)
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path}: no such file" if isinstance(e, FileNotFoundError) else f"{path}: {e}") from None
     damaged = f"{path}: not a whole array; delete it and run again to remake it"
     try:
         # An array of length 0 cannot be mapped, and need not be.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ngsgd.data.corpus import Float32s, Int32s, Utterance, split_bounds
+from ngsgd.data.corpus import MAX_CLASSES, Float32s, Int32s, Utterance, split_bounds
 from ngsgd.data.holdout import held_out, with_copies
 from ngsgd.data.kaldi_features import FeatureOptions, Features, numbered
 from ngsgd.errors import ConfigError, DataError, UtteranceError
@@ -82,7 +82,10 @@ class Labels:
         """The number of pdf-ids; without a model, as far as they are used."""
         if self.transitions:
             return self.transitions.num_pdfs
-        return 1 + max((int(values.max(initial=-1)) for _, values in self._entries(integers)), default=-1)
+        largest = max((int(values.max(initial=-1)) for _, values in self._entries(integers)), default=-1)
+        if largest >= MAX_CLASSES:
+            raise DataError(f"{self._archives[0]}: pdf-id {largest}; there can be {MAX_CLASSES}")
+        return largest + 1
 
 
 @dataclass(frozen=True)
@@ -239,12 +242,12 @@ class KaldiCorpus:
 
 
 def _phones(text: str, root: Path) -> list[int]:
-    if not re.fullmatch(r"\d+(:\d+)*", text):
+    if not re.fullmatch(r"\d{1,9}(:\d{1,9})*", text):
         path = find(text, root)
         try:
             text = path.read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as e:
             raise ConfigError(f"silence_phones: neither phones as 1:2:3 nor a file with them ({e})") from None
-        if not re.fullmatch(r"\d+(:\d+)*", text):
+        if not re.fullmatch(r"\d{1,9}(:\d{1,9})*", text):
             raise ConfigError(f"silence_phones: {path} has {text!r:.60}, expected phones as 1:2:3")
     return [int(phone) for phone in text.split(":")]

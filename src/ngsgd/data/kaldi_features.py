@@ -43,7 +43,9 @@ class CmvnOptions:
         Raises:
             ConfigError: an option is unknown, or variances are to be normalised without means.
         """
-        given = _options(text, where, {"norm-means": "true|false", "norm-vars": "true|false", "skip-dims": r"[\d:]*"})
+        given = _options(
+            text, where, {"norm-means": "true|false", "norm-vars": "true|false", "skip-dims": r"(\d{1,6}(:\d{1,6})*)?"}
+        )
         options = cls(
             norm_means=given.get("norm-means", "true") == "true",
             norm_vars=given.get("norm-vars", "false") == "true",
@@ -186,7 +188,7 @@ class Features:
         cmvn_opts = text("cmvn_opts") or "" if options.cmvn is None else options.cmvn
         self._cmvn = CmvnOptions.parse(cmvn_opts, "cmvn_opts")
         self._stats = script(cmvn) if cmvn and self._cmvn.norm_means else None
-        self._stats_of: tuple[str, Array] = ("", np.zeros(0))
+        self._stats_of: tuple[str | None, Array] = (None, np.zeros(0))
         final_mat = alignment / "final.mat" if alignment else None
         lda = options.feature_type == "lda" or (
             options.feature_type is None
@@ -244,6 +246,8 @@ class Features:
                 if utterance not in self._speakers:
                     raise UtteranceError("it is not in utt2spk")
                 speaker = self._speakers[utterance]
+                if not speaker:
+                    raise UtteranceError("it has no speaker in utt2spk")
             if self._stats is not None:
                 features = self._cmvn.apply(features, self._speaker_stats(speaker))
             if self._delta_order:

@@ -19,13 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from ngsgd.data.corpus import Float32s, Int32s, Utterance, map_array, split_bounds
+from ngsgd.data.corpus import MAX_CLASSES, Float32s, Int32s, Utterance, map_array, split_bounds
 from ngsgd.data.holdout import held_out, with_copies
 from ngsgd.errors import ConfigError, DataError, UtteranceError
-from ngsgd.files import find
+from ngsgd.files import find, require_file
 from ngsgd.kaldi.tables import read_lines
 
-MAX_LINE = 2**26  # bytes of one cut
+MAX_LINE = 2**23  # bytes of one cut
+MAX_EXPANSION = 100  # of a gzipped manifest
+RATES = (1000, 200_000)  # samples a second
 PROBED = 20  # cuts looked at to find the features' dimension
 AUDIO = (".wav", ".flac", ".ogg", ".mp3")
 PERTURBED = re.compile(r"_(sp|tp|vp)[\d.]+(?=_|-|$)")  # what Lhotse adds to the names of perturbed copies
@@ -46,20 +48,23 @@ class Manifests:
             DataError: a manifest is damaged, or names something that would be run or fetched.
         """
         if self.cuts:
-            yield from read_manifest(self.cuts, root, allow_pipes=allow_pipes)
-            return
+            return read_manifest(self.cuts, root, allow_pipes=allow_pipes)
         from lhotse import CutSet, RecordingSet, SupervisionSet
 
         assert self.recordings is not None
         assert self.supervisions is not None
-        recordings = RecordingSet.from_recordings(
-            read_manifest(self.recordings, root, allow_pipes=allow_pipes, kind="recording")
-        )
-        supervisions = SupervisionSet.from_segments(
-            read_manifest(self.supervisions, root, allow_pipes=allow_pipes, kind="supervision")
-        )
-        made = CutSet.from_manifests(recordings=recordings, supervisions=supervisions)
-        yield from made.trim_to_supervisions(keep_overlapping=False)
+        recordings = list(read_manifest(self.recordings, root, allow_pipes=allow_pipes, kind="recording"))
+        supervisions = list(read_manifest(self.supervisions, root, allow_pipes=allow_pipes, kind="supervision"))
+        try:
+            made = CutSet.from_manifests(
+                recordings=RecordingSet.from_recordings(recordings),
+                supervisions=SupervisionSet.from_segments(supervisions),
+            )
+            return iter(list(made.trim_to_supervisions(keep_overlapping=False)))
+        except Exception as e:  # whatever recordings and supervisions that do not go together make Lhotse raise
+            raise DataError(
+                f"{self.supervisions}: no cuts can be made of it and {self.recordings} ({one_line(e)})"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,9 @@ class LhotseCorpus:
                 originals[cut.id] = PERTURBED.sub("", cut.id)
                 if labels.array is not None:
                     self.num_classes = max(self.num_classes, self._largest_label(cut) + 1)
+        if self.num_classes > MAX_CLASSES:
+            raise DataError(f"labels up to {self.num_classes - 1}; there can be {MAX_CLASSES} classes")
+        for side, names in self._names.items():
             if len(set(names)) != len(names):
                 raise DataError(f"{side} manifest: two cuts of the same name")
             if not names:
@@ -181,11 +189,11 @@ class LhotseCorpus:
         if type(cut).__name__ != "MonoCut":
             raise UtteranceError(f"a {type(cut).__name__}; only cuts of one recording are read")
         if cut.has_features:
-            return np.asarray(_loaded(cut.features, cut.load_features), np.float32)
+            return _floats(_loaded(cut.features, cut.load_features))
         if not cut.has_recording:
             raise UtteranceError("it has neither features nor audio")
         extractor = self._extractor(int(cut.sampling_rate))
-        return np.asarray(_tried(lambda: extractor.extract(cut.load_audio(), cut.sampling_rate)), np.float32)
+        return _floats(_tried(lambda: extractor.extract(cut.load_audio(), cut.sampling_rate)))
 
     def _extractor(self, sampling_rate: int) -> Any:
         if sampling_rate not in self._extractors:
@@ -193,6 +201,8 @@ class LhotseCorpus:
             import torch
 
             torch.set_num_threads(1)  # sums differ in their last bits with the number
+            # Others start programs, which look at more than the file.
+            lhotse.audio.set_current_audio_backend(lhotse.audio.backend.LibsndfileBackend())
             name = self._extractor_name
             if name == "kaldi-fbank":
                 made = lhotse.Fbank(lhotse.FbankConfig(sampling_rate=sampling_rate))
@@ -204,7 +214,8 @@ class LhotseCorpus:
                     made = lhotse.FeatureExtractor.from_yaml(path)
                 except Exception as e:  # whatever a malformed file makes Lhotse raise
                     raise ConfigError(
-                        f"feature_extractor: neither kaldi-fbank, kaldi-mfcc nor a file of one's settings ({path}: {e})"
+                        f"feature_extractor: neither kaldi-fbank, kaldi-mfcc nor a file of one's settings ({path}: "
+                        f"{one_line(e)})"
                     ) from None
             self._extractors[sampling_rate] = made
         return self._extractors[sampling_rate]
@@ -212,6 +223,13 @@ class LhotseCorpus:
     def _labels(self, cut: Any, num_frames: int) -> Int32s:
         if self._options.array is not None:
             return self._attached(cut).astype(np.int32)
+        labels: Int32s = _tried(lambda: self._aligned(cut, num_frames))
+        return labels
+
+    def _aligned(self, cut: Any, num_frames: int) -> Int32s:
+        """The classes of a cut's frames, from the alignment of its supervisions."""
+        if not num_frames:
+            raise UtteranceError("no frames")
         labels = np.full(num_frames, next(iter(self._symbols.values())) * self._options.states_per_symbol, np.int32)
         items = [i for s in cut.supervisions for i in (s.alignment or {}).get(self._options.alignment, ())]
         if not items:
@@ -235,6 +253,8 @@ class LhotseCorpus:
         labels = np.asarray(_loaded(getattr(manifest, "array", manifest), lambda: getattr(cut, f"load_{name}")()))
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise UtteranceError(f"array {name!r} is {labels.dtype}{labels.shape}, expected one integer a frame")
+        if labels.size and not 0 <= labels.min() <= labels.max() < MAX_CLASSES:
+            raise UtteranceError(f"array {name!r} has numbers from {labels.min()} to {labels.max()}")
         return labels
 
     def _largest_label(self, cut: Any) -> int:
@@ -262,14 +282,16 @@ def read_manifest(path: Path, root: Path, *, allow_pipes: bool, kind: str = "cut
             fields = json.loads(raw)
         except (ValueError, RecursionError) as e:
             raise DataError(f"{where}: not JSON ({e})") from None
-        if not allow_pipes:
-            _check(fields, where, root)
         try:
+            if not allow_pipes:
+                _check(fields, where, root)
             item = deserialize_item(fields)
+        except DataError:
+            raise
         except Exception as e:  # whatever a malformed line makes Lhotse raise
-            raise DataError(f"{where}: not an item of a Lhotse manifest ({type(e).__name__}: {e})") from None
-        if not isinstance(item, known[kind]):
-            raise DataError(f"{where}: a {type(item).__name__}, expected a {known[kind].__name__}")
+            raise DataError(f"{where}: not an item of a Lhotse manifest ({one_line(e)})") from None
+        if not isinstance(item, known[kind]) or not isinstance(item.id, str):
+            raise DataError(f"{where}: a {type(item).__name__}, expected a {known[kind].__name__} with a name")
         yield item
 
 
@@ -277,8 +299,13 @@ def _lines(path: Path) -> Iterator[bytes]:
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise DataError(f"{path}: manifests are .jsonl or .jsonl.gz; lhotse copy turns others into that")
     try:
+        require_file(path)
+        left = max(2**24, MAX_EXPANSION * path.stat().st_size)
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as f:
             while line := f.readline(MAX_LINE):
+                left -= len(line)
+                if left < 0:
+                    raise DataError(f"{path}: it grows more than {MAX_EXPANSION}-fold; unpack it first")
                 if len(line) == MAX_LINE:
                     raise DataError(f"{path}: a line of over {MAX_LINE} bytes")
                 if line.strip():
@@ -309,6 +336,13 @@ def _check(fields: Any, where: str, root: Path) -> None:
         source["source"] = _file(source.get("source"), where, root)
         if not source["source"].lower().endswith(AUDIO):
             raise DataError(f"{where}: {source['source']!r:.60}: audio must be one of {', '.join(AUDIO)}")
+    rate = fields.get("sampling_rate", RATES[0])
+    if not isinstance(rate, int) or not RATES[0] <= rate <= RATES[1]:
+        raise DataError(f"{where}: {rate!r:.60} samples a second")
+    for transform in fields.get("transforms") or []:
+        factor = transform["kwargs"].get("factor", 1.0) if transform["name"] in ("Speed", "Tempo", "Volume") else None
+        if not isinstance(factor, int | float) or not 0.1 <= factor <= 10.0:
+            raise DataError(f"{where}: a transform of the audio other than Speed, Tempo and Volume")
     for value in fields.values():
         _check(value, where, root)
 
@@ -332,8 +366,21 @@ def _loaded(manifest: Any, load: Callable[[], Any]) -> Any:
 def _tried(load: Callable[[], Any]) -> Any:
     try:
         return load()
+    except UtteranceError:
+        raise
     except Exception as e:  # whatever a damaged file makes Lhotse and what it builds on raise
-        raise UtteranceError(f"cannot be read ({type(e).__name__}: {e})") from None
+        raise UtteranceError(f"cannot be read ({one_line(e)})") from None
+
+
+def _floats(array: Any) -> Float32s:
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        raise UtteranceError(f"features of type {getattr(array, 'dtype', type(array))!s:.60}")
+    return array.astype(np.float32)
+
+
+def one_line(error: Exception) -> str:
+    """What another library's exception says, in short."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def _read_symbols(path: Path) -> dict[str, int]:
@@ -341,6 +388,7 @@ def _read_symbols(path: Path) -> dict[str, int]:
         symbols = {symbol: int(number) for symbol, number in read_lines(path)}
     except ValueError:
         raise DataError(f"{path}: not a table of symbols and their numbers") from None
-    if not symbols or sorted(set(symbols.values())) != list(range(max(symbols.values()) + 1)):
+    numbers = set(symbols.values())
+    if not symbols or min(numbers) != 0 or max(numbers) != len(numbers) - 1:
         raise DataError(f"{path}: the numbers of the symbols must be 0, 1, 2, ... without gaps")
     return symbols

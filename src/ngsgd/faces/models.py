@@ -11,7 +11,7 @@ import torch
 
 from ngsgd.data.kaldi_features import Features
 from ngsgd.errors import DataError, ModelError, UtteranceError
-from ngsgd.files import whole
+from ngsgd.files import require_file, whole
 from ngsgd.kaldi.nnet2 import read_nnet2, write_nnet2
 from ngsgd.kaldi.output import Output
 from ngsgd.kaldi.stream import Array
@@ -35,13 +35,14 @@ def load(path: str | os.PathLike[str]) -> AcousticModel:
         ModelError: the file is missing, damaged, or of another kind.
     """
     try:
+        require_file(path)
         with open(path, "rb") as f:
             begin = f.read(64).lstrip()
     except OSError as e:
         raise ModelError(f"{os.fspath(path)}: {e.strerror}") from None
     if begin.startswith((b"\0B", b"<")):
         return from_nnet2(read_nnet2(path), path)
-    return load_model(path).eval()
+    return load_model(path).float().eval()
 
 
 def save(model: AcousticModel, path: Path, name: str, transition_model: str | None, *, text: bool) -> None:
@@ -132,8 +133,10 @@ def compute(model: AcousticModel, matrices: Iterator[tuple[str, Array]], feature
 
     Raises:
         DataError: not a single one could be used.
-        ModelError: the model has no priors.
+        ModelError: the model has no priors, or parameters that are not finite.
     """
+    if bad := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+        raise ModelError(f"{bad[0]} of the model is not finite")
     done = 0
     with whole(output) as temporary, open(temporary, "wb") as f:
         for name, raw in matrices:

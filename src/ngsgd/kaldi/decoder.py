@@ -104,7 +104,9 @@ class Decoder:
                 f"utterance {utterance}: the decoder ended with status {self._process.exitcode} on {self._graph}; "
                 "the graph may be damaged, or memory short: try a lower max_active"
             ) from None
-        return [Words([self._words[label] for label in labels], complete) for labels, complete in found]
+        return [
+            Words([self._words.get(label, f"#{label}") for label in labels], complete) for labels, complete in found
+        ]
 
 
 def _serve(connection: Connection, path: str, beam: float, max_active: int) -> None:

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ngsgd.errors import DataError
-from ngsgd.files import whole
+from ngsgd.files import require_file, whole
 from ngsgd.kaldi.tables import read_lines
 
 MAGIC = 2125659606
 ALIGNED = 4  # flag: states and arcs begin at multiples of 16 bytes
+MAX_DEPTH = 10_000  # successive arcs without input
 EXPANDED = 1  # property of every const FST; the others are but remembered, and what they say changes here
 STATE = np.dtype(
     [("final", "<f4"), ("begin", "<u4"), ("arcs", "<u4"), ("input_epsilons", "<u4"), ("output_epsilons", "<u4")]
@@ -40,10 +41,7 @@ def prepare_graph(graph: Path, pdf_ids: npt.NDArray[np.int32], output: Path) -> 
         OSError: the file cannot be written.
     """
     path = graph / "HCLG.fst"
-    try:
-        data = bytearray(path.read_bytes())
-    except OSError as e:
-        raise DataError(f"{path}: {e.strerror}") from None
+    data = _read(path)
     properties_at, _, arcs, arcs_at = _parse(data, path)
     if len(arcs) and arcs["input"].max() >= len(pdf_ids):
         raise DataError(
@@ -67,7 +65,7 @@ def num_inputs(path: str | os.PathLike[str]) -> int:
     Raises:
         DataError: the graph is damaged or of another type.
     """
-    _, _, arcs, _ = _parse(bytearray(Path(path).read_bytes()), path)
+    _, _, arcs, _ = _parse(_read(path), path)
     return int(arcs["input"].max(initial=0))
 
 
@@ -82,6 +80,30 @@ def read_words(graph: Path) -> dict[int, str]:
         return {int(number): word for word, number in read_lines(path)}
     except ValueError as e:
         raise DataError(f"{path}: not a table of words and their numbers ({e})") from None
+
+
+def _settles(
+    sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int32], weights: npt.NDArray[np.float64], num_states: int
+) -> bool:
+    """Whether the best costs along arcs come to rest: they do unless there is a cycle of negative weight.
+
+    Source: the Bellman-Ford algorithm, cut short at a depth that graphs of Kaldi's do not have.
+    """
+    costs = np.zeros(num_states)
+    for _ in range(min(num_states, MAX_DEPTH) + 1 if (weights < 0).any() else 0):
+        before = costs.copy()
+        np.minimum.at(costs, targets, before[sources] + weights)
+        if np.array_equal(before, costs):
+            return True
+    return not (weights < 0).any()
+
+
+def _read(path: str | os.PathLike[str]) -> bytearray:
+    try:
+        require_file(path)
+        return bytearray(Path(path).read_bytes())
+    except OSError as e:
+        raise DataError(f"{os.fspath(path)}: {e.strerror}") from None
 
 
 def _parse(
@@ -126,10 +148,15 @@ def _parse(
     states, states_at = array(at + struct.calcsize("<iiQqqq"), STATE, num_states)
     arcs, arcs_at = array(states_at + states.nbytes, ARC, num_arcs)
     ends = states["begin"].astype(np.int64) + states["arcs"]
-    if not 0 <= start < num_states or (ends > num_arcs).any():
+    counts = states["arcs"].astype(np.int64)
+    if not 0 <= start < num_states or counts.sum() != num_arcs or (ends != np.cumsum(counts)).any():
         raise fail("its states point beyond its end")
     if ((arcs["next"] < 0) | (arcs["next"] >= num_states) | (arcs["input"] < 0) | (arcs["output"] < 0)).any():
         raise fail("its arcs point beyond its end")
     if np.isnan(states["final"]).any() or not np.isfinite(arcs["weight"]).all():
         raise fail("a weight that is not a number")
+    epsilon = arcs["input"] == 0
+    sources = np.repeat(np.arange(num_states), counts)[epsilon]
+    if not _settles(sources, arcs["next"][epsilon], arcs["weight"][epsilon].astype(np.float64), num_states):
+        raise fail("a cycle without input that pays, round which a search would go for ever")
     return at + 8, states, arcs, arcs_at

@@ -162,6 +162,10 @@ def _read_component(source: Input) -> Record:
             fields[name] = _READ[expected[name]](source)
         else:
             source.fail(f"{kind}: unexpected {token!r:.60}")
+    for name, value in fields.items():
+        number = expected[name] in ("float", "double") or name in ("ValueSum", "DerivSum")
+        if number and not np.isfinite(value).all():
+            source.fail(f"{kind}: <{name}> is not finite")
     for name in expected:
         if name not in fields:
             if name not in DEFAULTS:

@@ -13,7 +13,6 @@ import gzip
 import io
 import os
 import re
-import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -24,9 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ngsgd.errors import DataError, NgsgdError
+from ngsgd.files import require_file
 
 BINARY = b"\0B"
 PIECE = 2**16  # bytes read at a time
+MAX_EXPANSION = 100  # of a gzipped file
+MIN_LIMIT = 2**24  # bytes that a gzipped file may have in any case
 MAX_TOKEN = 4096  # bytes
 MAX_LINE = 2**26  # bytes
 MAX_OBJECT = 2**30  # bytes of one matrix or vector as it lies in the file: what goes beyond is damage, or an attack
@@ -47,13 +49,20 @@ class Input:
         f: the file, at its begin or at the begin of an object; it need not be seekable.
         name: what errors call it.
         error: the type of error to raise.
+        limit: bytes that are read at most, of a file that grows as it is read.
 
     Attributes:
         binary: how the object at hand is written; see `start`.
     """
 
-    def __init__(self, f: IO[bytes], name: str | os.PathLike[str], error: type[NgsgdError] = DataError) -> None:
-        self._f, self._name, self._error = f, os.fspath(name), error
+    def __init__(
+        self,
+        f: IO[bytes],
+        name: str | os.PathLike[str],
+        error: type[NgsgdError] = DataError,
+        limit: int | None = None,
+    ) -> None:
+        self._f, self._name, self._error, self._left = f, os.fspath(name), error, limit
         self._buffer, self._at, self._passed = b"", 0, 0
         self.binary = False
 
@@ -256,7 +265,7 @@ class Input:
             values = np.array(words, np.int64) if words else np.zeros(0, np.int64)
         except (ValueError, OverflowError):
             self.fail("expected integers")
-        if (abs(values) >= 2**31).any():
+        if ((values < -(2**31)) | (values >= 2**31)).any():
             self.fail("an integer beyond int32")
         return values.astype(np.int32)
 
@@ -275,17 +284,18 @@ class Input:
 
     def _text_array(self, ndim: int) -> npt.NDArray[np.float64]:
         text = self._text_between_brackets()
-        rows = [line.split() for line in re.split(rb"[\n;]", text) if line.strip()] if ndim == 2 else [text.split()]
-        if len({len(row) for row in rows}) > 1:
-            self.fail("a matrix whose rows differ in length")
         try:
-            array = np.array(rows, np.float64)
+            words = text.replace(b";", b" ").strip()
+            values = np.fromstring(words, np.float64, sep=" ") if words else np.zeros(0)
         except ValueError:
             self.fail("expected numbers")
         if ndim == 1:
-            return np.asarray(array[0])
-        matrix: npt.NDArray[np.float64] = array if rows else np.zeros((0, 0))
-        return matrix
+            return values
+        # The lengths of the rows alone, since a list of all their words would take many times the file.
+        lengths = {count for line in re.split(rb"[\n;]", text) if (count := len(line.split()))}
+        if len(lengths) > 1:
+            self.fail("a matrix whose rows differ in length")
+        return values.reshape(-1, lengths.pop()) if lengths else np.zeros((0, 0))
 
     def _skip_space(self) -> bool:
         """Goes to the next byte that is not white space; whether there is one."""
@@ -330,9 +340,14 @@ class Input:
 
     def _read(self, n: int) -> bytes:
         try:
-            return self._f.read(n)
+            piece = self._f.read(n)
         except (OSError, EOFError, zlib.error) as e:  # of a damaged gzip file
             self.fail(f"cannot be read: {e}")
+        if self._left is not None:
+            self._left -= len(piece)
+            if self._left < 0:
+                self.fail(f"it grows more than {MAX_EXPANSION}-fold; if that is right, unpack it first")
+        return piece
 
 
 @contextlib.contextmanager
@@ -343,8 +358,7 @@ def open_input(path: str | os.PathLike[str], error: type[NgsgdError] = DataError
         NgsgdError: of the given type: the file cannot be opened.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise error(f"{os.fspath(path)}: not a file")
+        require_file(path)
         f: Any = gzip.open(path) if os.fspath(path).endswith(".gz") else open(path, "rb")  # noqa: SIM115
     except OSError as e:
         raise error(f"{os.fspath(path)}: {e.strerror or e}") from None
@@ -354,6 +368,7 @@ def open_input(path: str | os.PathLike[str], error: type[NgsgdError] = DataError
         if offset:
             try:
                 f.seek(offset)
-            except (OSError, OverflowError) as e:
+            except (OSError, OverflowError, ValueError, EOFError, zlib.error) as e:
                 raise error(f"{os.fspath(path)}: no byte {offset} ({e})") from None
-        yield Input(f, path, error)
+        size = os.stat(path).st_size
+        yield Input(f, path, error, MAX_EXPANSION * size + MIN_LIMIT if os.fspath(path).endswith(".gz") else None)

@@ -19,6 +19,7 @@ from ngsgd.kaldi.output import Output
 from ngsgd.kaldi.stream import Array, Input, open_input
 
 NO_PDF = -1
+MAX_PDFS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -117,20 +118,23 @@ def read_transitions(source: Input) -> TransitionModel:
     source.expect("</" + form[1:], "<LogProbs>")
     log_probs = source.array(1).astype(np.float32)
     source.expect("</LogProbs>", "</TransitionModel>")
-    pdf_ids, id_phones = [-1], [0]
+    states = []
     for phone, state, forward, self_loop in tuples.tolist():
         entry = int(phone_entries[phone]) if 0 < phone < len(phone_entries) else -1
         if not 0 <= entry < len(entries) or not 0 <= state < len(entries[entry]):
             source.fail(f"transition model: its topology has no state {state} of phone {phone}")
-        if forward < 0 or self_loop < 0:
-            source.fail(f"transition model: pdf-id {min(forward, self_loop)}")
-        for target, _ in entries[entry][state].transitions:
-            pdf_ids.append(self_loop if target == state else forward)
+        if not 0 <= min(forward, self_loop) <= max(forward, self_loop) < MAX_PDFS:
+            source.fail(f"transition model: pdf-ids {forward} and {self_loop}")
+        states.append(entries[entry][state])
+    # Counted before they are listed: a few bytes can say that there are many.
+    num_ids = sum(len(state.transitions) for state in states)
+    if num_ids == 0 or num_ids != len(log_probs) - 1:
+        source.fail(f"transition model: {num_ids} transitions, {len(log_probs) - 1} log-probabilities")
+    pdf_ids, id_phones = [-1], [0]
+    for (phone, number, forward, self_loop), hmm_state in zip(tuples.tolist(), states, strict=True):
+        for target, _ in hmm_state.transitions:
+            pdf_ids.append(self_loop if target == number else forward)
             id_phones.append(phone)
-    if len(pdf_ids) == 1:
-        source.fail("transition model: it has no transitions")
-    if len(log_probs) != len(pdf_ids):
-        source.fail(f"transition model: {len(pdf_ids) - 1} transitions, {len(log_probs) - 1} log-probabilities")
     arrays = np.array(pdf_ids, np.int32), np.array(id_phones, np.int32)
     return TransitionModel(phones, phone_entries, entries, tuples, log_probs, *arrays)
 
@@ -204,6 +208,9 @@ def _read_topology(
             states.append(HmmState(forward, self_loop, transitions))
         entries.append(tuple(states))
     source.expect("</Topology>")
+    used = np.flatnonzero(phone_entries != -1)
+    if not np.array_equal(used, phones) or not (phone_entries[phones] < len(entries)).all():
+        source.fail("topology: its phones are not those of its table")
     return phones, phone_entries, tuple(entries)
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+MAX_OFFSET = 10000  # frames
 NORM_FLOOR = 2.0**-66  # Kaldi's kNormFloor: the smallest mean square that Normalize divides by
 BATCHNORM_EPSILON = 1.0e-3
 BATCHNORM_MOMENTUM = 0.1  # share of a minibatch in the running statistics
@@ -47,6 +48,8 @@ class Splice(Component):
     def __init__(self, input_dim: int, offsets: tuple[int, ...], const_dim: int = 0) -> None:
         if not 0 <= const_dim < input_dim:
             raise ValueError(f"splice: const_dim {const_dim} of an input dimension {input_dim}")
+        if list(offsets) != sorted(set(offsets)) or not -MAX_OFFSET < offsets[0] <= 0 <= offsets[-1] < MAX_OFFSET:
+            raise ValueError(f"splice: offsets must rise across 0, below {MAX_OFFSET}, got {list(offsets)!s:.60}")
         super().__init__(input_dim, (input_dim - const_dim) * len(offsets) + const_dim)
         self.offsets = offsets
         self.const_dim = const_dim

@@ -24,6 +24,7 @@ from ngsgd.network.model import AcousticModel
 
 HISTORY = "kaldi"  # key of the model's history
 TRANSITIONS = "transition_model"
+MAX_BATCHNORM = 10_000  # dimensions of a batch normalisation that is written as a matrix
 
 # What the fields are called that are a component's arrays or dimensions here, and not kept beside it.
 TAKEN = {
@@ -36,6 +37,7 @@ NEW_FIELDS: Fields = {
     "LearningRate": np.float32(0.001), "RankIn": 20, "RankOut": 80, "UpdatePeriod": 4,
     "NumSamplesHistory": np.float32(2000.0), "Alpha": np.float32(4.0), "MaxChangePerSample": np.float32(0.075),
     "ValueSum": np.zeros(0, np.float32), "DerivSum": np.zeros(0, np.float32), "Count": np.float64(0.0),
+    "IsGradient": False, "MaxChange": np.float32(0.0),
 }  # fmt: skip
 
 NONLINEAR: dict[str, type[c.Elementwise]] = {
@@ -53,6 +55,8 @@ KINDS = {kind.kind: name for name, kind in NONLINEAR.items()} | {
     "fixed_scale": "FixedScaleComponent",
     "sum_group": "SumGroupComponent",
 }
+
+AFFINE_KINDS = ("AffineComponent", "AffineComponentPreconditioned", "AffineComponentPreconditionedOnline")
 
 log = logging.getLogger(__name__)
 
@@ -151,10 +155,7 @@ def _component(record: Record) -> c.Component | c.Affine:
         return NONLINEAR[record.kind](_positive(f["Dim"]))
     match record.kind:
         case "SpliceComponent":
-            offsets = tuple(f["Context"].tolist())
-            if not offsets or list(offsets) != sorted(set(offsets)) or not offsets[0] <= 0 <= offsets[-1]:
-                raise ValueError(f"a context of {list(offsets)}")
-            return c.Splice(_positive(f["InputDim"]), offsets, f["ConstComponentDim"])
+            return c.Splice(_positive(f["InputDim"]), tuple(f["Context"].tolist()) or (1,), f["ConstComponentDim"])
         case "PnormComponent":
             return c.PNorm(_positive(f["InputDim"]), _positive(f["OutputDim"]), float(f["P"]))
         case "FixedScaleComponent":
@@ -188,10 +189,17 @@ def _record(component: c.Component | c.Affine, kept: dict[str, Any]) -> Record:
             own |= {"LinearParams": _array(component.weight), "BiasParams": _array(component.bias)}
         case c.BatchNorm():
             kind = "FixedAffineComponent"
+            if component.input_dim > MAX_BATCHNORM:
+                raise ValueError(f"batch normalisation of {component.input_dim} dimensions is too large for a matrix")
             scale = (component.running_var.double() + c.BATCHNORM_EPSILON).rsqrt()
             bias = -component.running_mean.double() * scale
             own |= {"LinearParams": _array(torch.diag(scale)), "BiasParams": _array(bias)}
-    fields = {name: own.get(name, _from_json(name, kept, type_)) for name, type_ in COMPONENTS[kind].items()}
+    possible = AFFINE_KINDS if isinstance(component, c.Affine) else (KINDS.get(component.kind, "FixedAffineComponent"),)
+    if kind not in possible:
+        raise ValueError(f"a {component.kind} as {kind!r:.60}")
+    fields = {
+        name: own[name] if name in own else _from_json(name, kept, type_) for name, type_ in COMPONENTS[kind].items()
+    }
     return Record(kind, fields)
 
 
@@ -212,12 +220,15 @@ def _to_json(value: Any) -> Any:
 
 def _from_json(name: str, kept: dict[str, Any], type_: str) -> Any:
     if name not in kept:
-        return NEW_FIELDS.get(name)
-    match type_:
-        case "float":
-            return np.float32(kept[name])
-        case "double":
-            return np.float64(kept[name])
-        case "vector":
-            return np.array(kept[name], np.float32)
-    return kept[name]
+        return NEW_FIELDS[name]
+    value = kept[name]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if type_ in ("float", "double") and number:
+        return np.float32(value) if type_ == "float" else np.float64(value)
+    if type_ == "vector" and isinstance(value, list) and all(isinstance(v, int | float) for v in value):
+        return np.array(value, np.float32)
+    if type_ == "boolean" and isinstance(value, bool):
+        return value
+    if type_ == "integer" and number and isinstance(value, int) and abs(value) < 2**31:
+        return value
+    raise ValueError(f"{name} is {value!r:.60}, expected a {type_}")

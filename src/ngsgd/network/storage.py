@@ -83,10 +83,14 @@ def _unreadable(path: str | os.PathLike[str], error: Exception) -> ModelError:
     )
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)  # NaN and infinity, which JSON does not have
+
+
 def _checked_header(path: str | os.PathLike[str], metadata: dict[str, str]) -> Header:
     foreign = f"{os.fspath(path)}: a safetensors file, but not a model of ngsgd"
     try:
-        header = json.loads(metadata[KEY])
+        header = json.loads(metadata[KEY], parse_constant=_refuse)
     except (KeyError, ValueError, RecursionError):
         raise ModelError(foreign) from None
     if not (

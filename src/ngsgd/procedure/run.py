@@ -126,6 +126,11 @@ class Run:
         return self.folder / "diagnostics" / "labels" / f"{alignment}.{subset}.npy" if alignment else None
 
     @property
+    def evaluation(self) -> Path:
+        """The scores of the final model on the test set."""
+        return self.folder / "evaluation.json"
+
+    @property
     def graph(self) -> Path:
         """The decoding graph, relabelled to pdf-ids."""
         return self.folder / "decoding" / "graph.fst"

@@ -1,0 +1,139 @@
+"""Thousands of damaged files: each is read, or gives the project's own error, and takes little memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import kaldiio
+import numpy as np
+import pytest
+
+from ngsgd.data.lhotse import read_manifest
+from ngsgd.errors import NgsgdError
+from ngsgd.faces.models import load
+from ngsgd.kaldi.graph import prepare_graph
+from ngsgd.kaldi.nnet2 import write_nnet2
+from ngsgd.kaldi.tables import Script, integers, matrix, read_archive, read_lines
+from ngsgd.kaldi.transition import read_transition_model
+from ngsgd.network.nnet2 import to_nnet2
+
+from ..experiment import digit_loop, digit_transitions
+from .test_nnet2 import every_component
+
+EXTREMES = [b"\xff\xff\xff\x7f", b"\x00\x00\x00\x80", b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\x00\x00\x00\x40"]
+WORDS = [b"[", b"]", b"\n", b" ", b"nan", b"-1", b"1e999", b"<Nnet>", b"\0B", b"PKL", b"|", b"99999999999", b"\xc3("]
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """One to four changes of the kinds that damage and malice make."""
+    made = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(made) + 1) if rng.random() < 0.5 else rng.randrange(min(200, len(made)) + 1)
+        kind = rng.randrange(6)
+        if kind == 0:
+            made[at : at + 1] = bytes([rng.randrange(256)])
+        elif kind == 1:
+            made[at : at + 4] = rng.choice(EXTREMES)
+        elif kind == 2:
+            made[at:at] = rng.choice(WORDS)
+        elif kind == 3:
+            del made[at : at + rng.randint(1, 40)]
+        elif kind == 4:
+            del made[at:]
+        else:
+            source = rng.randrange(len(made) + 1)
+            made[at:at] = made[source : source + rng.randint(1, 60)]
+    return bytes(made)
+
+
+def nnet2(folder: Path, *, binary: bool) -> bytes:
+    write_nnet2(every_component(), folder / "whole.mdl", binary=binary)
+    return (folder / "whole.mdl").read_bytes()
+
+
+def archive(folder: Path, **options) -> bytes:
+    rng = np.random.default_rng(0)
+    kaldiio.save_ark(str(folder / "whole.ark"), {f"u{i}": rng.normal(size=(9, 3)) for i in range(3)}, **options)
+    return (folder / "whole.ark").read_bytes()
+
+
+def alignment(folder: Path, *, text: bool) -> bytes:
+    if text:
+        return b"u1 1 2 3\nu2 4 5\n"
+    kaldiio.save_ark(str(folder / "whole.ark"), {"u1": np.arange(9, dtype=np.int32)})
+    return (folder / "whole.ark").read_bytes()
+
+
+def script(folder: Path) -> bytes:
+    archive(folder)
+    return b"u0 whole.ark:3\nu1 whole.ark:3[0:4]\nu2 whole.ark:3[1:2,0:1]\n"
+
+
+def manifest(folder: Path) -> bytes:
+    features = {
+        "type": "fbank", "num_frames": 9, "num_features": 3, "frame_shift": 0.01, "sampling_rate": 8000, "start": 0,
+        "duration": 0.09, "storage_type": "numpy_files", "storage_path": "f", "storage_key": "k.npy", "channels": 0,
+    }  # fmt: skip
+    cut = {"id": "c", "start": 0, "duration": 0.09, "channel": 0, "supervisions": [], "features": features}
+    return (json.dumps(cut | {"type": "MonoCut"}) + "\n").encode()
+
+
+def read_model(path: Path) -> None:
+    to_nnet2(load(path), None, path)
+
+
+def read_script(path: Path) -> None:
+    read = Script(path, path.parent)
+    for key in read.entries:
+        read.read(key)
+
+
+def read_graph(path: Path) -> None:
+    (path.parent / "words.txt").write_text("".join(f"w{i} {i}\n" for i in range(11)))
+    path.rename(path.parent / "HCLG.fst")
+    prepare_graph(path.parent, digit_transitions().pdf_ids, path.parent / "g.fst")
+
+
+READERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]] = {
+    "nnet2": ("m.mdl", lambda f: nnet2(f, binary=True), read_model),
+    "nnet2 text": ("m.mdl", lambda f: nnet2(f, binary=False), read_model),
+    "transitions": ("m.mdl", lambda f: nnet2(f, binary=True)[:800], read_transition_model),
+    "matrices": ("a.ark", archive, lambda p: list(read_archive(p, matrix))),
+    "compressed": ("a.ark", lambda f: archive(f, compression_method=2), lambda p: list(read_archive(p, matrix))),
+    "text": ("a.ark", lambda f: archive(f, text=True), lambda p: list(read_archive(p, matrix))),
+    "alignment": ("a.ark", lambda f: alignment(f, text=False), lambda p: list(read_archive(p, integers))),
+    "zipped": ("a.gz", lambda f: gzip.compress(alignment(f, text=True)), lambda p: list(read_archive(p, integers))),
+    "text alignment": ("a.ark", lambda f: alignment(f, text=True), lambda p: list(read_archive(p, integers))),
+    "script": ("a.scp", script, read_script),
+    "table": ("t", lambda f: b"one 1\ntwo 2 3\n", lambda p: list(read_lines(p))),
+    "graph": ("g", lambda f: digit_loop(), read_graph),
+    "manifest": ("c.jsonl", manifest, lambda p: list(read_manifest(p, p.parent, allow_pipes=False))),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("number", [100, pytest.param(8000, marks=pytest.mark.slow)])
+def test_damaged_files(tmp_path: Path, kind: str, number: int) -> None:
+    name, make, read = READERS[kind]
+    whole = make(tmp_path)
+    (tmp_path / name).write_bytes(whole)
+    read(tmp_path / name)  # the file is a good one as it is
+    rng = random.Random(kind)
+    messages = []
+    tracemalloc.start()
+    for _ in range(number):
+        (tmp_path / name).write_bytes(mutated(whole, rng))
+        try:
+            read(tmp_path / name)
+        except NgsgdError as e:
+            messages.append(str(e))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**25
+    assert messages
+    assert [message for message in messages if "\n" in message or len(message) > 1000] == []
