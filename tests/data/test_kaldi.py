@@ -9,16 +9,19 @@ from pathlib import Path
 import kaldiio
 import numpy as np
 import pytest
+import torch
 
+from ngsgd.data import egs
 from ngsgd.data.corpus import Subset, read_info
 from ngsgd.data.kaldi import Directories, KaldiCorpus
 from ngsgd.data.kaldi_features import FeatureOptions, Features
 from ngsgd.data.parts import assemble, prepare_part
-from ngsgd.data.transform import LdaStatistics
+from ngsgd.data.transform import LdaStatistics, estimate_transform
 from ngsgd.errors import ConfigError, DataError, NgsgdError
 from ngsgd.kaldi.output import Output
 from ngsgd.kaldi.stream import open_input
 from ngsgd.kaldi.transition import write_transitions
+from ngsgd.network.topology import HiddenLayers, initial_model
 
 from ..experiment import digit_transitions
 
@@ -352,3 +355,45 @@ def test_what_the_training_features_were_made_with_holds_for_the_test(root: Path
     (root / "ali_train/num_jobs").write_text("3\n")
     with pytest.raises(DataError, match=r"2 files ali\.1, \.\.\., where num_jobs says 3"):
         KaldiCorpus(*sides, FeatureOptions(root, None, None, 0, False), None, 10, None)
+
+
+def test_ivectors_from_the_corpus_to_the_network(root: Path) -> None:
+    """They are not spliced, count for the transform, and are the same in all frames of an example."""
+    for side in ("train", "test"):
+        folder = root / f"ivectors_{side}"
+        folder.mkdir()
+        names = [line.split()[0] for line in (root / side / "feats.scp").read_text().splitlines()]
+        kaldiio.save_ark(
+            str(folder / "i.ark"),
+            {name: RNG.normal(size=(5, 2)).astype(np.float32) for name in names},
+            scp=str(folder / "ivector_online.scp"),
+        )
+        (folder / "ivector_period").write_text("3")
+    sides = [Directories(root / s, root / f"{s}.pdfs", None, root / f"ivectors_{s}") for s in ("train", "test")]
+    made = KaldiCorpus(*sides, FeatureOptions(root, None, None, 0, False), None, 12, None)
+    prepare_part(made, root / "parts", 0, 1)
+    assemble([root / "parts"], root / "made", 0.01)
+    info, train = read_info(root / "made"), Subset(root / "made", "train")
+    assert (info.dim, info.const_dim) == (DIM + 2, 2)
+    weight, bias = estimate_transform(train, info, (-1, 0, 1), 10**6, 1e-4)
+    assert weight.shape == (3 * DIM + 2, 3 * DIM + 2)
+    layers = HiddenLayers(((-1, 0, 1), (-2, 2)), "relu", 8, 8, batchnorm=False)
+    model = initial_model(layers, (weight, bias), np.array(info.class_counts), 0, info.const_dim)
+    assert model.components["splice0"].spec()["const_dim"] == 2
+    torch.nn.init.normal_(model.components["output_affine"].weight)
+    egs.sample_frames(train, 30, (3, 3), 1, root / "sample.npy", info.const_dim)
+    examples = egs.open_archive(root / "sample.npy")
+    ivectors = examples.features[:, :, DIM:]
+    np.testing.assert_array_equal(ivectors, np.repeat(ivectors[:, :1], 7, axis=1))
+    frame = int(egs.drawn_frames(train, 30, 1)[4])
+    i = int(np.searchsorted(train.starts, frame, side="right")) - 1
+    x, _ = train.utterance(i)
+    window = x[np.clip(np.arange(-3, 4) + frame - train.starts[i], 0, len(x) - 1)]
+    np.testing.assert_allclose(ivectors[4, 0], window[:, DIM:].mean(axis=0), rtol=1e-5)
+    # With the same i-vector throughout, an example and the whole utterance are classified alike.
+    same = np.array(x)
+    same[:, DIM:] = 0.5
+    window = same[np.clip(np.arange(-3, 4) + 5, 0, len(x) - 1)]
+    with torch.no_grad():
+        alone = model(torch.from_numpy(window)[None])[0, 2]  # the network has but one layer yet, and its context
+    torch.testing.assert_close(model.log_posteriors(torch.from_numpy(same))[5], alone, atol=1e-4, rtol=1e-4)

@@ -20,19 +20,21 @@ from ngsgd.kaldi.nnet2 import read_nnet2
 from ..experiment import make_experiment
 from .conftest import ROOT, SMALL, SNAKEMAKE, Workplace
 
+REALIGNED = {"run": {"realign_times": [0.5]}}
 SMALL_KALDI = {key: value for key, value in SMALL.items() if key not in ("states_per_word", "num_test_utterances")}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Workplace:
-    """A finished run on an experiment of Kaldi's, with a realignment in its middle."""
+    """A finished run on an experiment of Kaldi's, with a realignment in its middle, and one without."""
     folder = tmp_path_factory.mktemp("kaldi")
     settings = make_experiment(folder / "experiment", few_digits)
-    more = {"realign_times": [0.5], "min_lmwt": 1, "max_lmwt": 3, "num_splits": 3}
+    more = {"min_lmwt": 1, "max_lmwt": 3, "num_splits": 3, "runs": REALIGNED | {"plain": {"graph": None}}}
     place = Workplace(folder / "work", SMALL_KALDI | settings | more)
     outcome = place.snakemake()
     assert outcome.status == 0, outcome.text
     assert (outcome.jobs["prepare_part"], outcome.jobs["align"], outcome.jobs["decode"]) == (3, 3, 3)
+    place.config["runs"] = REALIGNED
     return place
 
 
@@ -65,6 +67,12 @@ def test_plan_metrics_and_labels_show_the_realignment(trained: Workplace) -> Non
         return [part[np.concatenate(([True], np.diff(part) != 0))].tolist() for part in parts]
 
     assert sequences(old) == sequences(new)
+    plain = trained.folder / "results/plain/models"
+    same = [
+        (plain / f"{x}.safetensors").read_bytes() == (trained.run / f"models/{x}.safetensors").read_bytes()
+        for x in range(7)
+    ]
+    assert same == [True] * 4 + [False] * 3  # the jobs of iteration 3 learned from the new labels
     for archive in sorted((trained.run / "alignments/1/archives").iterdir()):
         before, after = np.load(examples / "archives" / archive.name)["labels"], np.load(archive)
         assert ((before == -1) == (after == -1)).all()
@@ -92,6 +100,7 @@ def copy(place: Workplace, folder: Path) -> Workplace:
 
 def test_nothing_to_do_and_what_is_made_again(trained: Workplace, tmp_path: Path) -> None:
     place = copy(trained, tmp_path / "copy")
+    assert place.snakemake().jobs == {"convergence": 1, "all": 1}  # a figure without the other run
     assert place.snakemake().jobs == {}
     (place.run / "alignments/1/archives/0.npy").unlink()
     (place.run / "jobs/4.1.safetensors").unlink()
@@ -171,3 +180,43 @@ def test_the_reference_run(kaldi: Path, tmp_path: Path) -> None:
             assert [f"{j.frame}@{j.archive + 1}" for j in jobs.itertuples()] == row["frame@archive"].split(",")
             np.testing.assert_allclose(jobs["learning_rate"], float(row["learning_rate"]), rtol=1e-12)
             assert set(jobs["minibatch_size"]) == {int(row["minibatch_size"])}
+
+
+@pytest.mark.slow
+def test_a_run_on_audio_through_lhotse(kaldi: Path, tmp_path: Path) -> None:
+    """Recorded digits from their audio; each is one symbol of three states from begin to end."""
+    import lhotse
+    from lhotse.supervision import AlignmentItem
+
+    symbols = ["silence", *(str(digit) for digit in range(10))]
+    (tmp_path / "symbols").write_text("".join(f"{symbol} {number}\n" for number, symbol in enumerate(symbols)))
+    recordings, segments = {"train": [], "test": []}, {"train": [], "test": []}
+    for path in sorted((kaldi / "fsdd/wav_test").glob("*.wav")):
+        digit, _, take = path.stem.split("_")
+        side = "test" if take == "4" else "train"
+        recording = lhotse.Recording.from_file(path, recording_id=path.stem)
+        alignment = {"word": [AlignmentItem(digit, 0.0, recording.duration)]}
+        recordings[side].append(recording)
+        segments[side].append(
+            lhotse.SupervisionSegment(path.stem, path.stem, 0.0, recording.duration, text=digit, alignment=alignment)
+        )
+    for side in ("train", "test"):
+        lhotse.RecordingSet.from_recordings(recordings[side]).to_file(tmp_path / f"{side}_recordings.jsonl.gz")
+        lhotse.SupervisionSet.from_segments(segments[side]).to_file(tmp_path / f"{side}_supervisions.jsonl.gz")
+    lhotse.Mfcc(lhotse.MfccConfig(sampling_rate=8000)).to_yaml(tmp_path / "mfcc.yaml")
+    settings = {
+        "corpus": "lhotse",
+        "experiment": str(tmp_path),
+        **{f"{s}_{kind}": f"{s}_{kind}.jsonl.gz" for s in ("train", "test") for kind in ("recordings", "supervisions")},
+        "feature_extractor": "mfcc.yaml",
+        "alignment_type": "word",
+        "alignment_symbols": "symbols",
+        "num_splits": 2,
+    }
+    place = Workplace(tmp_path / "work", SMALL_KALDI | settings | {"num_epochs": 3, "samples_per_iter": 1200})
+    outcome = place.snakemake()
+    assert outcome.status == 0, outcome.text
+    assert outcome.jobs["prepare_part"] == 2
+    evaluation = json.loads((place.run / "evaluation.json").read_text())
+    assert evaluation["accuracy"] > 0.25  # of 33 classes; chance is below 0.05
+    assert place.snakemake().jobs == {}
