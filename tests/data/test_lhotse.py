@@ -180,6 +180,7 @@ HOSTILE = {
     "pipe": source(source="pipe:touch pwned;.wav"),
     "storage": stored(storage_type="memory_raw", storage_key="gASV"),
     "piped features": stored(storage_path="pipe:touch pwned #"),
+    "piped key": stored(storage_key="pipe:touch pwned #"),
     "far features": stored(storage_path="http://localhost"),
     "piped array": lambda cut: cut["custom"]["pdf_ids"]["array"].update(storage_path="pipe:touch pwned #"),
     "transform": lambda cut: cut["recording"].update(
