@@ -128,7 +128,7 @@ def test_audio_and_phones(root: Path) -> None:
 def test_a_cut_from_the_middle_of_a_recording(root: Path) -> None:
     """An alignment counts from the begin of the recording."""
     cuts = list(read_manifest(root / "train_cuts.jsonl.gz", root, allow_pipes=False))
-    cuts[1:] = [cut.truncate(offset=0.15, duration=0.3) for cut in cuts[1:]]
+    cuts[1:] = [cut.truncate(offset=0.15, duration=0.3, preserve_id=True) for cut in cuts[1:]]
     CutSet.from_cuts(cuts).to_file(root / "train_cuts.jsonl.gz")
     made = corpus(root, cuts=True, array=None, symbols=root / "symbols", num_valid=1)
     (utterance,) = (u for u in made.read("train", 0, 1, print) if u.name == cuts[5].id)
