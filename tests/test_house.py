@@ -61,7 +61,18 @@ def test_imports_go_down_the_layers(path: Path) -> None:
         assert [name for name in names if name.startswith("ngsgd.") and not name.startswith("ngsgd.optim")] == []
 
 
-HEAVY = {"pandas", "matplotlib", "lhotse", "kaldiio", "onnx", "snakemake", "scipy", "jsonschema", "yaml", "torch._dynamo"}
+HEAVY = {
+    "pandas",
+    "matplotlib",
+    "lhotse",
+    "kaldiio",
+    "onnx",
+    "snakemake",
+    "scipy",
+    "jsonschema",
+    "yaml",
+    "torch._dynamo",
+}
 
 
 @pytest.mark.parametrize(

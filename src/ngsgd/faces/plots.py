@@ -52,6 +52,12 @@ def convergence(tables: Mapping[str, pd.DataFrame], run: str, path: Path) -> Non
         Line2D([], [], color="0.3", linestyle="-", label="validation"),
         Line2D([], [], color="0.3", linestyle="--", label="training"),
     ]
+    # Scores before and after new labels are not of one kind.
+    realigned = tables[run]["epochs"][tables[run]["alignment"].astype(float).ffill().diff() > 0]
+    for epochs in realigned:
+        top.axvline(epochs, color="0.3", linestyle=":", linewidth=1.0, zorder=1)
+    if len(realigned):
+        handles.append(Line2D([], [], color="0.3", linestyle=":", label="new labels (this run)"))
     _leave_out_the_first(top, tables)
     top.set_ylabel("log-probability per frame (nats)")
     top.legend(handles=handles, loc="lower right", frameon=False, ncols=2)
