@@ -12,6 +12,8 @@ from pathlib import Path
 import kaldiio
 import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from ngsgd.data.lhotse import read_manifest
 from ngsgd.errors import NgsgdError
@@ -22,7 +24,7 @@ from ngsgd.kaldi.tables import Script, integers, matrix, read_archive, read_line
 from ngsgd.kaldi.transition import read_transition_model
 from ngsgd.network.nnet2 import to_nnet2
 
-from ..experiment import digit_loop, digit_transitions
+from ..experiment import digit_loop
 from .test_nnet2 import every_component
 
 EXTREMES = [b"\xff\xff\xff\x7f", b"\x00\x00\x00\x80", b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\x00\x00\x00\x40"]
@@ -93,10 +95,10 @@ def read_script(path: Path) -> None:
         read.read(key)
 
 
-def read_graph(path: Path) -> None:
-    (path.parent / "words.txt").write_text("".join(f"w{i} {i}\n" for i in range(11)))
+def read_graph(path: Path, num_ids: int = 60) -> None:
+    (path.parent / "words.txt").write_text("".join(f"w{i} {i}\n" for i in range(15)))
     path.rename(path.parent / "HCLG.fst")
-    prepare_graph(path.parent, digit_transitions().pdf_ids, path.parent / "g.fst")
+    prepare_graph(path.parent, np.arange(-1, num_ids, dtype=np.int32), path.parent / "g.fst")
 
 
 READERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]] = {
@@ -116,24 +118,52 @@ READERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]
 }
 
 
+# Kaldi's own files, below the recorded experiment.
+REAL: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "fsdd/exp/nnet/1.mdl": ("m.mdl", read_model),
+    "fsdd/exp/tri1_ali_test/final.mdl": ("m.mdl", read_transition_model),
+    "fsdd/exp/tri1_ali_test/ali.2.gz": ("ali.gz", lambda p: list(read_archive(p, integers))),
+    "golden/pdf_ids_test.ark": ("a.ark", lambda p: list(read_archive(p, integers))),
+    "fsdd/data/test/cmvn.ark": ("a.ark", lambda p: list(read_archive(p, matrix))),
+    "fsdd/data/test/feats.ark": ("a.ark", lambda p: list(read_archive(p, matrix))),
+    "fsdd/data/test/feats.scp": ("a.scp", lambda p: Script(p, p.parent)),
+    "fsdd/exp/graph/HCLG.fst": ("g", lambda p: read_graph(p, 300)),
+}
+
+
 @pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize("number", [100, pytest.param(8000, marks=pytest.mark.slow)])
 def test_damaged_files(tmp_path: Path, kind: str, number: int) -> None:
     name, make, read = READERS[kind]
-    whole = make(tmp_path)
-    (tmp_path / name).write_bytes(whole)
-    read(tmp_path / name)  # the file is a good one as it is
-    rng = random.Random(kind)
-    messages = []
-    tracemalloc.start()
-    for _ in range(number):
-        (tmp_path / name).write_bytes(mutated(whole, rng))
+    survive(make(tmp_path), tmp_path / name, read, number)
+
+
+@pytest.mark.parametrize("file", REAL)
+@pytest.mark.parametrize("number", [10, pytest.param(1000, marks=pytest.mark.slow)])
+def test_damaged_files_of_kaldis(kaldi: Path, tmp_path: Path, file: str, number: int) -> None:
+    name, read = REAL[file]
+    survive((kaldi / file).read_bytes(), tmp_path / name, read, number)
+
+
+def survive(whole: bytes, path: Path, read: Callable[[Path], object], number: int) -> None:
+    """A file is damaged in so many ways, each of which is read, or gives the project's own error in one line."""
+    path.write_bytes(whole)
+    read(path)  # it is a good one as it is
+    noticed = []
+
+    @settings(max_examples=number, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+    @given(st.integers(0, 2**63))
+    def check(seed: int) -> None:
+        path.write_bytes(mutated(whole, random.Random(seed)))
         try:
-            read(tmp_path / name)
+            read(path)
         except NgsgdError as e:
-            messages.append(str(e))
+            noticed.append(str(e))
+
+    tracemalloc.start()
+    check()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2**25
-    assert messages
-    assert [message for message in messages if "\n" in message or len(message) > 1000] == []
+    assert peak < 2**25 + 20 * len(whole)
+    assert noticed
+    assert [message for message in noticed if "\n" in message or len(message) > 1000] == []

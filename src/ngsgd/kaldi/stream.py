@@ -224,7 +224,10 @@ class Input:
     def listed_integers(self) -> npt.NDArray[np.int32]:
         """An archive's entry of type ``std::vector<int32>``, as alignments are; text: the rest of the line."""
         if not self.binary:
-            return self._integers_of((self.line() or b"").split())
+            line = self.line() or b""
+            if b"_" in line:  # which Python lets stand within a number
+                self.fail("expected integers")
+            return self._integers_of(line.split())
         records = np.frombuffer(self.take(_LISTED.itemsize * self._length()), _LISTED)
         if (records["size"] != 4).any():
             self.fail("a number that is not an int32")
