@@ -132,7 +132,7 @@ REAL: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("kind", READERS)
-@pytest.mark.parametrize("number", [100, pytest.param(8000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [100, pytest.param(2000, marks=pytest.mark.slow)])
 def test_damaged_files(tmp_path: Path, kind: str, number: int) -> None:
     name, make, read = READERS[kind]
     survive(make(tmp_path), tmp_path / name, read, number)

@@ -80,7 +80,7 @@ class Workplace:
     def snakemake(self, *arguments: str) -> Outcome:
         """Snakemake, to its end."""
         process = self.start(*arguments)
-        text = process.communicate(timeout=500)[0]
+        text = process.communicate(timeout=1500)[0]  # the longest takes five minutes where nothing else runs
         return Outcome(process.returncode, text)
 
     def models(self) -> dict[str, str]:
