@@ -156,7 +156,10 @@ def test_variances_and_skipped_dimensions(root: Path) -> None:
 def test_deltas(root: Path) -> None:
     """Against the definition: a regression over two frames on either side, edges repeated."""
     found, _ = features(root, cmvn="--norm-means=false", delta_order=2).of("s0-00", X)
-    at = lambda t: X[min(max(t, 0), len(X) - 1)]  # noqa: E731
+
+    def at(t: int) -> np.ndarray:
+        return X[min(max(t, 0), len(X) - 1)]
+
     first = [sum(j * at(t + j) for j in range(-2, 3)) / 10 for t in range(len(X))]
     weights = np.array([4, 4, 1, -4, -10, -4, 1, 4, 4]) / 100
     second = [sum(w * at(t + j) for w, j in zip(weights, range(-4, 5), strict=True)) for t in range(len(X))]
