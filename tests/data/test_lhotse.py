@@ -133,7 +133,7 @@ def test_a_cut_from_the_middle_of_a_recording(root: Path) -> None:
     made = corpus(root, cuts=True, array=None, symbols=root / "symbols", num_valid=1)
     (utterance,) = (u for u in made.read("train", 0, 1, print) if u.name == cuts[5].id)
     assert len(utterance.features) == 30
-    assert utterance.labels.tolist() == [2] * 3 + [3] * 2 + [4] * 13 + [5] * 12
+    assert utterance.labels.tolist() == [3] * 5 + [4] * 16 + [5] * 9  # the second half of a, most of b
 
 
 def test_a_file_of_settings_for_the_extractor(root: Path) -> None:

@@ -239,10 +239,11 @@ class LhotseCorpus:
             if item.symbol not in self._symbols:
                 raise UtteranceError(f"symbol {item.symbol!r:.60} is not in the table of alignment_symbols")
             # An item's start counts from the recording's begin.
-            bounds = (round((t - cut.start) / shift) for t in (item.start, item.start + item.duration))
-            first, last = (min(max(b, 0), num_frames) for b in bounds)
+            first, last = (round((t - cut.start) / shift) for t in (item.start, item.start + item.duration))
+            # Of an item that reaches beyond the cut only the states that lie in it.
+            frames = np.arange(max(first, 0), min(last, num_frames))
             n = self._options.states_per_symbol
-            labels[first:last] = self._symbols[item.symbol] * n + np.arange(last - first) * n // max(1, last - first)
+            labels[frames] = self._symbols[item.symbol] * n + (frames - first) * n // max(1, last - first)
         return labels
 
     def _attached(self, cut: Any) -> Int32s:
