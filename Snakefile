@@ -8,6 +8,7 @@ configfile: f"{workflow.basedir}/config/config.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/hooks.smk"
 include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/egs.smk"
@@ -18,6 +19,18 @@ include: "workflow/rules/combine.smk"
 include: "workflow/rules/decode.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/figures.smk"
+
+
+# Beside the scheduler, also where the others go to a cluster: they take a moment each.
+localrules:
+    all,
+    renew,
+    plan,
+    initial_model,
+    average,
+    metrics,
+    sweep,
+    convergence,
 
 
 rule all:

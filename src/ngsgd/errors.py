@@ -25,3 +25,7 @@ class ModelError(NgsgdError):
 
 class TrainingError(NgsgdError):
     """An iteration cannot go on: what its jobs made is of no use."""
+
+
+class ClusterError(NgsgdError):
+    """A cluster's scheduler does not answer, or refuses."""

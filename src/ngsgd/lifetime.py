@@ -78,6 +78,20 @@ class RunLock:
         return NgsgdError(f"{self._directory} {what} {holder}: {advice}")
 
 
+def holder(directory: str | os.PathLike[str]) -> str | None:
+    """Which process holds the lock of a results folder, for people; None where none does."""
+    path = Path(directory, ".lock")
+    try:
+        with open(path, encoding="utf-8") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return f.read().partition(" (")[0]
+    except OSError:  # none has been at work, or there are no locks here
+        pass
+    return None
+
+
 def announce_scheduler() -> None:
     """Makes this process the one whose end ends the jobs started from here on."""
     os.environ[SCHEDULER] = _identity(os.getpid())

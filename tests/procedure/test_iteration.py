@@ -57,7 +57,8 @@ def a_job(number: int = 1, **changes) -> Job:
 
 def train(workplace: Path, settings, job: Job, model: str = "0") -> Path:
     path = workplace / f"{job.iteration}.{job.job}.safetensors"
-    run_job(settings, job, workplace / f"{model}.safetensors", workplace / "archive.npy", path)
+    told = workplace / "progress.json"
+    run_job(settings, job, workplace / f"{model}.safetensors", workplace / "archive.npy", path, told)
     return path
 
 
@@ -237,8 +238,8 @@ def course(workplace: Path, settings, count: int) -> list[Path]:
     models = [workplace / "0.safetensors"]
     for x in range(count):
         job = a_job(1, iteration=x, learning_rate=0.3, seed=x)
-        run_job(settings, job, models[-1], workplace / "archive.npy", workplace / f"{x + 1}.safetensors")
         models.append(workplace / f"{x + 1}.safetensors")
+        run_job(settings, job, models[-2], workplace / "archive.npy", models[-1], workplace / "progress.json")
     return models[1:]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ngsgd.data.egs import Layout
 from ngsgd.errors import ConfigError, DataError
-from ngsgd.procedure.plan import AVERAGE, BEST, INSERT, Job, find_job, make_plan, models_to_combine, read_plan
+from ngsgd.procedure.plan import AVERAGE, BEST, INSERT, Job, iteration_jobs, make_plan, models_to_combine, read_plan
 
 
 @pytest.fixture
@@ -58,6 +58,25 @@ def test_every_expanded_archive_is_seen_once_an_epoch(make_settings) -> None:
     assert {j.seed for j in plan}.isdisjoint(j.seed for j in other)
 
 
+def test_extra_epochs_go_on_where_the_run_would_have_ended(make_settings) -> None:
+    layout = Layout(3, 8)
+    plan = make_plan(layout, make_settings(num_epochs=6))
+    longer = make_plan(layout, make_settings(num_epochs=6, extra_epochs=2))
+    assert longer[: len(plan)] == plan
+    extra = longer[len(plan) :]
+    assert len(extra) == 2 * 24
+    assert {(j.archive, j.frame) for j in extra} == {(a, f) for a in range(3) for f in range(8)}
+    assert (extra[0].archive, extra[0].frame) == (len(plan) % 3, len(plan) // 3 % 8)
+    assert {(j.learning_rate, j.action, j.minibatch_size) for j in extra} == {(4 * 0.002, AVERAGE, 128)}
+    assert [j.iteration for j in extra[:5]] == [plan[-1].iteration + 1] * 4 + [plan[-1].iteration + 2]
+    assert len({j.seed for j in longer}) == len(longer)
+
+
+def test_a_run_from_another_ones_model_inserts_no_layers_and_averages_at_once(make_settings) -> None:
+    plan = make_plan(Layout(3, 8), make_settings(initial_model="other.safetensors"))
+    assert {(job.action, job.minibatch_size) for job in plan} == {(AVERAGE, 128)}
+
+
 def test_what_cannot_be_planned_is_told(make_settings) -> None:
     with pytest.raises(ConfigError, match="num_jobs_final = 9 jobs, but only 8 expanded archives"):
         make_plan(Layout(1, 8), make_settings(num_jobs_final=9))
@@ -72,9 +91,9 @@ def test_a_plan_survives_its_file(make_settings, tmp_path: Path) -> None:
     plan = make_plan(Layout(2, 8), make_settings())
     path.write_text("\n".join("\t".join(map(str, row)) for row in [Job._fields, *plan]) + "\n")
     assert read_plan(path) == plan
-    assert find_job(path, 7, 2) == next(j for j in plan if (j.iteration, j.job) == (7, 2))
-    with pytest.raises(DataError, match="no job 9"):
-        find_job(path, 7, 9)
+    assert iteration_jobs(path, 7) == [job for job in plan if job.iteration == 7]
+    with pytest.raises(DataError, match="no iteration 99"):
+        iteration_jobs(path, 99)
     path.write_text("iteration\tjob\n1\t2\n")
     with pytest.raises(DataError, match=r"plan\.tsv: not a plan"):
         read_plan(path)

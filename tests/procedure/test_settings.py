@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ngsgd.errors import ConfigError
+from ngsgd.procedure.execution import OF_THE_CALL, Execution
 from ngsgd.procedure.run import Run
 from ngsgd.procedure.settings import Settings, run_settings
 
@@ -18,7 +19,7 @@ def test_each_run_is_the_defaults_and_its_own(config, schema) -> None:
 
 
 def test_the_schema_knows_every_setting_and_no_other(schema) -> None:
-    names = {field.name for field in dataclasses.fields(Settings)} | {"runs"}
+    names = {field.name for field in dataclasses.fields(Settings)} | OF_THE_CALL | {"runs"}
     assert set(schema["properties"]) == names == set(schema["required"])
 
 
@@ -66,6 +67,28 @@ def test_malformed_runs_are_refused(config, schema, runs) -> None:
         run_settings({**config, "runs": runs}, schema)
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"runs": {"a": {"min_jobs": 2}}}, "runs: a: min_jobs holds for all runs of a call"),
+        ({"min_jobs": 0}, "min_jobs: 0 is less than the minimum"),
+        ({"straggler_timeout": 5.0}, "straggler_timeout: only with min_jobs"),
+        ({"resources": {"trian": {"mem_mb": 1}}}, "'trian' is not one of"),
+        ({"resources": {"train": {"memory": 1}}}, "unknown setting 'memory'"),
+        ({"resources": {"train": {"mem_mb": "1G"}}}, "resources: train: mem_mb: '1G' is not of type 'integer'"),
+    ],
+)
+def test_a_bad_setting_of_the_call_is_named(config, schema, changes, text: str) -> None:
+    def both() -> None:
+        run_settings(config | changes, schema)
+        Execution.of(config | changes)
+
+    with pytest.raises(ConfigError) as e:
+        both()
+    assert text in str(e.value)
+    assert "\n" not in str(e.value)
+
+
 def test_a_missing_setting_is_named(config, schema) -> None:
     del config["alpha"]
     with pytest.raises(ConfigError, match="'alpha' is missing"):
@@ -80,7 +103,7 @@ def test_what_is_shared_and_what_is_made_again(make_settings) -> None:
     assert make_settings(digits_file="nowhere").data_key() != base.data_key()
     assert make_settings(states_per_word=4).egs_key() != base.egs_key()
     assert make_settings(max_models_combine=3).of_training() == base.of_training()
-    assert make_settings(max_models_combine=3).of_scoring() != base.of_scoring()
+    assert make_settings(max_models_combine=3).of_ending() != base.of_ending()
     assert make_settings(initial_effective_lrate=0.01).of_training() != base.of_training()
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,26 @@ class Outcome:
 
 
 class Workplace:
-    """A folder in which the workflow is run."""
+    """A folder in which the workflow is run.
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+    Args:
+        folder: the folder.
+        config: what is given beside the default configuration.
+        profile: of a cluster, as a folder of the project.
+        environment: what Snakemake is started with beside this process's.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        profile: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.config = config
+        self.environment = dict(environment or {})
+        self.profile = ["--profile", str(ROOT / profile)] if profile else []
         self.run = folder / "results" / "run"
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -67,14 +83,15 @@ class Workplace:
         """Snakemake, started."""
         (self.folder / "mine.yaml").write_text(json.dumps(self.config))
         return subprocess.Popen(
-            [SNAKEMAKE, "--snakefile", ROOT / "Snakefile", *arguments, "--configfile", "mine.yaml"],
+            [SNAKEMAKE, "--snakefile", ROOT / "Snakefile", *self.profile, *arguments, "--configfile", "mine.yaml"],
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             # Where the tests run in the background of a shell, SIGINT is ignored, and would be here.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            env={name: value for name, value in os.environ.items() if not name.startswith("SNAKEMAKE")},
+            env={name: value for name, value in os.environ.items() if not name.startswith("SNAKEMAKE")}
+            | self.environment,
         )
 
     def snakemake(self, *arguments: str) -> Outcome:

@@ -12,5 +12,7 @@ rule combine:
     conda:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    resources:
+        **resources_of("combine"),
     script:
         "../scripts/combine.py"

@@ -9,9 +9,13 @@ from pathlib import Path
 import yaml
 
 from ngsgd.errors import NgsgdError
-from ngsgd.files import remove_abandoned
+from ngsgd.files import file_stamp, remove_abandoned
+from ngsgd.gpus import candidates
 from ngsgd.lifetime import RunLock, announce_scheduler
+from ngsgd.procedure.execution import Execution
+from ngsgd.procedure.losses import deferred, fail, read_losses
 from ngsgd.procedure.plan import make_plan, models_to_combine, read_plan
+from ngsgd.procedure.pruning import prune
 from ngsgd.procedure.renewal import Recipe
 from ngsgd.procedure.run import Run
 from ngsgd.procedure.settings import run_settings
@@ -26,21 +30,76 @@ if "runs" in workflow.config_settings.overwrite_config:
 
 try:
     SETTINGS = run_settings(config, yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+    EXECUTION = Execution.of(config)
 except NgsgdError as e:
     sys.exit(f"error: {e}")
 
 # Corpora and examples belong to all runs whose settings for them agree.
 DATA = {settings.data_key(): settings for settings in SETTINGS.values()}
 EGS = {settings.egs_key(): settings for settings in SETTINGS.values()}
-RUNS = {
-    name: Run(
+RUNS = {}
+
+
+def model_to_start_from(settings):
+    """The path of the model that a run starts from: below results/ it may have to be made first."""
+    given = Path(settings.initial_model)
+    return given if given.is_relative_to("results") else settings.path("initial_model")
+
+
+def add_run(name, dependents=()):
+    """Adds a run to RUNS, after the one whose model it starts from."""
+    settings, origin = SETTINGS[name], None
+    if settings.initial_model:
+        path = model_to_start_from(settings)
+        # What a run of this configuration is going to make cannot be looked at yet: its recipe stands for it.
+        maker = next((other for other in SETTINGS if path.is_relative_to(Path("results", other))), None)
+        if maker in (*dependents, name):
+            sys.exit(f"error: runs: {name}: initial_model: {path} is made from the run itself")
+        if maker and maker not in RUNS:
+            add_run(maker, (*dependents, name))
+        origin = f"{path} {RUNS[maker].key() if maker else file_stamp(path)}"
+    RUNS[name] = Run(
         folder=Path("results", name),
         settings=settings,
         data=Path("results/data", settings.data_key()),
         examples=Path("results/egs", settings.egs_key()),
+        origin=origin,
     )
-    for name, settings in SETTINGS.items()
-}
+
+
+for name in SETTINGS:
+    if name not in RUNS:
+        add_run(name)
+
+# Options of the commands that lose and remove models.
+MIN_JOBS = "" if EXECUTION.min_jobs is None else f"--min-jobs {EXECUTION.min_jobs}"
+KEEPING = " ".join(
+    f"{option} {value}"
+    for option, value in (
+        ("--keep-last", EXECUTION.keep_last_models),
+        ("--keep-every", EXECUTION.keep_every_model),
+    )
+    if value is not None
+)
+
+
+# Without a cluster as many jobs train at once as there are GPUs, where they want one.
+if workflow.global_resources["_nodes"].value is None and "gpus" not in workflow.global_resources:
+    workflow.global_resources["gpus"] = len(candidates())
+
+
+def attempts_left(wildcards, attempt):
+    """How often a job is to be tried again should it fail."""
+    return workflow.execution_settings.retries + 1 - attempt
+
+
+def resources_of(rule):
+    """What the jobs of a rule need, where the configuration says so; else it is left to the profile."""
+    given = dict(EXECUTION.resources.get(rule, {}))
+    if rule == "train":
+        given.setdefault("gpus", lambda wildcards: int(RUNS[wildcards.run].settings.device.startswith("cuda")))
+    return given
+
 
 # The jobs' `ngsgd` is that of the environment in which Snakemake runs, activated or not.
 os.environ.update(PATH=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
@@ -73,6 +132,19 @@ def report_errors(snakemake_log):
             print(line, file=sys.stderr)
 
 
+def remove_unneeded():
+    """What is not kept when all is made."""
+    # Snakemake forgets them where it was killed before it had removed them.
+    for dealt in Path("results/egs").glob("*/dealt"):
+        shutil.rmtree(dealt, ignore_errors=True)
+    finished = [run for run in RUNS.values() if run.evaluation.exists()]
+    for run in finished:
+        prune(run, read_plan(run.plan), EXECUTION.keeping, idle=True)
+    if not EXECUTION.keep_examples and len(finished) == len(RUNS):
+        for run in finished:
+            shutil.rmtree(run.examples / "archives", ignore_errors=True)
+
+
 def show_results():
     """What came out, a line a run, for who has just waited for it."""
     for name, run in RUNS.items():
@@ -92,9 +164,7 @@ onstart:
 
 
 onsuccess:
-    # Snakemake forgets them where it was killed before it had removed them.
-    for dealt in Path("results/egs").glob("*/dealt"):
-        shutil.rmtree(dealt, ignore_errors=True)
+    remove_unneeded()
     show_results()
 
 
@@ -132,6 +202,7 @@ class Plans:
     def __init__(self):
         self._jobs = {}
         self._layouts = {}
+        self._lost = {}
 
     def of(self, name):
         """For each iteration of a run the rows of its jobs."""
@@ -148,6 +219,11 @@ class Plans:
             if run.settings_file.exists() and Run.open(run.folder) != run:
                 raise WorkflowError(f"{run.settings_file} is not of the settings in force; delete it and run again")
             self._layouts[name] = layout
+            losses = read_losses(run.ledger)
+            plan = deferred(plan, {(loss.iteration, loss.job) for loss in losses})
+            self._lost[name] = {}
+            for loss in losses:
+                self._lost[name].setdefault(loss.iteration, set()).add(loss.job)
             self._jobs[name] = [list(jobs) for _, jobs in itertools.groupby(plan, key=lambda job: job.iteration)]
         return self._jobs[name]
 
@@ -166,6 +242,16 @@ class Plans:
                 f"{wildcards.run}: its plan has no job {wildcards.job} in iteration {wildcards.iteration}"
             )
         return jobs[int(wildcards.job) - 1]
+
+    def lost(self, name, iteration):
+        """The numbers of an iteration's jobs that have been lost."""
+        self.of(name)
+        return self._lost[name].get(iteration, set())
+
+    def num_archives(self, name):
+        """How many archives a run's examples lie in."""
+        self.of(name)
+        return self._layouts[name].num_archives
 
     def alignment_of_model(self, name, x):
         """Which labels a model is scored on."""

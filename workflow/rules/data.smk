@@ -11,6 +11,8 @@ rule prepare_digits:
         data="digits-[0-9a-f]+",
     conda:
         "../envs/ngsgd.yaml"
+    resources:
+        **resources_of("prepare_digits"),
     params:
         settings=lambda wildcards: DATA[wildcards.data].of_corpus(),
     script:
@@ -28,6 +30,8 @@ rule prepare_part:
         data="(kaldi|lhotse)-[0-9a-f]+",
     conda:
         "../envs/ngsgd.yaml"
+    resources:
+        **resources_of("prepare_part"),
     params:
         settings=lambda wildcards: DATA[wildcards.data].of_corpus(),
     script:
@@ -47,6 +51,8 @@ rule assemble:
         data="(kaldi|lhotse)-[0-9a-f]+",
     conda:
         "../envs/ngsgd.yaml"
+    resources:
+        **resources_of("assemble"),
     params:
         max_bad_share=lambda wildcards: DATA[wildcards.data].max_bad_utterance_share,
     script:

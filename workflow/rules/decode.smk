@@ -10,6 +10,8 @@ rule graph:
         "results/{run}/logs/graph.log",
     conda:
         "../envs/ngsgd.yaml"
+    resources:
+        **resources_of("graph"),
     script:
         "../scripts/make_graph.py"
 
@@ -24,6 +26,8 @@ rule decode:
     conda:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    resources:
+        **resources_of("decode"),
     shell:
         "ngsgd decode results/{wildcards.run} {wildcards.split} 2> {log}"
 

@@ -11,6 +11,8 @@ rule transform:
         "results/logs/{egs}/transform.log",
     conda:
         "../envs/ngsgd.yaml"
+    resources:
+        **resources_of("transform"),
     params:
         settings=lambda wildcards: EGS[wildcards.egs].of_examples(),
     script:
@@ -26,6 +28,8 @@ rule deal:
         "results/logs/{egs}/deal.{split}of{num}.log",
     conda:
         "../envs/ngsgd.yaml"
+    resources:
+        **resources_of("deal"),
     params:
         settings=lambda wildcards: EGS[wildcards.egs].of_examples(),
     script:
@@ -42,6 +46,8 @@ rule shuffle:
         "results/logs/{egs}/shuffle.{archive}.log",
     conda:
         "../envs/ngsgd.yaml"
+    resources:
+        **resources_of("shuffle"),
     params:
         settings=lambda wildcards: EGS[wildcards.egs].of_examples(),
     script:
@@ -57,6 +63,8 @@ rule sample:
         "results/logs/{egs}/{subset}-{frames}.log",
     conda:
         "../envs/ngsgd.yaml"
+    resources:
+        **resources_of("sample"),
     params:
         settings=lambda wildcards: EGS[wildcards.egs].of_examples(),
     script:

@@ -11,8 +11,10 @@ rule diagnose:
     conda:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    resources:
+        **resources_of("diagnose"),
     shell:
-        "ngsgd diagnose results/{wildcards.run} {wildcards.iteration} 2> {log}"
+        "ngsgd diagnose results/{wildcards.run} {wildcards.iteration} {KEEPING} 2> {log}"
 
 
 rule metrics:
@@ -38,5 +40,7 @@ rule evaluate:
     conda:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    resources:
+        **resources_of("evaluate"),
     script:
         "../scripts/evaluate.py"

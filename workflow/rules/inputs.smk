@@ -79,13 +79,16 @@ def for_plan(wildcards, run):
 
 @for_making("results/{run}/models/0.safetensors")
 def for_initial_model(wildcards, run):
-    return [run.settings_file, run.transform, run.data / "corpus.json"]
+    origin = model_to_start_from(run.settings) if run.settings.initial_model else run.transform
+    return [run.settings_file, origin, run.data / "corpus.json"]
 
 
 @for_making("results/{run}/jobs/{iteration}.{job}.safetensors")
 def for_train(wildcards, run):
     job = PLANS.job(wildcards)
-    labels = [run.labels(job.alignment, job.archive)] if job.alignment else []
+    # Where jobs may be lost, any archive may become this one's.
+    archives = [job.archive] if EXECUTION.min_jobs is None else range(PLANS.num_archives(wildcards.run))
+    labels = [run.labels(job.alignment, archive) for archive in archives] if job.alignment else []
     return [run.plan, run.settings_file, run.model(job.iteration), run.archive(job.archive), *labels]
 
 
@@ -95,7 +98,11 @@ def for_average(wildcards, run):
     return [
         run.plan,
         run.settings_file,
-        *(run.job(x, job.job) for job in PLANS.iteration(wildcards.run, x)),
+        *(
+            run.job(x, job.job)
+            for job in PLANS.iteration(wildcards.run, x)
+            if job.job not in PLANS.lost(wildcards.run, x)
+        ),
         run.model(x),
     ]
 
@@ -204,5 +211,10 @@ def metrics_of_all_runs(wildcards):
 
 
 def all_models(wildcards):
-    """Every model of every run is a result: one that was deleted is made again, though nothing else may need it."""
-    return [str(run.model(x)) for name, run in RUNS.items() for x in range(len(PLANS.of(name)) + 1)]
+    """Every model that is kept is a result: one that was deleted is made again, though nothing else may need it."""
+    return [
+        str(run.model(x))
+        for name, run in RUNS.items()
+        for x in range(len(PLANS.of(name)) + 1)
+        if EXECUTION.keeping.keeps(x, len(PLANS.of(name)))
+    ]

@@ -16,6 +16,7 @@ checkpoint renew:
         settings=lambda wildcards: vars(RUNS[wildcards.run].settings),
         data=lambda wildcards: str(RUNS[wildcards.run].data),
         examples=lambda wildcards: str(RUNS[wildcards.run].examples),
+        origin=lambda wildcards: RUNS[wildcards.run].origin,
     script:
         "../scripts/renew.py"
 
@@ -43,5 +44,9 @@ rule initial_model:
         "results/{run}/logs/initial_model.log",
     conda:
         "../envs/ngsgd.yaml"
+    params:
+        origin=lambda wildcards: (
+            str(model_to_start_from(RUNS[wildcards.run].settings)) if RUNS[wildcards.run].origin else None
+        ),
     script:
         "../scripts/initial_model.py"

@@ -11,6 +11,8 @@ rule adjust_priors:
     conda:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    resources:
+        **resources_of("adjust_priors"),
     script:
         "../scripts/adjust_priors.py"
 
@@ -26,6 +28,8 @@ rule align:
     conda:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    resources:
+        **resources_of("align"),
     shell:
         "ngsgd align results/{wildcards.run} {wildcards.alignment} {wildcards.split} 2> {log}"
 
@@ -39,6 +43,8 @@ rule relabel:
         "results/{run}/logs/align/{alignment}.archive{archive}.log",
     conda:
         "../envs/ngsgd.yaml"
+    resources:
+        **resources_of("relabel"),
     script:
         "../scripts/relabel.py"
 
@@ -52,5 +58,7 @@ rule relabel_diagnostics:
         "results/{run}/logs/align/{alignment}.{scored}.log",
     conda:
         "../envs/ngsgd.yaml"
+    resources:
+        **resources_of("relabel_diagnostics"),
     script:
         "../scripts/relabel_diagnostics.py"

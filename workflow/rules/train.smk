@@ -8,13 +8,18 @@ rule train:
         "results/{run}/jobs/{iteration}.{job}.safetensors",
     log:
         "results/{run}/logs/train/{iteration}.{job}.log",
-    benchmark:
-        "results/{run}/benchmarks/train/{iteration}.{job}.tsv"
+    # Before all that only tells how good a model is.
+    priority: 1
     conda:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    resources:
+        **resources_of("train"),
+        attempts_left=attempts_left,
     shell:
         "ngsgd train results/{wildcards.run} {wildcards.iteration} {wildcards.job} 2> {log}"
+        " || ngsgd failed results/{wildcards.run} {wildcards.iteration} {wildcards.job}"
+        " --attempts-left {resources.attempts_left} {MIN_JOBS}"
 
 
 rule average:
@@ -25,9 +30,7 @@ rule average:
         "results/{run}/reports/{next}.json",
     log:
         "results/{run}/logs/average/{next}.log",
-    benchmark:
-        "results/{run}/benchmarks/average/{next}.tsv"
     conda:
         "../envs/ngsgd.yaml"
     shell:
-        "ngsgd end-iteration results/{wildcards.run} $(({wildcards.next} - 1)) 2> {log}"
+        "ngsgd end-iteration results/{wildcards.run} $(({wildcards.next} - 1)) {MIN_JOBS} {KEEPING} 2> {log}"

@@ -2,18 +2,24 @@ import numpy as np
 
 from ngsgd.data.corpus import read_info
 from ngsgd.data.transform import read_transform
+from ngsgd.faces.models import load
 from ngsgd.faces.program import program
 from ngsgd.files import derived_seed
 from ngsgd.network.topology import initial_model
+from ngsgd.procedure.origin import successor
 from ngsgd.procedure.run import Run
 
 with program(snakemake.log[0]):
     run = Run.open(f"results/{snakemake.wildcards.run}")
     info = read_info(run.data)
-    initial_model(
-        run.settings.hidden_layers(),
-        read_transform(run.transform),
-        np.array(info.class_counts),
-        derived_seed(run.settings.seed, "initial"),
-        info.const_dim,
-    ).save(run.model(0))
+    if snakemake.params.origin:
+        model = successor(load(snakemake.params.origin), snakemake.params.origin, run.settings, info)
+    else:
+        model = initial_model(
+            run.settings.hidden_layers(),
+            read_transform(run.transform),
+            np.array(info.class_counts),
+            derived_seed(run.settings.seed, "initial"),
+            info.const_dim,
+        )
+    model.save(run.model(0))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 from ngsgd.data.corpus import read_info
@@ -14,11 +15,12 @@ with program(snakemake.log[0]):
         settings=Settings(**snakemake.params.settings),
         data=Path(snakemake.params.data),
         examples=Path(snakemake.params.examples),
+        origin=snakemake.params.origin,
     )
     info = read_info(run.data)
     check_corpus(run.settings, info)
     layout = run.layout()
-    plan = make_plan(layout, run.settings)
+    plan = make_plan(layout, replace(run.settings, extra_epochs=0))
     # From here on no other recipe is in force, whatever becomes of this job.
     for former in stamp.parent.glob("*.json"):
         former.unlink()

@@ -3,40 +3,100 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ngsgd.faces.program import program
+
+if TYPE_CHECKING:
+    from ngsgd.procedure.plan import Job
+    from ngsgd.procedure.run import Run
 
 
 def _train(arguments: argparse.Namespace) -> None:
     from ngsgd.procedure.job import run_job
-    from ngsgd.procedure.plan import find_job
     from ngsgd.procedure.run import Run
 
     run = Run.open(arguments.run)
-    job = find_job(run.plan, arguments.iteration, arguments.job)
-    output = run.job(job.iteration, job.job)
+    job = _job(run, arguments.iteration, arguments.job)
+    output, progress = run.job(job.iteration, job.job), run.progress(job.iteration, job.job)
     labels = run.labels(job.alignment, job.archive)
-    run_job(run.settings, job, run.model(job.iteration), run.archive(job.archive), output, labels)
+    run_job(run.settings, job, run.model(job.iteration), run.archive(job.archive), output, progress, labels)
+
+
+def _job(run: Run, iteration: int, number: int) -> Job:
+    """A training job as it is after what has been lost before it."""
+    from ngsgd.errors import DataError
+    from ngsgd.network.storage import read_header
+    from ngsgd.procedure.losses import jobs_of, lost_before
+
+    for job in jobs_of(run.plan, iteration, lost_before(read_header(run.model(iteration))["history"])):
+        if job.job == number:
+            return job
+    raise DataError(f"{run.plan}: no job {number} in iteration {iteration}")
+
+
+def _failed(arguments: argparse.Namespace) -> None:
+    from ngsgd.procedure.losses import fail
+    from ngsgd.procedure.run import Run
+
+    run, x, n = Run.open(arguments.run), arguments.iteration, arguments.job
+    if not fail(run, _job(run, x, n), arguments.reason, arguments.attempts_left, arguments.min_jobs):
+        raise SystemExit(1)
 
 
 def _average(arguments: argparse.Namespace) -> None:
+    from ngsgd.network.storage import read_header
     from ngsgd.procedure.average import end_iteration
-    from ngsgd.procedure.plan import iteration_jobs
+    from ngsgd.procedure.losses import jobs_of, lost_before, settle
+    from ngsgd.procedure.progress import Reporter
     from ngsgd.procedure.run import Run
 
     run, x = Run.open(arguments.run), arguments.iteration
-    jobs = [run.job(x, job.job) for job in iteration_jobs(run.plan, x)]
-    end_iteration(jobs, run.model(x), run.settings.max_log_probability_gap, run.model(x + 1), run.report(x + 1))
+    reporter = Reporter(run.progress(x, 0))
+    jobs = jobs_of(run.plan, x, lost_before(read_header(run.model(x))["history"]))
+    outputs = [run.job(x, job.job) for job in jobs]
+    lost = settle(jobs, outputs, run.ledger, arguments.min_jobs)
+    made = [output for job, output in zip(jobs, outputs, strict=True) if job.job not in lost]
+    gap = run.settings.max_log_probability_gap
+    end_iteration(made, run.model(x), gap, run.model(x + 1), run.report(x + 1), lost)
+    reporter.done()
+    _prune(run, arguments, needed=[x + 1])
+
+
+def _prune(run: Run, arguments: argparse.Namespace, needed: Sequence[int] = ()) -> None:
+    from ngsgd.procedure.execution import Keeping
+    from ngsgd.procedure.plan import read_plan
+    from ngsgd.procedure.pruning import prune
+
+    keeping = Keeping(arguments.keep_last, arguments.keep_every)
+    if not keeping.all:
+        prune(run, read_plan(run.plan), keeping, needed)
 
 
 def _diagnose(arguments: argparse.Namespace) -> None:
     from ngsgd.procedure.diagnose import diagnose
     from ngsgd.procedure.run import Run
 
-    diagnose(Run.open(arguments.run), arguments.iteration)
+    run = Run.open(arguments.run)
+    diagnose(run, arguments.iteration)
+    _prune(run, arguments)
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from ngsgd.faces.status import describe, follow
+    from ngsgd.procedure.run import Run
+
+    run = Run.open(arguments.run)
+    if arguments.follow:
+        with contextlib.suppress(KeyboardInterrupt):
+            follow(run)
+    else:
+        print(describe(run, time.time()))
 
 
 def _align(arguments: argparse.Namespace) -> None:
@@ -114,12 +174,19 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(function=function)
         return made
 
+    status = command("status", _status, "How a run stands: its jobs, scores, pace and expected end.")
+    status.add_argument("run", help="folder of the run")
+    status.add_argument("--follow", action="store_true", help="again every few seconds, until it has its final model")
     _add_steps_of_a_run(command)
     _add_uses_of_a_model(command)
     return top
 
 
 def _add_steps_of_a_run(command: Callable[..., argparse.ArgumentParser]) -> None:
+    def add_keeping(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--keep-last", type=int, metavar="N", help="afterwards, keep of the run's models the last N")
+        made.add_argument("--keep-every", type=int, metavar="N", help="afterwards, keep of the run's models each N-th")
+
     train = command("train", _train, "One training job of a run's plan.")
     train.add_argument("run", help="folder of the run")
     train.add_argument("iteration", type=int)
@@ -128,10 +195,23 @@ def _add_steps_of_a_run(command: Callable[..., argparse.ArgumentParser]) -> None
     end = command("end-iteration", _average, "Makes the next model: the average of an iteration's jobs, or the best.")
     end.add_argument("run", help="folder of the run")
     end.add_argument("iteration", type=int)
+    end.add_argument("--min-jobs", type=int, metavar="N", help="go on when no more than all but N jobs are lost")
+    add_keeping(end)
+
+    failed = command(
+        "failed", _failed, "Notes that a training job has failed, and gives it up if it may: then it succeeds."
+    )
+    failed.add_argument("run", help="folder of the run")
+    failed.add_argument("iteration", type=int)
+    failed.add_argument("job", type=int)
+    failed.add_argument("--reason", default="it failed, see its log")
+    failed.add_argument("--attempts-left", type=int, default=0, metavar="N", help="how often it is to be tried again")
+    failed.add_argument("--min-jobs", type=int, metavar="N", help="the iteration can do with so many jobs")
 
     diagnose = command("diagnose", _diagnose, "The scores of a run's model on its validation and training subsets.")
     diagnose.add_argument("run", help="folder of the run")
     diagnose.add_argument("iteration", type=int, help="the model from which this iteration starts")
+    add_keeping(diagnose)
 
     align = command("align", _align, "Labels one split of a run's training and validation utterances anew.")
     align.add_argument("run", help="folder of the run")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ngsgd.procedure.plan import Job, read_plan
+from ngsgd.procedure.progress import read_progress
 from ngsgd.procedure.run import Run
 
 
@@ -25,7 +25,7 @@ def metrics_table(run: Run) -> pd.DataFrame:
         and accuracy on the validation and training subsets; jobs; jobs_used, those in the average; learning_rate;
         minibatch_size; action; alignment: after how many realignments its labels are; job_log_probability: mean over
         the jobs used while they trained; max_change_share: of their steps; relative_change: largest of any layer's
-        parameters; seconds: of the slowest job and the averaging; warning: jobs that were left out, and why.
+        parameters; seconds: of the slowest job and the averaging; warning: jobs that were lost or left out, and why.
 
     Raises:
         DataError: the corpus or the plan cannot be read.
@@ -44,8 +44,9 @@ def metrics_table(run: Run) -> pd.DataFrame:
             row[f"{subset}_accuracy"] = scores[subset]["accuracy"]
         if x < len(jobs):
             row |= _iteration(jobs[x], json.loads(run.report(x + 1).read_text(encoding="utf-8")))
-            training = [_seconds(run.folder / "benchmarks" / "train" / f"{x}.{job.job}.tsv") for job in jobs[x]]
-            row["seconds"] = max(training) + _seconds(run.folder / "benchmarks" / "average" / f"{x + 1}.tsv")
+            told = [read_progress(run.progress(x, n)) for n in range(len(jobs[x]) + 1)]
+            averaging, *training = (progress.seconds if progress else float("nan") for progress in told)
+            row["seconds"] = max(training) + averaging
             processed += len(jobs[x])
         rows.append(row)
     table = pd.DataFrame(rows)
@@ -54,9 +55,10 @@ def metrics_table(run: Run) -> pd.DataFrame:
 
 def _iteration(jobs: Sequence[Job], report: dict[str, Any]) -> dict[str, Any]:
     records = report["records"]
-    used = [records[n - 1] for n in report["jobs"]]
+    used = [record for record in records if record["job"] in report["jobs"]]
     shares = [share for record in used for share in record["max_change_share"].values()]
-    left_out = [f"job {n} left out: {r['left_out']}" for n, r in enumerate(records, start=1) if r["left_out"]]
+    left_out = [f"job {record['job']} left out: {record['left_out']}" for record in records if record["left_out"]]
+    lost = [f"job {n} lost: {reason}" for n, reason in report["lost"].items()]
     return {
         "jobs": len(jobs),
         "jobs_used": len(used),
@@ -67,13 +69,5 @@ def _iteration(jobs: Sequence[Job], report: dict[str, Any]) -> dict[str, Any]:
         "job_log_probability": sum(r["log_probability"] for r in used) / len(used),
         "max_change_share": sum(shares) / max(1, len(shares)),
         "relative_change": max(report["relative_change"].values(), default=0.0),
-        "warning": "; ".join(left_out),
+        "warning": "; ".join([*lost, *left_out]),
     }
-
-
-def _seconds(path: Path) -> float:
-    """Seconds that a job took; nan where Snakemake has not kept them."""
-    try:
-        return float(pd.read_csv(path, sep="\t")["s"].iloc[0])
-    except (OSError, ValueError, KeyError, IndexError):
-        return float("nan")

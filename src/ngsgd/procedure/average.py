@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from ngsgd.errors import ModelError, TrainingError
 from ngsgd.files import write_text
 from ngsgd.network.storage import Arrays, Header, read_header, read_model, write_model
+from ngsgd.procedure.losses import LOST
 from ngsgd.procedure.plan import AVERAGE
 
 RECORD = {"iteration", "job", "action", "frames", "log_probability", "max_change_share", "failure"}
@@ -30,16 +31,18 @@ def end_iteration(
     max_gap: float,
     output: str | os.PathLike[str],
     report: str | os.PathLike[str],
+    lost: Mapping[int, str] | None = None,
 ) -> None:
     """Makes the next model from those of an iteration's jobs, as their plan's action says, and a report of it.
 
     Args:
-        jobs: the jobs' models, in the order of the jobs.
+        jobs: the jobs' models, in the order of the jobs, without those that are lost.
         before: the model that they started from.
         max_gap: a job is left out whose training log-probability per frame is further than this below the median of
             the others'.
         output: where the next model is to be written.
         report: where the iteration's report (JSON) is to be written.
+        lost: for the number of each lost job the reason.
 
     Raises:
         ModelError: a model cannot be read, or is not one of this iteration.
@@ -57,11 +60,11 @@ def end_iteration(
             raise ModelError(f"{os.fspath(path)}: not of iteration {iteration}, or of another architecture; delete it")
     reasons = _left_out(jobs, records, max_gap)
     used = [i for i in range(len(jobs)) if reasons[i] is None]
-    for i, reason in enumerate(reasons):
+    for record, reason in zip(records, reasons, strict=True):
         if reason:
-            log.warning("iteration %d: job %d is left out: %s", iteration, i + 1, reason)
+            log.warning("iteration %d: job %d is left out: %s", iteration, record["job"], reason)
     if not used:
-        saw = "; ".join(f"job {i + 1}: {reason}" for i, reason in enumerate(reasons))
+        saw = "; ".join(f"job {record['job']}: {reason}" for record, reason in zip(records, reasons, strict=True))
         raise TrainingError(
             f"iteration {iteration}: no job made a model of use ({saw}); lower initial_effective_lrate or "
             "max_change_per_sample, or look into the jobs' logs for bad examples"
@@ -73,14 +76,17 @@ def end_iteration(
     entry = {
         "iteration": iteration,
         "action": action,
-        "jobs": [i + 1 for i in used],
+        "jobs": [records[i]["job"] for i in used],
         "frames": sum(records[i]["frames"] for i in used),
     }
+    if lost:
+        entry[LOST] = sorted(lost)
     history = {"iterations": [*past, entry]}
     header = Header(format=headers[0]["format"], architecture=headers[0]["architecture"], history=history)
     summary = entry | {
         "relative_change": _relative_changes(before_arrays, arrays),
         "records": [record | {"left_out": reason} for record, reason in zip(records, reasons, strict=True)],
+        LOST: {str(job): reason for job, reason in sorted((lost or {}).items())},
     }
     write_text(report, json.dumps(summary, indent=1) + "\n")
     write_model(output, arrays, header)

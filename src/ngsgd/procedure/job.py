@@ -21,10 +21,12 @@ from tqdm import tqdm
 from ngsgd.data.egs import minibatches, open_archive
 from ngsgd.errors import ConfigError
 from ngsgd.files import derived_seed
+from ngsgd.gpus import deal
 from ngsgd.network.model import AcousticModel, load_model
 from ngsgd.network.topology import insert_hidden_layer
 from ngsgd.optim.ngsgd import NGSGD, Method
 from ngsgd.procedure.plan import INSERT, Job
+from ngsgd.procedure.progress import Reporter
 from ngsgd.procedure.scoring import check_fit, check_labels
 from ngsgd.procedure.settings import Settings
 
@@ -41,6 +43,7 @@ def run_job(
     model_path: str | os.PathLike[str],
     archive_path: str | os.PathLike[str],
     output: str | os.PathLike[str],
+    progress: str | os.PathLike[str],
     labels: str | os.PathLike[str] | None = None,
 ) -> None:
     """Trains and writes the job's model; under ``job`` its history says how it went.
@@ -54,6 +57,7 @@ def run_job(
         model_path: the model that the iteration starts from.
         archive_path: the archive that the plan names.
         output: where the job's model is to be written.
+        progress: where it is to tell how far it is.
         labels: file with the archive's labels, where they are not its own.
 
     Raises:
@@ -69,6 +73,7 @@ def run_job(
             model, settings.hidden_layers(), derived_seed(settings.seed, "layer", job.iteration)
         )
     archive = open_archive(archive_path, labels)
+    reporter = Reporter(progress, len(archive))
     name = os.fspath(archive_path)
     context = settings.context()
     check_fit(model, archive, context, name, job.frame)
@@ -87,35 +92,36 @@ def run_job(
     batches = minibatches(
         archive, job.frame, context, (model.left_context, model.right_context), job.minibatch_size, job.seed
     )
-    progress = _Progress(len(archive), -(-len(archive) // job.minibatch_size), optimizer)
-    failure = _train(model, optimizer, batches, name, progress)
-    if failure is None and progress.frames == 0:
+    course = _Course(len(archive), -(-len(archive) // job.minibatch_size), optimizer, reporter)
+    failure = _train(model, optimizer, batches, name, course)
+    if failure is None and course.frames == 0:
         failure = f"no example of {name} has a label at position {job.frame}"
     if failure is None and not all(bool(p.isfinite().all()) for p in model.state_dict().values()):
         failure = "the parameters are not finite"
     if failure:
         log.warning("iteration %d job %d: %s", job.iteration, job.job, failure)
-    model.history = model.history | {"job": job._asdict() | progress.summary() | {"failure": failure}}
+    model.history = model.history | {"job": job._asdict() | course.summary() | {"failure": failure}}
     model.save(output)
+    reporter.done(course.frames, course.objective)
 
 
 def device(settings: Settings) -> torch.device:
-    """The device that the settings ask for.
+    """The device that the settings ask for: of several GPUs one that no other job has.
 
     Raises:
         ConfigError: it is not there.
     """
+    if settings.device == "cuda":
+        deal()
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device: {settings.device}: this machine has no usable GPU")
     return torch.device(settings.device)
 
 
-def _train(
-    model: AcousticModel, optimizer: NGSGD, batches: Iterator[Any], name: str, progress: _Progress
-) -> str | None:
+def _train(model: AcousticModel, optimizer: NGSGD, batches: Iterator[Any], name: str, course: _Course) -> str | None:
     """Goes once over the minibatches; returns what went wrong, if anything did."""
     where = next(model.parameters()).device
-    with progress.showing():
+    with course.showing():
         for number, (features, labels) in enumerate(batches):
             check_labels(labels, model.num_classes, name)
             y = torch.from_numpy(labels).long().to(where)
@@ -130,19 +136,20 @@ def _train(
                 optimizer.step()
             except FloatingPointError as e:
                 return f"minibatch {number}: {e}"
-            progress.add(objective, int((log_posteriors.argmax(dim=1) == y).sum()), len(labels))
+            course.add(objective, int((log_posteriors.argmax(dim=1) == y).sum()), len(labels))
     return None
 
 
-class _Progress:
-    """Sums over the job, a bar in its log, and a line for each block of minibatches."""
+class _Course:
+    """Sums over the job, a bar in its log, what it tells of itself, and a line for each block of minibatches."""
 
-    def __init__(self, num_examples: int, num_minibatches: int, optimizer: NGSGD) -> None:
+    def __init__(self, num_examples: int, num_minibatches: int, optimizer: NGSGD, reporter: Reporter) -> None:
         self.objective, self.correct, self.frames, self.minibatches = 0.0, 0, 0, 0
         self._block_objective, self._block_frames, self._block_start = 0.0, 0, time.perf_counter()
         self._num_examples = num_examples
         self._block = max(1, -(-num_minibatches // REPORTS))
         self._optimizer = optimizer
+        self._reporter = reporter
 
     @contextmanager
     def showing(self) -> Iterator[None]:
@@ -159,6 +166,7 @@ class _Progress:
         self._block_objective += objective
         self._block_frames += frames
         self._bar.update(frames)
+        self._reporter.working(self.frames, self.objective)
         if self.minibatches % self._block == 0:
             self._report()
 

@@ -53,6 +53,9 @@ class Job(NamedTuple):
 def make_plan(layout: Layout, s: Settings) -> list[Job]:
     """All jobs of a run, in order.
 
+    With ``extra_epochs`` these go on where they would have ended, at the final learning rate and number of jobs; all
+    jobs before that are the same as without.
+
     Raises:
         ConfigError: there are fewer expanded archives than jobs, or too few iterations to insert all layers.
     """
@@ -64,7 +67,8 @@ def make_plan(layout: Layout, s: Settings) -> list[Job]:
         )
     to_process = s.num_epochs * expanded
     num_iters = math.floor(2 * to_process / (s.num_jobs_initial + s.num_jobs_final))
-    last_insertion = (s.num_hidden_layers - 1) * s.add_layers_period
+    # A model that has been trained is young no more: it has its layers, and averaging helps from the start.
+    last_insertion = -1 if s.initial_model else (s.num_hidden_layers - 1) * s.add_layers_period
     if last_insertion >= max(num_iters, 1):
         raise ConfigError(
             f"{num_iters} iterations are too few to insert {s.num_hidden_layers} hidden layers, the last one before "
@@ -81,7 +85,7 @@ def make_plan(layout: Layout, s: Settings) -> list[Job]:
         decay = processed * math.log(s.final_effective_lrate / s.initial_effective_lrate) / to_process
         effective = s.initial_effective_lrate * math.exp(decay) if x < num_iters - 1 else s.final_effective_lrate
         inserts = 0 < x <= last_insertion and x % s.add_layers_period == 0
-        unsettled = x == 0 or inserts
+        unsettled = (x == 0 and not s.initial_model) or inserts
         for n in range(1, num_jobs + 1):
             k = processed + n - 1
             plan.append(
@@ -96,6 +100,21 @@ def make_plan(layout: Layout, s: Settings) -> list[Job]:
                     seed=derived_seed(s.seed, x, n),
                     action=INSERT if inserts else BEST if unsettled else AVERAGE,
                     alignment=bisect.bisect_right(realigned, x),
+                )
+            )
+    extra_iters = math.floor(s.extra_epochs * expanded / s.num_jobs_final)
+    for x in range(num_iters, num_iters + extra_iters):
+        processed = len(plan)
+        for n in range(1, s.num_jobs_final + 1):
+            k = processed + n - 1
+            plan.append(
+                plan[-1]._replace(
+                    iteration=x,
+                    job=n,
+                    archive=k % layout.num_archives,
+                    frame=(k // layout.num_archives) % layout.frames_per_eg,
+                    learning_rate=s.num_jobs_final * s.final_effective_lrate,
+                    seed=derived_seed(s.seed, x, n),
                 )
             )
     return plan
@@ -130,18 +149,6 @@ def read_plan(path: str | os.PathLike[str]) -> list[Job]:
         DataError: the file is missing or malformed.
     """
     return list(_rows(path))
-
-
-def find_job(path: str | os.PathLike[str], iteration: int, job: int) -> Job:
-    """One row of a ``plan.tsv``.
-
-    Raises:
-        DataError: the file is malformed, or has no such row.
-    """
-    for row in iteration_jobs(path, iteration):
-        if row.job == job:
-            return row
-    raise DataError(f"{os.fspath(path)}: no job {job} in iteration {iteration}")
 
 
 def iteration_jobs(path: str | os.PathLike[str], iteration: int) -> list[Job]:
@@ -181,7 +188,7 @@ def models_to_combine(plan: list[Job], layout: Layout, s: Settings) -> list[int]
     """
     num_iters = plan[-1].iteration + 1
     expanded = layout.num_archives * layout.frames_per_eg
-    half = plan[min(len(plan) - 1, math.ceil(s.num_epochs * expanded / 2))].iteration
+    half = plan[min(len(plan) - 1, math.ceil((s.num_epochs + s.extra_epochs) * expanded / 2))].iteration
     wanted = max(s.max_models_combine, expanded // s.num_jobs_final)
     allowed = 2 * (num_iters - half - 1) // 3
     settled = num_iters - max((job.iteration for job in plan if job.action == INSERT), default=-1) - 1

@@ -22,8 +22,10 @@ from ngsgd.procedure.plan import Job
 from ngsgd.procedure.run import Run
 
 TRAINING = ".training"  # names the recipe that made what lies in the folder
-SCORING = ".scoring"  # names the recipe that made those of these that come after training
-SCORED = {"diagnostics", "final.safetensors", "combination.json", "metrics.tsv", "figures"}
+SCORING = ".scoring"  # names the recipe that made those of these that tell how good models are
+SCORED = {"diagnostics"}
+ENDING = ".ending"  # names the recipe that made those of these that come after training
+ENDED = {"plan.tsv", "final.safetensors", "combination.json", "metrics.tsv", "figures"}
 EVALUATION = ".evaluation"  # names the recipe that made those of these that come after the final model
 EVALUATED = {"settings.json", "decoding", "evaluation.json"}
 SUPERSEDED = "superseded"
@@ -73,7 +75,8 @@ def renew(run: Run, info: CorpusInfo, plan: Sequence[Job]) -> None:
     Args:
         run: the run, with its settings.
         info: of the corpus that it trains on.
-        plan: of the run; it follows from settings and data, but another version may plan otherwise.
+        plan: of the run without extra epochs, which change nothing of what comes before them. It follows from settings
+            and data, but another version may plan otherwise.
 
     Raises:
         OSError: a file cannot be moved.
@@ -81,11 +84,15 @@ def renew(run: Run, info: CorpusInfo, plan: Sequence[Job]) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     data = {"sha256": info.sha256, "silence": info.silence, "const_dim": info.const_dim, "counts": info.class_counts}
     training = run.settings.of_training() | {"data": data, "plan": plan}
-    scoring = [training, run.settings.of_scoring(), info.transition_model]
+    if run.origin is not None:
+        training["origin"] = run.origin
+    scoring = [training, run.settings.of_scoring()]
+    ending = [scoring, run.settings.of_ending(), info.transition_model]
     # What was said stands in the corpus's folder, which is named after all of its source.
-    evaluation = [scoring, run.key()]
+    evaluation = [ending, run.key()]
     _renew(run.folder, TRAINING, digest(training), lambda name: name not in (TRAINING, SUPERSEDED, RECIPES))
     _renew(run.folder, SCORING, digest(scoring), lambda name: name in SCORED)
+    _renew(run.folder, ENDING, digest(ending), lambda name: name in ENDED)
     _renew(run.folder, EVALUATION, digest(evaluation), lambda name: name in EVALUATED)
 
 

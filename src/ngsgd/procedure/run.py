@@ -23,12 +23,14 @@ class Run:
         settings: of the run.
         data: folder of its prepared corpus.
         examples: folder of its examples.
+        origin: stands for the model that it starts from; None where that is made for it.
     """
 
     folder: Path
     settings: Settings
     data: Path
     examples: Path
+    origin: str | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Run:
@@ -48,11 +50,18 @@ class Run:
     @classmethod
     def from_fields(cls, folder: Path, fields: dict[str, Any]) -> Run:
         """The run of a folder from what `fields` gave."""
-        return cls(folder, Settings(**fields["settings"]), Path(fields["data"]), Path(fields["examples"]))
+        return cls(
+            folder, Settings(**fields["settings"]), Path(fields["data"]), Path(fields["examples"]), fields["origin"]
+        )
 
     def fields(self) -> dict[str, Any]:
         """All but the folder, of what JSON can hold."""
-        return {"data": str(self.data), "examples": str(self.examples), "settings": asdict(self.settings)}
+        return {
+            "data": str(self.data),
+            "examples": str(self.examples),
+            "origin": self.origin,
+            "settings": asdict(self.settings),
+        }
 
     def key(self) -> str:
         """Stands for the settings and the contents of the data and of the decoding graph."""
@@ -82,6 +91,11 @@ class Run:
     def plan(self) -> Path:
         return self.folder / "plan.tsv"
 
+    @property
+    def ledger(self) -> Path:
+        """The jobs that were given up."""
+        return self.folder / "lost.tsv"
+
     def model(self, x: int) -> Path:
         """The model from which iteration x starts."""
         return self.folder / "models" / f"{x}.safetensors"
@@ -97,6 +111,10 @@ class Run:
     def diagnostics(self, x: int) -> Path:
         """The scores of model x."""
         return self.folder / "diagnostics" / f"{x}.json"
+
+    def progress(self, iteration: int, job: int) -> Path:
+        """What a training job tells of itself; job 0 is the averaging at the iteration's end."""
+        return self.folder / "progress" / f"{iteration}.{job}.json"
 
     @property
     def final(self) -> Path:

@@ -16,6 +16,7 @@ from ngsgd.data.corpus import CorpusInfo
 from ngsgd.errors import ConfigError
 from ngsgd.files import digest, file_stamp, find, named_files
 from ngsgd.network.splices import Splices, context, parse_splice_indexes
+from ngsgd.procedure.execution import OF_THE_CALL
 
 if TYPE_CHECKING:
     from ngsgd.network.topology import HiddenLayers, Nonlinearity
@@ -82,7 +83,9 @@ class Settings:
     num_samples_history: float
     update_period: int
     max_change_per_sample: float
+    initial_model: str | None
     num_epochs: float
+    extra_epochs: float
     initial_effective_lrate: float
     final_effective_lrate: float
     num_jobs_initial: int
@@ -162,15 +165,22 @@ class Settings:
         others = {
             *_SCORING_SETTINGS,
             *_OTHER_SETTINGS,
+            *_ENDING_SETTINGS,
             *(name for names in _CORPUS_SETTINGS.values() for name in names),
         }
         if self.realign_times:  # the priors for that are part of training
             others.remove("num_prior_frames")
+        # What it is made of stands for it; see `Run.origin`.
+        others.add("initial_model")
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def of_scoring(self) -> dict[str, Any]:
-        """The settings on which the diagnostics and the final model depend, beside those of training."""
+        """The settings on which the diagnostics depend, beside those of training."""
         return {name: getattr(self, name) for name in _SCORING_SETTINGS}
+
+    def of_ending(self) -> dict[str, Any]:
+        """The settings on which the plan's length and the final model depend, beside those of training and scoring."""
+        return {name: getattr(self, name) for name in _ENDING_SETTINGS}
 
     def graph_stamps(self) -> list[str]:
         """Stands for the contents of the decoding graph."""
@@ -211,9 +221,9 @@ _EGS_SETTINGS = (
 # Settings of how the work is divided, and of what is done with the final model.
 _OTHER_SETTINGS = ("num_splits", "graph", "beam", "max_active", "min_lmwt", "max_lmwt")
 # Settings of what is done with the models of training, not of themselves.
-_SCORING_SETTINGS = (
-    "num_valid_frames", "num_train_subset_frames", "num_prior_frames", "max_models_combine",
-)  # fmt: skip
+_SCORING_SETTINGS = ("num_valid_frames", "num_train_subset_frames")
+# Settings of where training ends, and of what is made of its last models.
+_ENDING_SETTINGS = ("extra_epochs", "num_prior_frames", "max_models_combine")
 
 
 def run_settings(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Settings]:
@@ -254,6 +264,8 @@ def run_settings(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[s
             raise ConfigError(f"runs: {name}: expected settings, got {overrides!r}")
         if "runs" in (overrides or {}):
             raise ConfigError(f"runs: {name}: a run cannot hold runs")
+        for key in OF_THE_CALL.intersection(overrides or {}):
+            raise ConfigError(f"runs: {name}: {key} holds for all runs of a call: give it beside runs, not in one")
         merged = {**config, **(overrides or {}), "runs": {name: {}}}
         _check(validator, merged, schema, f"runs: {name}: ")
         settings = Settings(**{field.name: merged[field.name] for field in fields(Settings)})

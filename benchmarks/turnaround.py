@@ -1,0 +1,229 @@
+"""How long a cluster idles between two iterations: python benchmarks/turnaround.py, on a SLURM of one node of its own.
+
+From the end of an iteration's last job to the moment when all jobs of the next one run, by several ways to hand jobs to
+SLURM, with jobs that only sleep; then for the workflow itself, beside the same commands called by a loop without
+Snakemake. SLURM's own settings are its defaults.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.clusters.slurm import Slurm  # noqa: E402  the tests' cluster
+
+BIN = Path(sys.executable).parent
+ITERATIONS, SECONDS = 5, 3
+
+JOB = f"""\
+import sys, time
+x, n = sys.argv[1:]
+begin = time.time()
+time.sleep({SECONDS})
+open(f"{{x}}.{{n}}.job", "w").write(f"{{begin}} {{time.time()}}")
+"""
+AVERAGE = 'import sys, numpy; open(f"{sys.argv[1]}.model", "w").write("made")\n'
+SNAKEFILE = f"""\
+localrules: all, average
+rule all:
+    input: "{ITERATIONS}.model"
+rule train:
+    input: lambda w: f"{{w.x}}.model"
+    output: "{{x}}.{{n}}.job"
+    shell: "{sys.executable} job.py {{wildcards.x}} {{wildcards.n}}"
+rule average:
+    input: lambda w: [f"{{int(w.next) - 1}}.{{n}}.job" for n in range(int(config["jobs"]))]
+    output: "{{next}}.model"
+    shell: "{sys.executable} average.py {{wildcards.next}}"
+"""
+
+
+def snakemake(*options: str) -> Callable[[Path, int, dict[str, str]], None]:
+    """A way: Snakemake with an executor."""
+
+    def run(folder: Path, jobs: int, environment: dict[str, str]) -> None:
+        (folder / "Snakefile").write_text(SNAKEFILE)
+        command = [BIN / "snakemake", "--config", f"jobs={jobs}", "-j", "32", "--nolock", *options]
+        subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+
+    return run
+
+
+def loop(*submit: str) -> Callable[[Path, int, dict[str, str]], None]:
+    """A way: a loop that calls a command that waits, for each job."""
+
+    def run(folder: Path, jobs: int, environment: dict[str, str]) -> None:
+        def job(x: int, n: int) -> None:
+            command = [*submit, sys.executable, "job.py", str(x), str(n)]
+            subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            for x in range(ITERATIONS):
+                list(pool.map(lambda n, x=x: job(x, n), range(jobs)))
+                subprocess.run([sys.executable, "average.py", str(x + 1)], cwd=folder, check=True)
+
+    return run
+
+
+def array(folder: Path, jobs: int, environment: dict[str, str]) -> None:
+    """A way: a loop that submits each iteration as an array of jobs and waits for it."""
+    for x in range(ITERATIONS):
+        subprocess.run(
+            ["sbatch", "--wait", f"--array=0-{jobs - 1}",
+             "--wrap", f"{sys.executable} job.py {x} $SLURM_ARRAY_TASK_ID"],
+            cwd=folder, env=environment, check=True, capture_output=True,
+        )  # fmt: skip
+        subprocess.run([sys.executable, "average.py", str(x + 1)], cwd=folder, check=True)
+
+
+def dependencies(folder: Path, jobs: int, environment: dict[str, str]) -> None:
+    """A way: all iterations are submitted at once, as arrays and averages that depend on one another."""
+
+    def submit(*options: str) -> str:
+        done = subprocess.run(
+            ["sbatch", "--parsable", *options], cwd=folder, env=environment, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    after: list[str] = []
+    for x in range(ITERATIONS):
+        wrapped = f"{sys.executable} job.py {x} $SLURM_ARRAY_TASK_ID"
+        number = submit(*after, f"--array=0-{jobs - 1}", "--wrap", wrapped)
+        average = submit(f"--dependency=afterok:{number}", "--wrap", f"{sys.executable} average.py {x + 1}")
+        after = [f"--dependency=afterok:{average}"]
+    while not (folder / f"{ITERATIONS}.model").exists():
+        time.sleep(0.1)
+
+
+def allocation(folder: Path, jobs: int, environment: dict[str, str]) -> None:
+    """A way: one allocation for all iterations, with a step in it for each job."""
+    program = (
+        "import sys; from benchmarks.turnaround import loop; from pathlib import Path; import os; "
+        "loop('srun', '--exact', '--nodes=1', '--ntasks=1', '--mem=100M')"
+        "(Path(sys.argv[1]), int(sys.argv[2]), dict(os.environ))"
+    )
+    command = ["salloc", f"--ntasks={jobs}", f"--mem={100 * jobs}M", sys.executable, "-c", program, folder, str(jobs)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+
+
+WAYS: dict[str, tuple[Callable[[Path, int, dict[str, str]], None], str | None]] = {
+    "`ngsgd` executor (`--profile slurm`)": (snakemake("--executor", "ngsgd"), None),
+    "`snakemake-executor-plugin-slurm`, first look after 1 s": (
+        snakemake("--executor", "slurm", "--slurm-init-seconds-before-status-checks", "1"),
+        "snakemake_executor_plugin_slurm",
+    ),
+    "`snakemake-executor-plugin-cluster-sync`, `srun`, a look a second": (
+        snakemake(
+            "--executor", "cluster-sync", "--cluster-sync-submit-cmd", "srun -n1",
+            "--seconds-between-status-checks", "1",
+        ),
+        "snakemake_executor_plugin_cluster_sync",
+    ),
+    "loop without Snakemake: `srun` for each job": (loop("srun", "--nodes=1", "--ntasks=1"), None),
+    "loop without Snakemake: an array with `sbatch --wait`": (array, None),
+    "no loop: all arrays and averages submitted with dependencies": (dependencies, None),
+    "loop without Snakemake: steps in one allocation": (allocation, None),
+}  # fmt: skip
+
+
+def gaps(times: dict[int, list[tuple[float, float]]]) -> list[float]:
+    """Seconds between iterations, from begin and end of the jobs of each."""
+    ends = {x: max(end for _, end in jobs) for x, jobs in times.items()}
+    return [max(begin for begin, _ in times[x + 1]) - ends[x] for x in sorted(times)[:-1]]
+
+
+def told(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} – {max(values):.2f})"
+
+
+def sleeping(way: Callable[[Path, int, dict[str, str]], None], jobs: int, cluster: Slurm) -> list[float]:
+    """The gaps between iterations of jobs that only sleep."""
+    cluster.wait_until_idle(120)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "job.py").write_text(JOB)
+        (folder / "average.py").write_text(AVERAGE)
+        (folder / "0.model").write_text("made")
+        way(folder, jobs, cluster.env)
+        times: dict[int, list[tuple[float, float]]] = {}
+        for path in folder.glob("*.job"):
+            begin, end = map(float, path.read_text().split())
+            times.setdefault(int(path.name.split(".")[0]), []).append((begin, end))
+    return gaps(times)
+
+
+def progress(run: Path) -> dict[int, list[tuple[float, float]]]:
+    """Begin and end of each training job of a run."""
+    times: dict[int, list[tuple[float, float]]] = {}
+    for path in (run / "progress").glob("*.json"):
+        x, n = map(int, path.stem.split("."))
+        if n:
+            fields = json.loads(path.read_text())
+            times.setdefault(x, []).append((fields["started"], fields["updated"]))
+    return times
+
+
+def workflow(jobs: int, cluster: Slurm) -> tuple[list[float], float, float]:
+    """The gaps between iterations of the workflow, its seconds from first to last job, and those of a mere loop."""
+    with tempfile.TemporaryDirectory() as name:
+        config = Path(name) / "config.json"
+        settings = {"num_jobs_initial": jobs, "num_jobs_final": jobs, "samples_per_iter": 2000, "runs": {"run": {}}}
+        config.write_text(json.dumps(settings | {"num_epochs": 8.01 * jobs / (8 * 3)}))
+        command = [BIN / "snakemake", "--snakefile", ROOT / "Snakefile", "--profile", ROOT / "slurm", "-j", "32"]
+
+        def make(*targets: str) -> None:
+            subprocess.run(
+                [*command, *targets, "--configfile", config], cwd=name, env=cluster.env, check=True, capture_output=True
+            )
+
+        run = Path(name) / "results/run"
+        make("results/run/final.safetensors")
+        times = progress(run)
+        last = max(times)
+        found = gaps(times), max(e for _, e in times[last]) - min(b for b, _ in times[0])
+        for path in [*(run / "jobs").iterdir(), *(run / "progress").iterdir()]:
+            path.unlink()
+        for x in range(1, last + 2):
+            (run / f"models/{x}.safetensors").unlink()
+
+        def train(x: int, n: int) -> None:
+            subprocess.run(
+                ["srun", "--nodes=1", "--ntasks=1", "--mem=1000M", BIN / "ngsgd", "train", run, str(x), str(n)],
+                cwd=name, env=cluster.env, check=True, capture_output=True,
+            )  # fmt: skip
+
+        with ThreadPoolExecutor(jobs) as pool:
+            for x in range(last + 1):
+                list(pool.map(lambda n, x=x: train(x, n + 1), range(jobs)))
+                subprocess.run([BIN / "ngsgd", "end-iteration", run, str(x)], cwd=name, check=True)
+        times = progress(run)
+        return *found, max(e for _, e in times[last]) - min(b for b, _ in times[0])
+
+
+if __name__ == "__main__":
+    os.environ["PYTHONPATH"] = str(ROOT)
+    with Slurm(nodes=1, cpus=16, scheduling="") as cluster:
+        print("| jobs that sleep, seconds between iterations: median (least – most) | 2 jobs | 8 jobs |")
+        print("| --- | --- | --- |")
+        for name, (way, module) in WAYS.items():
+            if module and not importlib.util.find_spec(module):
+                print(f"| {name} | not installed | |")
+            else:
+                print(f"| {name} | {' | '.join(told(sleeping(way, jobs, cluster)) for jobs in (2, 8))} |", flush=True)
+        print("\n| the workflow itself | between iterations, s | whole training, s | loop of `srun`, s | ratio |")
+        print("| --- | --- | --- | --- | --- |")
+        for jobs in (2, 8):
+            found, whole, mere = workflow(jobs, cluster)
+            print(f"| {jobs} jobs | {told(found)} | {whole:.1f} | {mere:.1f} | {whole / mere:.2f} |", flush=True)

@@ -1,0 +1,77 @@
+"""What this project wants of a cluster's scheduler.
+
+A job is a command that the scheduler's own client runs and waits for, so that its end is known at once, without asking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a job asks its cluster for.
+
+    Attributes:
+        threads: processor cores.
+        mem_mb: memory, MB; None for the cluster's default.
+        runtime: limit of time, minutes; None for the cluster's default.
+        gpus: number of GPUs.
+        gres: SLURM's description of these where a number is too little, such as ``gpu:a100:1``.
+        partition: of SLURM, or queue of Grid Engine; None for the cluster's default.
+        account: of SLURM, or project of Grid Engine.
+        extra: further arguments for the scheduler's command.
+    """
+
+    threads: int = 1
+    mem_mb: int | None = None
+    runtime: int | None = None
+    gpus: int = 0
+    gres: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    extra: str = ""
+
+
+class End(NamedTuple):
+    """Why a job ended badly.
+
+    Attributes:
+        reason: for people.
+        lacking: of what more would have helped, where the scheduler says so.
+    """
+
+    reason: str
+    lacking: Literal["memory", "time"] | None = None
+
+
+class Cluster(Protocol):
+    """A scheduler. Names of jobs are unique among those under way; those of one caller hold a mark of its own."""
+
+    def command(self, name: str, needs: Needs) -> list[str]:
+        """The command that, with a job's own command after it, runs the job and waits for it.
+
+        It cancels the job when it gets SIGTERM. Its exit status is not to be believed: srun's is 0 where a node fails.
+        """
+
+    def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """What the command is to be started with, given what this process was started with."""
+
+    def end(self, said: str) -> End:
+        """Why a job has failed, from what its command wrote."""
+
+    def under_way(self, mark: str) -> list[str]:
+        """The numbers of the jobs with a mark in their name that have not ended.
+
+        Raises:
+            ClusterError: the scheduler does not answer.
+        """
+
+    def cancel(self, numbers: Sequence[str]) -> None:
+        """Cancels jobs, those that have ended in the meantime aside.
+
+        Raises:
+            ClusterError: the scheduler does not answer.
+        """

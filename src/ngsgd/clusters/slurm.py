@@ -1,0 +1,62 @@
+"""Jobs on SLURM: each is an ``srun``, which waits for it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
+from ngsgd.clusters.cluster import End, Needs
+from ngsgd.clusters.commands import ask
+
+# What srun and the job's slurmstepd say of its end. squeue's states tell less: memory is "FAILED" without cgroups.
+REASONS = {
+    r"exceeded memory limit|oom.kill|Out Of Memory": End("it used more memory than it had asked for", "memory"),
+    r"DUE TO TIME LIMIT": End("it reached its limit of time", "time"),
+    r"DUE TO PREEMPTION": End("another job took its place"),
+    r"DUE TO NODE FAILURE|Node failure": End("its node failed"),
+    r"CANCELLED|Job/step already completing": End("it was cancelled"),
+}
+
+
+class Slurm:
+    """Each job is an allocation of its own."""
+
+    def command(self, name: str, needs: Needs) -> list[str]:
+        asked = [
+            "srun", f"--job-name={name}", "--nodes=1", "--ntasks=1", f"--cpus-per-task={needs.threads}",
+            "--input=none", "--quiet",
+        ]  # fmt: skip
+        if needs.mem_mb is not None:
+            asked.append(f"--mem={needs.mem_mb}M")
+        if needs.runtime is not None:
+            asked.append(f"--time={needs.runtime}")
+        if needs.gres or needs.gpus:
+            asked.append(f"--gres={needs.gres or f'gpu:{needs.gpus}'}")
+        if needs.partition:
+            asked.append(f"--partition={needs.partition}")
+        if needs.account:
+            asked.append(f"--account={needs.account}")
+        return [*asked, *shlex.split(needs.extra)]
+
+    def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        # Where the caller is a job itself, srun would make a step of it instead of a job.
+        return {
+            name: value
+            for name, value in environment.items()
+            if name == "SLURM_CONF" or not name.startswith(("SLURM_", "SLURMD_", "SRUN_"))
+        }
+
+    def end(self, said: str) -> End:
+        for pattern, end in REASONS.items():
+            if re.search(pattern, said):
+                return end
+        return End(" ".join(said.split()) or "it failed")
+
+    def under_way(self, mark: str) -> list[str]:
+        rows = ask(["squeue", "--me", "--noheader", "--format=%A %j"]).splitlines()
+        return [number for number, name in (row.split(maxsplit=1) for row in rows) if mark in name]
+
+    def cancel(self, numbers: Sequence[str]) -> None:
+        if numbers:
+            ask(["scancel", *numbers])

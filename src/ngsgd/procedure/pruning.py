@@ -1,0 +1,46 @@
+"""Which of a run's models are kept, and the removal of the others as soon as nothing needs them any more."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from ngsgd.procedure.execution import Keeping
+from ngsgd.procedure.plan import Job, models_to_combine
+from ngsgd.procedure.run import Run
+
+
+def prune(run: Run, plan: Sequence[Job], keeping: Keeping, needed: Collection[int] = (), *, idle: bool = False) -> None:
+    """Removes models that are not kept, each only when all that is made from it is there.
+
+    Args:
+        run: the run.
+        plan: of the run.
+        keeping: what is kept.
+        needed: numbers of models that stay for now.
+        idle: whether nothing is being made. Else a model whose successor is missing may have been made again for that.
+
+    Raises:
+        DataError: the corpus cannot be read.
+        OSError: a model cannot be removed.
+    """
+    if keeping.all:
+        return
+    made = {int(path.stem) for path in _files(run.model(0).parent)}
+    for path in _files(run.job(0, 1).parent):
+        if int(path.name.split(".")[0]) + 1 in made:
+            path.unlink(missing_ok=True)
+    newest = max(made, default=0)
+    awaited = set(needed)
+    if not run.final.exists():
+        awaited.update(models_to_combine(list(plan), run.layout(), run.settings))
+    aligning = {job.alignment: job.iteration for job in reversed(plan) if job.alignment}
+    awaited.update(x for alignment, x in aligning.items() if not run.alignment_model(alignment).exists())
+    for x in made - awaited:
+        if not keeping.keeps(x, newest) and (idle or x + 1 in made) and x < newest and run.diagnostics(x).exists():
+            run.model(x).unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The models in a folder, but for those being written."""
+    return list(folder.glob("[0-9]*.safetensors")) if folder.exists() else []

@@ -1,0 +1,68 @@
+"""Real schedulers on this machine, and runs on them long enough to be attacked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ngsgd.procedure.progress import Progress, read_progress
+
+from ..workflow.conftest import SMALL, Workplace
+from .slurm import Slurm
+
+# Three iterations of two jobs of some seconds each.
+LONGER = SMALL | {"samples_per_iter": 2500, "minibatch_size": 16, "num_epochs": 3}
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """Four nodes with two GPUs each, if only in name."""
+    if reason := Slurm.available():
+        pytest.skip(reason)
+    with Slurm(nodes=4) as cluster:
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def no_jobs_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test that failed has left on a cluster is not to meet the next one."""
+    yield
+    if "slurm" in request.fixturenames:
+        cluster = request.getfixturevalue("slurm")
+        for job in cluster.jobs():
+            if job.state in ("RUNNING", "PENDING"):
+                cluster.run("scancel", str(job.id))
+
+
+@pytest.fixture(scope="session")
+def longer(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Workplace:
+    """A finished run, made without a cluster."""
+    place = Workplace(tmp_path_factory.mktemp("longer"), LONGER | {"digits_file": str(few_digits)})
+    outcome = place.snakemake()
+    assert outcome.status == 0, outcome.text
+    return place
+
+
+def await_(condition: Callable[[], object], what: str, timeout: float = 90.0) -> None:
+    """Waits until something is the case."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {timeout} s"
+        time.sleep(0.05)
+
+
+def working(place: Workplace, iteration: int, job: int, attempt: int = 1) -> Progress:
+    """What a training job tells when it has begun to work."""
+    path = place.run / f"progress/{iteration}.{job}.json"
+
+    def at_it() -> bool:
+        told = read_progress(path)
+        return told is not None and told.state == "running" and told.attempt >= attempt
+
+    await_(at_it, f"job {iteration}.{job} at work")
+    told = read_progress(path)
+    assert told is not None
+    return told

@@ -1,0 +1,537 @@
+"""A real SLURM cluster for tests: munge, a controller and several nodes on this machine, in one temporary directory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Set
+from pathlib import Path
+from typing import IO, NamedTuple, Self
+
+PACKAGES = {
+    "munged": "munge",
+    "slurmctld": "slurmctld",
+    "slurmd": "slurmd",
+    "scontrol": "slurm-client",
+    "sinfo": "slurm-client",
+    "squeue": "slurm-client",
+    "srun": "slurm-client",
+}
+"""The Debian package of each program that a cluster needs."""
+
+ENDED = frozenset(
+    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
+)
+"""The states in which a job has ended."""
+
+CONFIG = """\
+ClusterName=test
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={directory}/munge.socket
+CredType=cred/munge
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/%n
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmdPidFile={directory}/%n.pid
+SlurmctldLogFile={directory}/slurmctld.log
+SlurmdLogFile={directory}/%n.log
+SlurmctldSyslogDebug=quiet
+SlurmdSyslogDebug=quiet
+SlurmctldDebug=verbose
+SlurmdDebug=verbose
+MailProg=/bin/true
+MpiDefault=none
+SwitchType=switch/none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=1
+JobAcctGatherParams=OverMemoryKill
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SlurmdParameters=config_overrides
+GresTypes=gpu
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SchedulerType=sched/backfill
+{scheduling}
+KillWait=2
+SlurmctldTimeout=5
+SlurmdTimeout={timeout}
+InactiveLimit=0
+MessageTimeout={timeout}
+ReturnToService=2
+MinJobAge=300
+{nodes}
+PartitionName=main Nodes=ALL Default=YES PriorityTier=1 MaxTime=INFINITE State=UP DefMemPerCPU=100
+PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE State=UP DefMemPerCPU=100
+"""
+
+
+class Job(NamedTuple):
+    """A job as squeue lists it."""
+
+    id: int
+    name: str
+    state: str
+
+
+class SlurmError(Exception):
+    """The cluster did not do what was asked."""
+
+
+class Slurm:
+    """A SLURM cluster of simulated nodes `node1`, `node2`, ... with the partitions `main` (default) and `urgent`.
+
+    A job in `urgent` preempts those in `main`, which are requeued. Run `srun` and the like with `env`. Each node counts
+    `cpus`, `memory` (MB) and `gpus` whatever this machine has. The daemons die with this process, however it ends.
+    """
+
+    def __init__(
+        self,
+        nodes: int = 2,
+        *,
+        cpus: int = 8,
+        memory: int = 16000,
+        gpus: int = 2,
+        node_timeout: int = 10,
+        scheduling: str = "batch_sched_delay=0,sched_interval=1,bf_interval=1",
+        keep: bool = False,
+    ) -> None:
+        """A dead node counts as down after about three times `node_timeout` seconds, or at once after `down`.
+
+        `scheduling` are SLURM's SchedulerParameters; `keep` leaves the directory with the logs after `stop`.
+        """
+        self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
+        self.cpus, self.memory, self.gpus, self.node_timeout = cpus, memory, gpus, node_timeout
+        self.scheduling, self.keep = scheduling, keep
+        self._directory: Path | None = None
+        self._machines: dict[str, _Machine] = {}
+
+    @staticmethod
+    def available() -> str | None:
+        """None if a cluster can run here, else the reason why it can't."""
+        if not sys.platform.startswith("linux"):
+            return "SLURM needs Linux"
+        missing = [program for program in PACKAGES if not _which(program)]
+        packages = sorted({PACKAGES[program] for program in missing})
+        return f"missing {', '.join(missing)}: apt install {' '.join(packages)}" if missing else None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    @property
+    def directory(self) -> Path:
+        """The directory of everything: slurm.conf, keys, sockets, states, logs."""
+        if self._directory is None:
+            raise SlurmError("the cluster is not started")
+        return self._directory
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment for SLURM's commands: this process's without what an outer SLURM may have set."""
+        prefixes = ("SLURM", "SRUN_", "SBATCH_", "SALLOC_", "SQUEUE_", "SCONTROL_", "SINFO_", "SCANCEL_", "PMI")
+        env = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+        return env | {"SLURM_CONF": str(self.directory / "slurm.conf")}
+
+    def start(self, timeout: float = 30) -> None:
+        """Start everything and wait until all nodes are idle."""
+        if reason := self.available():
+            raise SlurmError(reason)
+        if self._directory is not None:
+            raise SlurmError("the cluster is already started")
+        # Not in pytest's directories: their long names exceed what a Unix socket may be called.
+        self._directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+        self._directory.chmod(0o755)
+        try:
+            self._configure()
+            self._machines["head"] = _Machine(self.directory, head=True, keep=self.keep)
+            self._start_munge(timeout)
+            self.start_controller(timeout)
+            for node in self.nodes:
+                self._start_slurmd(node)
+            self._wait(self._nodes_idle, timeout, "the nodes are not idle")
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End every process of the cluster, its jobs and the commands run with `env`, and remove the directory."""
+        if self._directory is None:
+            return
+        machines = sorted(self._machines.items(), key=lambda item: item[0] == "head")
+        for _, machine in machines:
+            machine.close()
+        for _, machine in machines:
+            machine.wait()
+        self._machines.clear()
+        self._directory = None
+
+    def run(self, *command: str, timeout: float = 30, check: bool = True) -> str:
+        """What one of SLURM's commands prints."""
+        done = subprocess.run(
+            command, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+        )
+        if check and done.returncode:
+            raise SlurmError(f"{' '.join(command)}: exit code {done.returncode}: {done.stderr.strip()}")
+        return done.stdout
+
+    def jobs(self) -> list[Job]:
+        """All jobs that the controller knows, those that ended in the last five minutes included."""
+        lines = self.run("squeue", "--all", "--array", "--states=all", "--noheader", "--format=%A|%T|%j").splitlines()
+        fields = (line.split("|", 2) for line in lines)
+        return sorted(Job(int(number), name, state) for number, state, name in fields)
+
+    def job(self, number: int) -> dict[str, str]:
+        """The fields that `scontrol show job` has of a job, such as JobState, Reason and ExitCode."""
+        words = self.run("scontrol", "--oneliner", "show", "job", str(number)).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def node_states(self) -> dict[str, str]:
+        """The state of each node as sinfo names it: `idle`, `mixed`, `draining`, `down*`, ..."""
+        lines = self.run("sinfo", "--Node", "--noheader", "--partition=main", "--format=%N %T").splitlines()
+        return dict(line.split() for line in lines)
+
+    def wait_until_idle(self, timeout: float = 30) -> None:
+        """Wait until all jobs have ended and the nodes are idle."""
+        self._wait(lambda: all(job.state in ENDED for job in self.jobs()) and self._nodes_idle(), timeout, "still busy")
+
+    def kill_controller(self) -> None:
+        """Kill slurmctld (SIGKILL). It forgets the last five seconds: new jobs (their ids come again), ends of jobs."""
+        self._machines["head"].kill("slurmctld", signal.SIGKILL)
+
+    def stop_controller(self) -> None:
+        """Stop slurmctld (SIGTERM), which saves its state. Jobs go on, commands wait for it."""
+        self._machines["head"].kill("slurmctld", signal.SIGTERM)
+
+    def start_controller(self, timeout: float = 30) -> None:
+        """Start slurmctld, which recovers the jobs it had saved, and wait until it answers and knows its nodes."""
+        self._machines["head"].start("slurmctld", [_which("slurmctld"), "-D"], self.env)
+
+        def answers() -> bool:
+            with socket.socket() as client:
+                listens = client.connect_ex(("127.0.0.1", self._port)) == 0
+            return listens and " is UP" in self.run("scontrol", "ping", check=False)
+
+        self._wait(answers, timeout, "slurmctld does not answer")
+        alive = {name for name in self.nodes if name in self._machines and not self._machines[name].dead()}
+        self._wait(lambda: self._usable(alive), timeout, "the nodes do not register")
+
+    def restart_controller(self) -> None:
+        """Stop slurmctld in good order and start it again."""
+        self.stop_controller()
+        self.start_controller()
+
+    def kill_node(self, name: str, *, everything: bool = False) -> None:
+        """Kill a node's slurmd (SIGKILL), or, like a power failure, all its processes: slurmd, slurmstepds and jobs.
+
+        If `start_node` follows before the node counts as down, jobs whose slurmstepd was killed stay RUNNING for ever.
+        """
+        if everything:
+            machine = self._machines.pop(name)
+            machine.close()
+            machine.wait()
+        else:
+            self._machines[name].kill("slurmd", signal.SIGKILL)
+
+    def start_node(self, name: str, timeout: float = 30) -> None:
+        """Start a killed node's slurmd and wait until the controller uses it again."""
+        self._start_slurmd(name)
+        self._wait(lambda: self._usable({name}), timeout, f"{name} does not return")
+
+    def drain(self, name: str, reason: str = "test") -> None:
+        """Let a node start no more jobs; those on it go on."""
+        self.run("scontrol", "update", f"NodeName={name}", "State=DRAIN", f"Reason={reason}")
+
+    def down(self, name: str, reason: str = "test") -> None:
+        """Declare a node down at once: its jobs fail or, if of sbatch --requeue, are requeued."""
+        self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", f"Reason={reason}")
+
+    def resume(self, name: str, timeout: float = 30) -> None:
+        """Let a drained or downed node start jobs again and wait until it can."""
+        self.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
+        self._wait(lambda: self._usable({name}), timeout, f"{name} does not return")
+
+    def processes(self) -> dict[int, str]:
+        """The command line by process id of all that runs below the cluster's daemons, themselves included."""
+        found = {pid for machine in self._machines.values() for pid in _descendants(machine.pid)}
+        commands = {pid: _command(pid) for pid in sorted(found)}
+        return {pid: command for pid, command in commands.items() if command}
+
+    def logs(self, lines: int = 15) -> str:
+        """The last lines of each daemon's log."""
+        parts = []
+        for path in sorted(self.directory.glob("*.out")):
+            if tail := path.read_text(errors="replace").splitlines()[-lines:]:
+                parts.append("\n".join([f"--- {path.name}", *tail]))
+        return "\n".join(parts)
+
+    def _configure(self) -> None:
+        """Write the configuration, the key and the fake GPUs."""
+        self._port, *ports = _free_ports(1 + len(self.nodes))
+        gres = f" Gres=gpu:{self.gpus}" if self.gpus else ""
+        nodes = [
+            f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} "
+            f"RealMemory={self.memory}{gres} State=UNKNOWN"
+            for name, port in zip(self.nodes, ports, strict=True)
+        ]
+        config = CONFIG.format(
+            directory=self.directory,
+            port=self._port,
+            user=os.getuid(),
+            timeout=self.node_timeout,
+            nodes="\n".join(nodes),
+            scheduling=f"SchedulerParameters={self.scheduling}" if self.scheduling else "",
+        )
+        (self.directory / "slurm.conf").write_text(config)
+        gpus = [self.directory / f"gpu{number}" for number in range(self.gpus)]
+        for gpu in gpus:  # slurmd demands devices
+            gpu.symlink_to("/dev/null")
+        (self.directory / "gres.conf").write_text("".join(f"Name=gpu File={gpu}\n" for gpu in gpus))
+        (self.directory / "state").mkdir(mode=0o700)
+        for name in self.nodes:
+            (self.directory / name).mkdir()
+        key = self.directory / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(128))
+
+    def _start_munge(self, timeout: float) -> None:
+        """Start munged and wait for its socket."""
+        files = {"socket": "munge.socket", "key-file": "munge.key", "log-file": "munged.log", "pid-file": "munged.pid"}
+        files |= {"seed-file": "munge.seed"}
+        options = [f"--{option}={self.directory}/{name}" for option, name in files.items()]
+        self._machines["head"].start("munged", [_which("munged"), "--foreground", "--force", *options], self.env)
+        self._wait((self.directory / "munge.socket").exists, timeout, "munged does not start")
+
+    def _start_slurmd(self, name: str) -> None:
+        """Start a node's slurmd."""
+        machine = self._machines.get(name) or self._machines.setdefault(name, _Machine(self.directory))
+        machine.start("slurmd", [_which("slurmd"), "-D", "-N", name], self.env, log=name)
+
+    def _usable(self, names: Set[str]) -> bool:
+        """Whether the controller reaches some nodes, though they may be busy or drained."""
+        states = self.node_states()
+        return all(not states[name].endswith("*") and states[name] not in ("unknown", "down") for name in names)
+
+    def _nodes_idle(self) -> bool:
+        """Whether all nodes are up and without a job."""
+        return set(self.node_states().values()) == {"idle"}
+
+    def _wait(self, condition: Callable[[], bool], timeout: float, message: str) -> None:
+        """Wait until `condition` holds; raise an error with the logs if it does not, or if a daemon has died."""
+        end = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > end:
+                raise SlurmError(f"{message} after {timeout} s\n{self.logs()}")
+            dead = [name for machine in self._machines.values() for name in machine.dead()]
+            if dead:
+                raise SlurmError(f"{message}: {', '.join(dead)} ended\n{self.logs()}")
+            time.sleep(0.05)
+
+
+class _Machine:
+    """A process of its own, to which all that its daemons leave behind falls; see `_serve`."""
+
+    def __init__(self, directory: Path, *, head: bool = False, keep: bool = True) -> None:
+        arguments = json.dumps([os.getpid(), str(directory), head, keep])
+        command = [sys.executable, "-I", "-S", __file__, arguments]
+        self._process = subprocess.Popen(
+            command, env={}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, text=True
+        )
+        self._daemons: dict[str, int] = {}
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def start(self, name: str, command: list[str], env: Mapping[str, str], log: str = "") -> None:
+        """Start a daemon in the foreground."""
+        stdin, stdout = _pipes(self._process)
+        print(json.dumps([command, dict(env), f"{log or name}.out"]), file=stdin, flush=True)
+        self._daemons[name] = int(stdout.readline())
+
+    def kill(self, name: str, signum: signal.Signals) -> None:
+        """Signal one daemon and wait for its end."""
+        pid = self._daemons.pop(name)
+        _kill(pid, signum)
+        while _command(pid):
+            time.sleep(0.01)
+
+    def dead(self) -> list[str]:
+        """The daemons that ended by themselves."""
+        return [name for name, pid in self._daemons.items() if not _command(pid)]
+
+    def close(self) -> None:
+        """Let the machine kill all its processes and end."""
+        for pipe in _pipes(self._process):
+            pipe.close()
+
+    def wait(self) -> None:
+        """Wait for the end after `close`."""
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            for pid in [self.pid, *_descendants(self.pid)]:
+                _kill(pid)
+            self._process.wait()
+
+
+def _serve(parent: int, directory: Path, head: bool, keep: bool) -> None:
+    """Start a daemon for each line of stdin; at its end, or that of the parent, kill all descendants.
+
+    As a subreaper this process gets each orphan below it, so that a slurmstepd that detached from its slurmd and a job
+    that detached from everything are still found. The head also kills all that was run with the cluster's `env` and,
+    unless it is to `keep` it, removes the directory.
+    """
+    libc = ctypes.CDLL(None)
+    set_death_signal, set_subreaper = 1, 36
+    libc.prctl(set_subreaper, 1, 0, 0, 0)
+    pending = b""
+    while os.getppid() == parent:
+        ready, _, _ = select.select([0], [], [], 0.5)
+        _reap()
+        if not ready:
+            continue
+        if not (received := os.read(0, 65536)):
+            break
+        *lines, pending = (pending + received).split(b"\n")
+        for line in lines:
+            command, env, log = json.loads(line)
+            with open(directory / log, "ab") as output:
+                daemon = subprocess.Popen(
+                    command,
+                    env=env,
+                    cwd=directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    preexec_fn=lambda: libc.prctl(set_death_signal, signal.SIGKILL, 0, 0, 0),
+                )
+            print(daemon.pid, flush=True)
+    setting = f"SLURM_CONF={directory}/slurm.conf".encode()
+    while found := _descendants(os.getpid()) | set(_with_environment(setting) if head else ()):
+        for pid in found:
+            _kill(pid)
+        time.sleep(0.01)
+        _reap()
+    if not keep:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _reap() -> None:
+    """Collect the children that ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def _processes() -> Iterator[int]:
+    """The ids of all processes."""
+    return (int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
+
+
+def _parent(pid: int) -> int:
+    """The parent of a process, 0 if it has none or is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
+def _descendants(root: int) -> set[int]:
+    """The processes below a process."""
+    children: dict[int, list[int]] = {}
+    for pid in _processes():
+        children.setdefault(_parent(pid), []).append(pid)
+    found: set[int] = set()
+    todo = [root]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found.update(below)
+        todo += below
+    return found
+
+
+def _with_environment(setting: bytes) -> Iterator[int]:
+    """The processes that were started with a setting in their environment, without this one and those above it."""
+    above = set()
+    pid = os.getpid()
+    while pid:
+        above.add(pid)
+        pid = _parent(pid)
+    for pid in _processes():
+        try:
+            if pid not in above and setting in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                yield pid
+        except OSError:
+            pass
+
+
+def _command(pid: int) -> str:
+    """The command line of a process, empty if it is gone or a zombie."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _kill(pid: int, signum: signal.Signals = signal.SIGKILL) -> None:
+    """Signal a process that may be gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signum)
+
+
+def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    """The stdin and stdout of a process."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
+
+
+def _which(program: str) -> str:
+    """The path of a program, also of those for root; empty if there is none."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin") or ""
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, below those that connections get, so that they are free again after a restart."""
+    ports: list[int] = []
+    for port in random.sample(range(10000, 32000), 1000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise SlurmError("no free ports")
+
+
+if __name__ == "__main__":
+    _parent_pid, _directory, _head, _keep = json.loads(sys.argv[1])
+    _serve(_parent_pid, Path(_directory), _head, _keep)

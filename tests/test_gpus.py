@@ -1,0 +1,61 @@
+"""GPUs are dealt out; what is dealt here are names, which is all that it needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, sys
+from ngsgd.gpus import deal
+deal(sys.argv[1])
+print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+sys.stdin.read()
+"""
+
+
+def job(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "CUDA"))}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=kept | environment,
+    )
+
+
+def given(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_no_two_jobs_share_a_gpu(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, CUDA_VISIBLE_DEVICES="0,GPU-77") for _ in range(2)]
+    assert sorted(map(given, jobs)) == ["0", "GPU-77"]
+    waiting = job(tmp_path, CUDA_VISIBLE_DEVICES="0,GPU-77")
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(timeout=1.5)
+    jobs[0].kill()  # however it ends
+    jobs[0].wait()
+    assert given(waiting) in ("0", "GPU-77")
+    for process in (jobs[1], waiting):
+        process.communicate("")
+
+
+def test_what_slurm_has_dealt_is_left_alone(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, CUDA_VISIBLE_DEVICES="0", SLURM_STEP_GPUS="3") for _ in range(2)]
+    assert [given(process) for process in jobs] == ["0", "0"]
+    for process in jobs:
+        process.communicate("")
+
+
+def test_without_gpus_there_is_nothing_to_deal(tmp_path: Path) -> None:
+    process = job(tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert given(process) == ""
+    process.communicate("")
+    assert list(tmp_path.iterdir()) == []
