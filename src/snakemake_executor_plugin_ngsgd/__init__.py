@@ -6,11 +6,13 @@ ends with Snakemake, however that ends; and a job that lacked memory or time is 
 """
 
 import contextlib
+import math
 import os
 import shlex
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -22,12 +24,14 @@ from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase
 
 from ngsgd.clusters.cluster import Cluster, End, Needs
-from ngsgd.clusters.slurm import Slurm
+from ngsgd.clusters.gridengine import GridEngine
+from ngsgd.clusters.slurm import Slurm, SlurmAllocation
 from ngsgd.errors import ClusterError
 from ngsgd.files import digest
 from ngsgd.lifetime import SCHEDULER
 
-CLUSTERS: dict[str, type[Cluster]] = {"slurm": Slurm}
+PATIENCE = 10.0  # seconds that a scheduler's command has to end when it was told to
+LINES = 3  # of the end of a failed job's log, to tell why
 DONE = "ngsgd: done\n"  # what a job says last
 LOOK = 0.05  # seconds from one look at the commands' processes to the next
 # What Snakemake sets for a shell command of its own.
@@ -43,7 +47,10 @@ WARDEN = "trap '' TERM; read _ && exit; kill -TERM 0; sleep 30; kill -KILL 0"
 class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     """The options that a profile has for this executor, each with ``ngsgd-`` before it."""
 
-    scheduler: str = field(default="slurm", metadata={"help": f"Which scheduler: {', '.join(CLUSTERS)}."})
+    scheduler: str = field(default="slurm", metadata={"help": "slurm, slurm-allocation or sge."})
+    sge_memory: str = field(default="mem_free", metadata={"help": "Resource of Grid Engine's for memory, by thread."})
+    sge_gpu: str = field(default="gpu", metadata={"help": "Resource of Grid Engine's for GPUs."})
+    sge_parallel_environment: str = field(default="smp", metadata={"help": "Of Grid Engine, for several threads."})
     retry_wait: float = field(
         default=10.0,
         metadata={"help": "Seconds from a job's failure to its next attempt, doubled each time."},
@@ -58,17 +65,32 @@ common_settings = CommonSettings(
 )
 
 
+def cluster_of(settings: ExecutorSettings) -> Cluster:
+    """The scheduler that the options name.
+
+    Raises:
+        WorkflowError: there is no such one.
+    """
+    if settings.scheduler == "slurm":
+        return Slurm()
+    if settings.scheduler == "slurm-allocation":
+        return SlurmAllocation()
+    if settings.scheduler == "sge":
+        return GridEngine(settings.sge_memory, settings.sge_gpu, settings.sge_parallel_environment)
+    raise WorkflowError(f"--ngsgd-scheduler {settings.scheduler}: there are slurm, slurm-allocation and sge")
+
+
 @dataclass
 class Hooks:
     """What a workflow may want to be asked of its jobs.
 
     Attributes:
-        can_do_without: told of a job that has failed, the reason, and how often it will be tried again: whether the
-            workflow goes on as if it had not failed.
+        failed: told of a job that has failed, the reason, and how often it will be tried again: whether the workflow
+            goes on as if it had not failed.
         keeps_others_waiting: whether a job is to be given up, though it is still under way.
     """
 
-    can_do_without: Callable[[JobExecutorInterface, str, int], bool] = lambda job, reason, attempts_left: False
+    failed: Callable[[JobExecutorInterface, str, int], bool] = lambda job, reason, attempts_left: False
     keeps_others_waiting: Callable[[JobExecutorInterface], bool] = lambda job: False
 
 
@@ -79,10 +101,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     """See the module."""
 
     def __post_init__(self) -> None:
-        settings = self.workflow.executor_settings
-        if settings.scheduler not in CLUSTERS:
-            raise WorkflowError(f"--ngsgd-scheduler {settings.scheduler}: there are {', '.join(CLUSTERS)}")
-        self.cluster = CLUSTERS[settings.scheduler]()
+        self.cluster = cluster_of(self.workflow.executor_settings)
         self.mark = f"ngsgd-{digest(os.path.realpath(self.workflow.workdir_init))}"
         self.grown: dict[str, dict[str, int]] = {}
         self.warden: subprocess.Popen[bytes] | None = None
@@ -123,14 +142,11 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         # The jobs would end with this process where they run on the same machine, as they should not on a cluster.
         environment.pop(SCHEDULER, None)
         environment |= {f"{library}_NUM_THREADS": str(job.threads) for library in THREADS}
+        aux["needs"] = self.needs(job)
+        aux["begin"] = time.monotonic()
         aux["said"] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  until the job is done with
         aux["process"] = subprocess.Popen(
-            [
-                *self.cluster.command(info.external_jobid, self.needs(job)),
-                "bash",
-                "-c",
-                f"{self.command(job)}\necho {DONE}",
-            ],
+            self.cluster.command(info.external_jobid, aux["needs"], f"{self.command(job)}\necho {DONE}"),
             stdin=subprocess.DEVNULL,
             stdout=aux["said"],
             stderr=subprocess.STDOUT,
@@ -162,7 +178,12 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         said: IO[str] = info.aux["said"]
         said.seek(0)
         text = said.read()
-        return None if text.endswith(DONE) else self.cluster.end(text)
+        if text.endswith(DONE):
+            return None
+        for log in info.job.log:
+            with contextlib.suppress(OSError), open(log, encoding="utf-8", errors="replace") as f:
+                text += "".join(deque(f, maxlen=LINES))
+        return self.cluster.end(text, time.monotonic() - info.aux["begin"], info.aux["needs"])
 
     @property
     def cores(self) -> str:
@@ -177,7 +198,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             if hooks.keeps_others_waiting(info.job) and "given up" not in aux:
                 aux["given up"] = "the others of its iteration have waited for it long enough"
                 if "process" in aux:
-                    aux["process"].terminate()
+                    self.give_up(info)
                 else:
                     self.failed(info, End(aux["given up"]))
                     continue
@@ -186,6 +207,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
                     self.start(info)
                 yield info
             elif aux["process"].poll() is None:
+                if time.monotonic() > aux.get("kill", math.inf):
+                    aux["process"].kill()  # a pending qrsh heeds nothing else
                 yield info
             elif end := self.jobs_end(info):
                 self.failed(info, End(aux["given up"]) if "given up" in aux else end)
@@ -201,7 +224,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         attempts_left = 0 if "given up" in info.aux else job.restart_times + 1 - job.attempt
         if end.lacking:
             self.grow(job, end.lacking)
-        if hooks.can_do_without(job, end.reason, attempts_left):
+        if hooks.failed(job, end.reason, attempts_left):
             self.logger.warning(f"{info.external_jobid}: {end.reason}; going on without it")
             self.report_job_success(info)
         else:
@@ -219,10 +242,20 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
                 f"the configuration or the profile should"
             )
 
+    def give_up(self, info: SubmittedJobInfo) -> None:
+        """Cancels a job that the scheduler has."""
+        info.aux["process"].terminate()
+        info.aux["kill"] = time.monotonic() + PATIENCE
+        with contextlib.suppress(ClusterError):  # the command has been told; that one is enough for most
+            self.cluster.cancel(self.cluster.under_way(info.external_jobid))
+
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
         for info in active_jobs:
             if "process" in info.aux:
                 info.aux["process"].terminate()
+        info.aux["kill"] = time.monotonic() + PATIENCE
+        with contextlib.suppress(ClusterError):
+            self.cluster.cancel(self.cluster.under_way(self.mark))
 
     def shutdown(self) -> None:
         super().shutdown()

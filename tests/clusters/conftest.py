@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +13,8 @@ import pytest
 
 from ngsgd.procedure.progress import Progress, read_progress
 
-from ..workflow.conftest import SMALL, Workplace
+from ..workflow.conftest import SMALL, Outcome, Workplace
+from .gridengine import GridEngine
 from .slurm import Slurm
 
 # Three iterations of two jobs of some seconds each.
@@ -23,6 +27,15 @@ def slurm() -> Iterator[Slurm]:
     if reason := Slurm.available():
         pytest.skip(reason)
     with Slurm(nodes=4) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def grid_engine() -> Iterator[GridEngine]:
+    """One host, with two GPUs if only in name."""
+    if reason := GridEngine.available():
+        pytest.skip(reason)
+    with GridEngine(queues={"gpu.q": 8}) as cluster:
         yield cluster
 
 
@@ -66,3 +79,43 @@ def working(place: Workplace, iteration: int, job: int, attempt: int = 1) -> Pro
     told = read_progress(path)
     assert told is not None
     return told
+
+
+LAST = "results/run/models/3.safetensors"  # of the iterations
+
+
+def begin(place: Workplace, *arguments: str, target: str = LAST) -> subprocess.Popen[str]:
+    """Snakemake on a cluster, started."""
+    return place.start(target, "-j", "8", "--ngsgd-retry-wait", "1", *arguments)
+
+
+def trained(place: Workplace) -> dict[str, str]:
+    """A hash of each model of the iterations and their jobs."""
+    return {name: digest for name, digest in place.models().items() if name != "final.safetensors"}
+
+
+def end(process: subprocess.Popen[str]) -> Outcome:
+    """Snakemake, to its end."""
+    text = process.communicate(timeout=300)[0]
+    return Outcome(process.returncode, text)
+
+
+def processes(place: Workplace, *words: str) -> list[int]:
+    """The processes of `ngsgd` that work in a place with these arguments."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            arguments = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            here = (process / "cwd").resolve() == place.folder.resolve()
+        except OSError:
+            continue
+        if process.name.isdecimal() and here and "python" in arguments[0] and arguments[2 : 2 + len(words)] == [*words]:
+            found.append(int(process.name))
+    return found
+
+
+def kill(place: Workplace, sign: signal.Signals, *words: str) -> None:
+    found = processes(place, *words)
+    assert found, f"no process {' '.join(words)}"
+    for pid in found:
+        os.kill(pid, sign)

@@ -71,16 +71,9 @@ for name in SETTINGS:
     if name not in RUNS:
         add_run(name)
 
-# Options of the commands that lose and remove models.
-MIN_JOBS = "" if EXECUTION.min_jobs is None else f"--min-jobs {EXECUTION.min_jobs}"
-KEEPING = " ".join(
-    f"{option} {value}"
-    for option, value in (
-        ("--keep-last", EXECUTION.keep_last_models),
-        ("--keep-every", EXECUTION.keep_every_model),
-    )
-    if value is not None
-)
+# What rules give to their commands as resources: a change of these, unlike one of params, makes no file again.
+MIN_JOBS = EXECUTION.min_jobs or 0
+KEEP = {"keep_last": EXECUTION.keep_last_models or 0, "keep_every": EXECUTION.keep_every_model or 0}
 
 
 # Without a cluster as many jobs train at once as there are GPUs, where they want one.
@@ -93,10 +86,10 @@ def attempts_left(wildcards, attempt):
     return workflow.execution_settings.retries + 1 - attempt
 
 
-def resources_of(rule):
+def resources_of(step):
     """What the jobs of a rule need, where the configuration says so; else it is left to the profile."""
-    given = dict(EXECUTION.resources.get(rule, {}))
-    if rule == "train":
+    given = dict(EXECUTION.resources.get(step, {}))
+    if step == "train":
         given.setdefault("gpus", lambda wildcards: int(RUNS[wildcards.run].settings.device.startswith("cuda")))
     return given
 
@@ -118,6 +111,10 @@ def claim_results():
     remove_abandoned("results")
 
 
+# Why jobs have failed, by their logs, where the cluster knows more of it than these.
+REASONS = {}
+
+
 def report_errors(snakemake_log):
     """Ends a failed call with the one line that each failed job has to say, which stands last in its log."""
     text = Path(snakemake_log).read_text(encoding="utf-8", errors="replace")
@@ -126,7 +123,8 @@ def report_errors(snakemake_log):
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if Path(path).exists() else []
         said = [line for line in lines if line.startswith("error: ")]
         # The same may have befallen several jobs of a fan-out.
-        new = [line for line in said or [f"error: a job was ended, or broke: its log is {path}"] if line not in told]
+        reason = REASONS.get(path, "a job was ended, or broke")
+        new = [line for line in said or [f"error: {reason}: its log is {path}"] if line not in told]
         told.update(new)
         for line in new:
             print(line, file=sys.stderr)

@@ -13,8 +13,10 @@ rule diagnose:
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
         **resources_of("diagnose"),
+        **KEEP,
     shell:
-        "ngsgd diagnose results/{wildcards.run} {wildcards.iteration} {KEEPING} 2> {log}"
+        "ngsgd diagnose results/{wildcards.run} {wildcards.iteration}"
+        " --keep-last {resources.keep_last} --keep-every {resources.keep_every} 2> {log}"
 
 
 rule metrics:

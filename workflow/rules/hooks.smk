@@ -10,8 +10,10 @@ STRAGGLERS = (
 )
 
 
-def can_do_without(job, reason, attempts_left):
+def failed(job, reason, attempts_left):
     """Notes that a job has failed; whether the workflow goes on as if it had not."""
+    if not job.is_group():
+        REASONS[str(job.log[0])] = reason
     if job.is_group() or job.rule.name != "train":
         return False
     row = PLANS.job(job.wildcards)
@@ -27,5 +29,5 @@ def keeps_others_waiting(job):
     return STRAGGLERS.overdue(outputs, time.monotonic())
 
 
-hooks.can_do_without = can_do_without
+hooks.failed = failed
 hooks.keeps_others_waiting = keeps_others_waiting

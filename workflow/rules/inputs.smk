@@ -197,11 +197,14 @@ def all_sweeps(wildcards):
 
 def for_metrics(wildcards):
     run, num_iters = RUNS[wildcards.run], len(PLANS.of(wildcards.run))
-    diagnostics = [run.diagnostics(x) for x in range(num_iters + 1)]
-    return [
-        str(path)
-        for path in (run.plan, run.data / "corpus.json", *diagnostics, *(run.report(x + 1) for x in range(num_iters)))
-    ]
+
+    def needed(x):
+        # The report of a model that was removed is there for good: to name it would be to ask for the model, too.
+        return EXECUTION.keeping.keeps(x, num_iters) or run.model(x).exists() or not run.report(x).exists()
+
+    reports = (run.report(x) for x in range(1, num_iters + 1) if needed(x))
+    diagnostics = (run.diagnostics(x) for x in range(num_iters + 1))
+    return [str(path) for path in (run.plan, run.data / "corpus.json", *diagnostics, *reports)]
 
 
 def metrics_of_all_runs(wildcards):

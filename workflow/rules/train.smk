@@ -16,10 +16,11 @@ rule train:
     resources:
         **resources_of("train"),
         attempts_left=attempts_left,
+        min_jobs=MIN_JOBS,
     shell:
         "ngsgd train results/{wildcards.run} {wildcards.iteration} {wildcards.job} 2> {log}"
         " || ngsgd failed results/{wildcards.run} {wildcards.iteration} {wildcards.job}"
-        " --attempts-left {resources.attempts_left} {MIN_JOBS}"
+        " --attempts-left {resources.attempts_left} --min-jobs {resources.min_jobs}"
 
 
 rule average:
@@ -32,5 +33,9 @@ rule average:
         "results/{run}/logs/average/{next}.log",
     conda:
         "../envs/ngsgd.yaml"
+    resources:
+        **KEEP,
+        min_jobs=MIN_JOBS,
     shell:
-        "ngsgd end-iteration results/{wildcards.run} $(({wildcards.next} - 1)) {MIN_JOBS} {KEEPING} 2> {log}"
+        "ngsgd end-iteration results/{wildcards.run} $(({wildcards.next} - 1)) --min-jobs {resources.min_jobs}"
+        " --keep-last {resources.keep_last} --keep-every {resources.keep_every} 2> {log}"

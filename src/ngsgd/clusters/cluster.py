@@ -50,8 +50,8 @@ class End(NamedTuple):
 class Cluster(Protocol):
     """A scheduler. Names of jobs are unique among those under way; those of one caller hold a mark of its own."""
 
-    def command(self, name: str, needs: Needs) -> list[str]:
-        """The command that, with a job's own command after it, runs the job and waits for it.
+    def command(self, name: str, needs: Needs, script: str) -> list[str]:
+        """The command that runs a script of bash's as a job, and waits for it.
 
         It cancels the job when it gets SIGTERM. Its exit status is not to be believed: srun's is 0 where a node fails.
         """
@@ -59,8 +59,14 @@ class Cluster(Protocol):
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         """What the command is to be started with, given what this process was started with."""
 
-    def end(self, said: str) -> End:
-        """Why a job has failed, from what its command wrote."""
+    def end(self, said: str, seconds: float, needs: Needs) -> End:
+        """Why a job has failed.
+
+        Args:
+            said: what its command wrote, and the end of its log.
+            seconds: how long the command ran.
+            needs: what the job had asked for.
+        """
 
     def under_way(self, mark: str) -> list[str]:
         """The numbers of the jobs with a mark in their name that have not ended.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ngsgd.clusters.cluster import End, Needs
 from ngsgd.clusters.commands import ask
@@ -22,7 +23,7 @@ REASONS = {
 class Slurm:
     """Each job is an allocation of its own."""
 
-    def command(self, name: str, needs: Needs) -> list[str]:
+    def command(self, name: str, needs: Needs, script: str) -> list[str]:
         asked = [
             "srun", f"--job-name={name}", "--nodes=1", "--ntasks=1", f"--cpus-per-task={needs.threads}",
             "--input=none", "--quiet",
@@ -37,7 +38,7 @@ class Slurm:
             asked.append(f"--partition={needs.partition}")
         if needs.account:
             asked.append(f"--account={needs.account}")
-        return [*asked, *shlex.split(needs.extra)]
+        return [*asked, *shlex.split(needs.extra), "bash", "-c", script]
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         # Where the caller is a job itself, srun would make a step of it instead of a job.
@@ -47,7 +48,7 @@ class Slurm:
             if name == "SLURM_CONF" or not name.startswith(("SLURM_", "SLURMD_", "SRUN_"))
         }
 
-    def end(self, said: str) -> End:
+    def end(self, said: str, seconds: float, needs: Needs) -> End:
         for pattern, end in REASONS.items():
             if re.search(pattern, said):
                 return end
@@ -60,3 +61,19 @@ class Slurm:
     def cancel(self, numbers: Sequence[str]) -> None:
         if numbers:
             ask(["scancel", *numbers])
+
+
+class SlurmAllocation(Slurm):
+    """Each job is a step in the allocation in which the caller runs, and waits where that has no room for it yet."""
+
+    def command(self, name: str, needs: Needs, script: str) -> list[str]:
+        # Partition, account and time are those of the allocation.
+        needs = replace(needs, runtime=None, partition=None, account=None)
+        srun, *rest = super().command(name, needs, script)
+        return [srun, "--exact", *rest]
+
+    def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        return dict(environment)
+
+    def under_way(self, mark: str) -> list[str]:
+        return []  # steps end with their allocation

@@ -45,7 +45,7 @@ def _failed(arguments: argparse.Namespace) -> None:
     from ngsgd.procedure.run import Run
 
     run, x, n = Run.open(arguments.run), arguments.iteration, arguments.job
-    if not fail(run, _job(run, x, n), arguments.reason, arguments.attempts_left, arguments.min_jobs):
+    if not fail(run, _job(run, x, n), arguments.reason, arguments.attempts_left, arguments.min_jobs or None):
         raise SystemExit(1)
 
 
@@ -60,7 +60,7 @@ def _average(arguments: argparse.Namespace) -> None:
     reporter = Reporter(run.progress(x, 0))
     jobs = jobs_of(run.plan, x, lost_before(read_header(run.model(x))["history"]))
     outputs = [run.job(x, job.job) for job in jobs]
-    lost = settle(jobs, outputs, run.ledger, arguments.min_jobs)
+    lost = settle(jobs, outputs, run.ledger, arguments.min_jobs or None)
     made = [output for job, output in zip(jobs, outputs, strict=True) if job.job not in lost]
     gap = run.settings.max_log_probability_gap
     end_iteration(made, run.model(x), gap, run.model(x + 1), run.report(x + 1), lost)
@@ -73,7 +73,7 @@ def _prune(run: Run, arguments: argparse.Namespace, needed: Sequence[int] = ()) 
     from ngsgd.procedure.plan import read_plan
     from ngsgd.procedure.pruning import prune
 
-    keeping = Keeping(arguments.keep_last, arguments.keep_every)
+    keeping = Keeping(arguments.keep_last or None, arguments.keep_every or None)
     if not keeping.all:
         prune(run, read_plan(run.plan), keeping, needed)
 
@@ -184,8 +184,10 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_steps_of_a_run(command: Callable[..., argparse.ArgumentParser]) -> None:
     def add_keeping(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--keep-last", type=int, metavar="N", help="afterwards, keep of the run's models the last N")
-        made.add_argument("--keep-every", type=int, metavar="N", help="afterwards, keep of the run's models each N-th")
+        made.add_argument(
+            "--keep-last", type=int, default=0, metavar="N", help="remove models but the last N; 0: see next"
+        )
+        made.add_argument("--keep-every", type=int, default=0, metavar="N", help="and but each N-th; both 0: keep all")
 
     train = command("train", _train, "One training job of a run's plan.")
     train.add_argument("run", help="folder of the run")
@@ -195,7 +197,7 @@ def _add_steps_of_a_run(command: Callable[..., argparse.ArgumentParser]) -> None
     end = command("end-iteration", _average, "Makes the next model: the average of an iteration's jobs, or the best.")
     end.add_argument("run", help="folder of the run")
     end.add_argument("iteration", type=int)
-    end.add_argument("--min-jobs", type=int, metavar="N", help="go on when no more than all but N jobs are lost")
+    end.add_argument("--min-jobs", type=int, default=0, metavar="N", help="go on with N of its jobs; 0: all")
     add_keeping(end)
 
     failed = command(
@@ -206,7 +208,7 @@ def _add_steps_of_a_run(command: Callable[..., argparse.ArgumentParser]) -> None
     failed.add_argument("job", type=int)
     failed.add_argument("--reason", default="it failed, see its log")
     failed.add_argument("--attempts-left", type=int, default=0, metavar="N", help="how often it is to be tried again")
-    failed.add_argument("--min-jobs", type=int, metavar="N", help="the iteration can do with so many jobs")
+    failed.add_argument("--min-jobs", type=int, default=0, metavar="N", help="the iteration can do with N; 0: all")
 
     diagnose = command("diagnose", _diagnose, "The scores of a run's model on its validation and training subsets.")
     diagnose.add_argument("run", help="folder of the run")

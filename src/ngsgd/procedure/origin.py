@@ -36,6 +36,6 @@ def successor(
             f"{where}: sees {model.left_context} frames before and {model.right_context} after a frame, the examples "
             f"hold {left} and {right}: set splice_indexes to those of the model"
         )
-    model.history = {}
+    model.history = {"iterations": []}
     model.priors = None
     return model
