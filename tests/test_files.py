@@ -42,6 +42,8 @@ def test_only_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
         path.touch()
     remove_abandoned(tmp_path)
     assert [path.exists() for path in (living, dead, elsewhere, result)] == [True, False, True, True]
+    remove_abandoned(tmp_path, elsewhere=True)
+    assert [path.exists() for path in (living, dead, elsewhere, result)] == [True, False, False, True]
 
 
 def test_texts_and_seeds_are_the_same_everywhere() -> None:

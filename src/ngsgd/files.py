@@ -51,11 +51,17 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def remove_abandoned(directory: str | os.PathLike[str]) -> None:
-    """Removes the temporary files below ``directory`` of processes of this machine that no longer live."""
-    for temporary in Path(directory).rglob(f".*.{platform.node()}.*.part"):
-        pid = temporary.name.split(".")[-2]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+def remove_abandoned(directory: str | os.PathLike[str], *, elsewhere: bool = False) -> None:
+    """Removes the temporary files below ``directory`` of processes that no longer live.
+
+    Args:
+        directory: the folder.
+        elsewhere: whether no process of another machine is writing there; else only files of this one's are removed.
+    """
+    for temporary in Path(directory).rglob(".*.part"):
+        owner, _, pid = temporary.name.removesuffix(".part").rpartition(".")
+        here = owner.endswith(f".{platform.node()}")
+        if pid.isdecimal() and (not Path(f"/proc/{pid}").exists() if here else elsewhere):
             temporary.unlink(missing_ok=True)
 
 

@@ -85,11 +85,13 @@ class Hooks:
     """What a workflow may want to be asked of its jobs.
 
     Attributes:
+        begin: told that no job of a former call is under way any more.
         failed: told of a job that has failed, the reason, and how often it will be tried again: whether the workflow
             goes on as if it had not failed.
         keeps_others_waiting: whether a job is to be given up, though it is still under way.
     """
 
+    begin: Callable[[], None] = lambda: None
     failed: Callable[[JobExecutorInterface, str, int], bool] = lambda job, reason, attempts_left: False
     keeps_others_waiting: Callable[[JobExecutorInterface], bool] = lambda job: False
 
@@ -123,6 +125,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
                 time.sleep(1.0)
         except ClusterError as e:
             raise WorkflowError(str(e)) from None
+        hooks.begin()
 
     def run_job(self, job: JobExecutorInterface) -> None:
         self.workflow.async_run(job.prepare())

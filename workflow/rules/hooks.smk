@@ -10,6 +10,11 @@ STRAGGLERS = (
 )
 
 
+def begin():
+    """Removes what jobs of a former call have left half-written, on whichever machine."""
+    remove_abandoned("results", elsewhere=True)
+
+
 def failed(job, reason, attempts_left):
     """Notes that a job has failed; whether the workflow goes on as if it had not."""
     if not job.is_group():
@@ -29,5 +34,6 @@ def keeps_others_waiting(job):
     return STRAGGLERS.overdue(outputs, time.monotonic())
 
 
+hooks.begin = begin
 hooks.failed = failed
 hooks.keeps_others_waiting = keeps_others_waiting
