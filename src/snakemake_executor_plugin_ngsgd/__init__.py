@@ -40,7 +40,7 @@ THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "VECLIB_MAXIMUM", "NUMEXPR")
 WAIT = """for f in {files}; do n=0; until [ -e "$f" ] || [ $((n += 1)) -gt $((5 * {latency})) ]; do
 ls -a "${{f%/*}}" > /dev/null 2>&1 || true; sleep 0.2; done; done"""
 # Ends the process group that it leads when it cannot read any more, that is, when Snakemake has died.
-WARDEN = "trap '' TERM; read _ && exit; kill -TERM 0; sleep 30; kill -KILL 0"
+WARDEN = "trap '' TERM; read _ && exit; kill -TERM 0; \"$@\"; sleep 30; kill -KILL 0"
 
 
 @dataclass
@@ -112,7 +112,13 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def run_jobs(self, jobs: list[JobExecutorInterface]) -> None:
         if self.warden is None:  # the results' lock is held by now
             self.end_former_jobs()
-            self.warden = subprocess.Popen(["sh", "-c", WARDEN], stdin=subprocess.PIPE, process_group=0)
+            self.warden = subprocess.Popen(
+                ["sh", "-c", WARDEN, "sh", *self.cluster.last_order(self.mark)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                process_group=0,
+            )
             self.warden_pid = self.warden.pid
         super().run_jobs(jobs)
 
@@ -198,7 +204,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncIterator[SubmittedJobInfo]:
         for info in active_jobs:
             aux: dict[Any, Any] = info.aux
-            if hooks.keeps_others_waiting(info.job) and "given up" not in aux:
+            if "given up" not in aux and self.keeps_others_waiting(info):
                 aux["given up"] = "the others of its iteration have waited for it long enough"
                 if "process" in aux:
                     self.give_up(info)
@@ -220,6 +226,14 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
                     with contextlib.suppress(OSError):
                         os.listdir(folder)  # has some file systems look for what is new
                 self.report_job_success(info)
+
+    def keeps_others_waiting(self, info: SubmittedJobInfo) -> bool:
+        """Asks the workflow once a second: it looks at files for an answer."""
+        now = time.monotonic()
+        if now < info.aux.get("ask", 0.0):
+            return False
+        info.aux["ask"] = now + 1.0
+        return bool(hooks.keeps_others_waiting(info.job))
 
     def failed(self, info: SubmittedJobInfo, end: End) -> None:
         """Reports a job that has failed, unless the workflow can do without it."""

@@ -52,9 +52,11 @@ def test_a_cluster_gives_the_bytes_of_one_machine(longer: Workplace, slurm: Slur
 
 
 def test_a_killed_job_is_tried_again(place: Workplace, longer: Workplace) -> None:
-    process = begin(place)
+    process = begin(place, "--ngsgd-retry-wait", "4")
     working(place, 1, 2)
+    killed = time.time()
     kill(place, signal.SIGKILL, "train", "results/run", "1", "2")
+    assert working(place, 1, 2, attempt=2).started >= killed + 4.0
     outcome = end(process)
     assert outcome.status == 0, outcome.text
     assert outcome.jobs["train"] == 7

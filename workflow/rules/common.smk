@@ -1,21 +1,16 @@
-# What the other files share: the runs' settings and plans, and the hold on results/.
+# What the other files share: the runs, their settings and plans, and what their jobs need.
 
-import atexit
 import itertools
-import json
-import shutil
 from pathlib import Path
 
 import yaml
 
 from ngsgd.errors import NgsgdError
-from ngsgd.files import file_stamp, remove_abandoned
+from ngsgd.files import file_stamp
 from ngsgd.gpus import candidates
-from ngsgd.lifetime import RunLock, announce_scheduler
 from ngsgd.procedure.execution import Execution
-from ngsgd.procedure.losses import deferred, fail, read_losses
+from ngsgd.procedure.losses import deferred, read_losses
 from ngsgd.procedure.plan import make_plan, models_to_combine, read_plan
-from ngsgd.procedure.pruning import prune
 from ngsgd.procedure.renewal import Recipe
 from ngsgd.procedure.run import Run
 from ngsgd.procedure.settings import run_settings
@@ -96,79 +91,6 @@ def resources_of(step):
 
 # The jobs' `ngsgd` is that of the environment in which Snakemake runs, activated or not.
 os.environ.update(PATH=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
-
-
-results_lock = RunLock("results")
-
-
-def claim_results():
-    """Takes the lock of results/, until this process ends, and tells the jobs to end with it."""
-    try:
-        results_lock.claim()
-    except NgsgdError as e:
-        sys.exit(f"error: {e}")
-    announce_scheduler()
-    remove_abandoned("results")
-
-
-# Why jobs have failed, by their logs, where the cluster knows more of it than these.
-REASONS = {}
-
-
-def report_errors(snakemake_log):
-    """Ends a failed call with the one line that each failed job has to say, which stands last in its log."""
-    text = Path(snakemake_log).read_text(encoding="utf-8", errors="replace")
-    told = set()
-    for path in dict.fromkeys(re.findall(r"^ *log: (\S+) \(check log", text, flags=re.MULTILINE)):
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if Path(path).exists() else []
-        said = [line for line in lines if line.startswith("error: ")]
-        # The same may have befallen several jobs of a fan-out.
-        reason = REASONS.get(path, "a job was ended, or broke")
-        new = [line for line in said or [f"error: {reason}: its log is {path}"] if line not in told]
-        told.update(new)
-        for line in new:
-            print(line, file=sys.stderr)
-
-
-def remove_unneeded():
-    """What is not kept when all is made."""
-    # Snakemake forgets them where it was killed before it had removed them.
-    for dealt in Path("results/egs").glob("*/dealt"):
-        shutil.rmtree(dealt, ignore_errors=True)
-    finished = [run for run in RUNS.values() if run.evaluation.exists()]
-    for run in finished:
-        prune(run, read_plan(run.plan), EXECUTION.keeping, idle=True)
-    if not EXECUTION.keep_examples and len(finished) == len(RUNS):
-        for run in finished:
-            shutil.rmtree(run.examples / "archives", ignore_errors=True)
-
-
-def show_results():
-    """What came out, a line a run, for who has just waited for it."""
-    for name, run in RUNS.items():
-        path = run.folder / "evaluation.json"
-        if path.exists():
-            scores = json.loads(path.read_text(encoding="utf-8"))
-            words = f", word error rate {scores['word_error_rate']:.2%}" if "word_error_rate" in scores else ""
-            print(
-                f"{name}: on the test set log-probability {scores['log_probability']:.3f} per frame, "
-                f"accuracy {scores['accuracy']:.1%}{words}; {run.folder}/figures/convergence.png",
-                file=sys.stderr,
-            )
-
-
-onstart:
-    claim_results()
-
-
-onsuccess:
-    remove_unneeded()
-    show_results()
-
-
-onerror:
-    # At the very end, after Snakemake's own last words.
-    atexit.register(report_errors, log[0] if isinstance(log, list) else log)
 
 
 wildcard_constraints:

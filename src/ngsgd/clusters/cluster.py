@@ -68,6 +68,9 @@ class Cluster(Protocol):
             needs: what the job had asked for.
         """
 
+    def last_order(self, mark: str) -> list[str]:
+        """The command that cancels what has a mark and did not heed the end of its own command."""
+
     def under_way(self, mark: str) -> list[str]:
         """The numbers of the jobs with a mark in their name that have not ended.
 

@@ -55,6 +55,9 @@ class GridEngine:
             return End("it reached its limit of time", "time")
         return End(" ".join(said.split()) or "it was cancelled, or killed")
 
+    def last_order(self, mark: str) -> list[str]:
+        return ["qdel", f"*{mark}"]  # those that are pending
+
     def under_way(self, mark: str) -> list[str]:
         try:
             jobs = ET.fromstring(ask(["qstat", "-xml"])).iter("job_list")

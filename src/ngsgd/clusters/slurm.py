@@ -54,6 +54,9 @@ class Slurm:
                 return end
         return End(" ".join(said.split()) or "it failed")
 
+    def last_order(self, mark: str) -> list[str]:
+        return ["true"]  # all do
+
     def under_way(self, mark: str) -> list[str]:
         rows = ask(["squeue", "--me", "--noheader", "--format=%A %j"]).splitlines()
         return [number for number, name in (row.split(maxsplit=1) for row in rows) if mark in name]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import math
 import os
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -208,7 +207,6 @@ class Stragglers:
     def __init__(self, timeout: float, min_jobs: int) -> None:
         self._timeout, self._min_jobs = timeout, min_jobs
         self._seen: dict[Path, tuple[int, float]] = {}
-        self._looked: dict[Path, float] = {}
 
     def overdue(self, outputs: Sequence[Path], now: float) -> bool:
         """Whether the jobs of an iteration that are still under way are to be given up.
@@ -217,13 +215,10 @@ class Stragglers:
             outputs: the models of all of the iteration's jobs.
             now: seconds of a clock that only goes on.
         """
-        key = outputs[0]
-        if now - self._looked.get(key, -math.inf) >= 1.0:  # the files may be far away
-            self._looked[key] = now
-            made = sum(output.exists() for output in outputs)
-            if made != self._seen.get(key, (-1, 0.0))[0]:
-                self._seen[key] = made, now
-        made, since = self._seen[key]
+        made = sum(output.exists() for output in outputs)
+        if made != self._seen.get(outputs[0], (-1, 0.0))[0]:
+            self._seen[outputs[0]] = made, now
+        since = self._seen[outputs[0]][1]
         return made >= min(self._min_jobs, len(outputs)) and now - since > self._timeout
 
 

@@ -1,0 +1,119 @@
+# What happens when a call begins and ends, and to jobs that fail or keep others waiting on a cluster.
+
+import atexit
+import json
+import shutil
+import time
+
+from ngsgd.files import remove_abandoned
+from ngsgd.lifetime import RunLock, announce_scheduler
+from ngsgd.procedure.losses import Stragglers, fail
+from ngsgd.procedure.pruning import prune
+from snakemake_executor_plugin_ngsgd import hooks
+
+results_lock = RunLock("results")
+
+
+def claim_results():
+    """Takes the lock of results/, until this process ends, and tells the jobs to end with it."""
+    try:
+        results_lock.claim()
+    except NgsgdError as e:
+        sys.exit(f"error: {e}")
+    announce_scheduler()
+    remove_abandoned("results")
+
+
+# Why jobs have failed, by their logs, where the cluster knows more of it than these.
+REASONS = {}
+
+
+def report_errors(snakemake_log):
+    """Ends a failed call with the one line that each failed job has to say, which stands last in its log."""
+    text = Path(snakemake_log).read_text(encoding="utf-8", errors="replace")
+    told = set()
+    for path in dict.fromkeys(re.findall(r"^ *log: (\S+) \(check log", text, flags=re.MULTILINE)):
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if Path(path).exists() else []
+        said = [line for line in lines if line.startswith("error: ")]
+        # The same may have befallen several jobs of a fan-out.
+        reason = REASONS.get(path, "a job was ended, or broke")
+        new = [line for line in said or [f"error: {reason}: its log is {path}"] if line not in told]
+        told.update(new)
+        for line in new:
+            print(line, file=sys.stderr)
+
+
+def remove_unneeded():
+    """What is not kept when all is made."""
+    # Snakemake forgets them where it was killed before it had removed them.
+    for dealt in Path("results/egs").glob("*/dealt"):
+        shutil.rmtree(dealt, ignore_errors=True)
+    finished = [run for run in RUNS.values() if run.evaluation.exists() and run.plan.exists()]
+    for run in finished:
+        prune(run, read_plan(run.plan), EXECUTION.keeping, idle=True)
+    if not EXECUTION.keep_examples and len(finished) == len(RUNS):
+        for run in finished:
+            shutil.rmtree(run.examples / "archives", ignore_errors=True)
+
+
+def show_results():
+    """What came out, a line a run, for who has just waited for it."""
+    for name, run in RUNS.items():
+        path = run.folder / "evaluation.json"
+        if path.exists():
+            scores = json.loads(path.read_text(encoding="utf-8"))
+            words = f", word error rate {scores['word_error_rate']:.2%}" if "word_error_rate" in scores else ""
+            print(
+                f"{name}: on the test set log-probability {scores['log_probability']:.3f} per frame, "
+                f"accuracy {scores['accuracy']:.1%}{words}; {run.folder}/figures/convergence.png",
+                file=sys.stderr,
+            )
+
+
+onstart:
+    claim_results()
+
+
+onsuccess:
+    remove_unneeded()
+    show_results()
+
+
+onerror:
+    # At the very end, after Snakemake's own last words.
+    atexit.register(report_errors, log[0] if isinstance(log, list) else log)
+
+
+# What the executor on a cluster asks of this workflow.
+STRAGGLERS = (
+    None if EXECUTION.straggler_timeout is None else Stragglers(EXECUTION.straggler_timeout, EXECUTION.min_jobs)
+)
+
+
+def begin():
+    """Removes what jobs of a former call have left half-written, on whichever machine."""
+    remove_abandoned("results", elsewhere=True)
+
+
+def failed(job, reason, attempts_left):
+    """Notes that a job has failed; whether the workflow goes on as if it had not."""
+    if not job.is_group():
+        REASONS[str(job.log[0])] = reason
+    if job.is_group() or job.rule.name != "train":
+        return False
+    row = PLANS.job(job.wildcards)
+    return fail(RUNS[job.wildcards.run], row, reason, attempts_left, EXECUTION.min_jobs)
+
+
+def keeps_others_waiting(job):
+    """Whether a job is to be given up, though it is still under way."""
+    if STRAGGLERS is None or job.is_group() or job.rule.name != "train":
+        return False
+    run, x = RUNS[job.wildcards.run], int(job.wildcards.iteration)
+    outputs = [run.job(x, row.job) for row in PLANS.iteration(job.wildcards.run, x)]
+    return STRAGGLERS.overdue(outputs, time.monotonic())
+
+
+hooks.begin = begin
+hooks.failed = failed
+hooks.keeps_others_waiting = keeps_others_waiting
