@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from ngsgd.gpus import deal
 
 PROGRAM = """
 import os, sys
@@ -47,11 +50,25 @@ def test_no_two_jobs_share_a_gpu(tmp_path: Path) -> None:
         process.communicate("")
 
 
-def test_what_slurm_has_dealt_is_left_alone(tmp_path: Path) -> None:
-    jobs = [job(tmp_path, CUDA_VISIBLE_DEVICES="0", SLURM_STEP_GPUS="3") for _ in range(2)]
-    assert [given(process) for process in jobs] == ["0", "0"]
+def test_jobs_of_slurm_may_each_have_a_gpu_0(tmp_path: Path) -> None:
+    jobs = [
+        job(tmp_path, CUDA_VISIBLE_DEVICES="0", SLURM_JOB_ID=number, SLURM_STEP_ID=step)
+        for number, step in (("7", "0"), ("7", "1"), ("8", "0"))
+    ]
+    assert [given(process) for process in jobs] == ["0", "0", "0"]
     for process in jobs:
         process.communicate("")
+
+
+def test_jobs_in_one_step_of_slurm_share_none(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, CUDA_VISIBLE_DEVICES="0,1", SLURM_JOB_ID="7", SLURM_JOB_GPUS="2,5") for _ in range(2)]
+    assert sorted(map(given, jobs)) == ["0", "1"]
+    for process in jobs:
+        process.communicate("")
+
+
+def test_locks_are_the_same_for_jobs_with_temporary_folders_of_their_own() -> None:
+    assert inspect.signature(deal).parameters["folder"].default == "/tmp"
 
 
 def test_without_gpus_there_is_nothing_to_deal(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_job_over_its_limit_of_time_is_given_more(place: Workplace, longer: Wo
     kill(place, signal.SIGSTOP, "train", "results/run", "0", "1")
     outcome = end(process)
     assert outcome.status == 0, outcome.text
-    assert "train: 1 was too little for runtime, further jobs ask for 2" in outcome.text
+    assert "train.run.0.1: runtime=1 was too little, it gets twice as much" in outcome.text
     assert trained(place) == trained(longer)
 
 

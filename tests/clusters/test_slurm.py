@@ -68,7 +68,7 @@ def test_a_job_without_enough_memory_is_given_more(place: Workplace, longer: Wor
     outcome = end(begin(place, "--retries", "3"))
     assert outcome.status == 0, outcome.text
     assert "it used more memory than it had asked for" in outcome.text
-    grown = re.findall(r"train: (\d+) was too little for mem_mb, further jobs ask for (\d+)", outcome.text)
+    grown = re.findall(r"train: mem_mb=(\d+) was too little, its jobs ask for (\d+) from now on", outcome.text)
     assert ("120", "240") in grown
     # What one job has shown to need the next ones ask for at once.
     assert outcome.jobs["train"] <= 6 + 2 * 2
@@ -83,7 +83,7 @@ def test_a_job_over_its_limit_of_time_is_given_more(place: Workplace, longer: Wo
     outcome = end(process)
     assert outcome.status == 0, outcome.text
     assert "it reached its limit of time" in outcome.text
-    assert "train: 1 was too little for runtime, further jobs ask for 2" in outcome.text
+    assert "train.run.0.1: runtime=1 was too little, it gets twice as much" in outcome.text
     assert trained(place) == trained(longer)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ngsgd.data.egs import Layout
-from ngsgd.errors import DataError, TrainingError
+from ngsgd.errors import DataError, ModelError, TrainingError
 from ngsgd.network.storage import FORMAT, Header, read_header, write_model
 from ngsgd.procedure.losses import (
     Loss,
@@ -39,7 +39,8 @@ def run(make_settings, plan, tmp_path: Path) -> Run:
 
 
 def trained(run: Run, job: Job) -> None:
-    write_model(run.job(job.iteration, job.job), {}, Header(format=FORMAT, architecture=[], history={"job": {}}))
+    history = {"job": job._asdict()}
+    write_model(run.job(job.iteration, job.job), {}, Header(format=FORMAT, architecture=[], history=history))
 
 
 def outputs(run: Run, jobs: list[Job]) -> list[Path]:
@@ -90,6 +91,14 @@ def test_a_lost_job_goes_into_the_ledger_and_stays_there(run: Run, plan: list[Jo
     assert run.ledger.read_bytes() == before
 
 
+def test_a_model_of_another_plan_is_not_averaged(run: Run, plan: list[Job]) -> None:
+    jobs = plan[:3]
+    for job in jobs:
+        trained(run, job._replace(learning_rate=0.5) if job.job == 2 else job)
+    with pytest.raises(ModelError, match=r"0\.2\.safetensors: not the model of job 2 of iteration 0"):
+        settle(jobs, outputs(run, jobs), run.ledger, None)
+
+
 def test_more_are_lost_than_may_be(run: Run, plan: list[Job]) -> None:
     jobs = plan[:3]
     trained(run, jobs[0])
@@ -107,7 +116,7 @@ def test_all_jobs_are_needed_where_nothing_is_said(run: Run, plan: list[Job]) ->
     assert not run.job(0, 1).exists()
     told = read_progress(run.progress(0, 1))
     assert told is not None
-    assert (told.state, told.attempt, told.reason) == ("failed", 2, "gone")
+    assert (told.state, told.attempt, told.reason) == ("failed", 1, "gone")
 
 
 def test_a_model_that_came_after_all_is_not_replaced(run: Run, plan: list[Job]) -> None:
@@ -131,16 +140,20 @@ def test_a_damaged_ledger_is_named(run: Run, text: str) -> None:
         read_losses(run.ledger)
 
 
-def test_stragglers(tmp_path: Path) -> None:
-    paths = [tmp_path / str(n) for n in range(4)]
+def test_stragglers(run: Run, make_settings) -> None:
+    jobs = make_plan(Layout(5, 8), make_settings(num_jobs_initial=5, num_jobs_final=5))[:5]
+    paths = outputs(run, jobs)
     stragglers = Stragglers(timeout=10.0, min_jobs=2)
     assert not stragglers.overdue(paths, 0.0)
     assert not stragglers.overdue(paths, 100.0)  # nothing is there to go on with
-    paths[0].touch()
-    paths[1].touch()
+    trained(run, jobs[0])
+    give_up(jobs[4], paths[4], "lost")  # which is nothing to go on with, either
     assert not stragglers.overdue(paths, 101.0)
+    assert not stragglers.overdue(paths, 150.0)
+    trained(run, jobs[1])
+    assert not stragglers.overdue(paths, 151.0 - 50.0 + 1.0)
     assert not stragglers.overdue(paths, 110.0)
-    paths[3].touch()  # the wait begins anew
+    trained(run, jobs[3])  # the wait begins anew
     assert not stragglers.overdue(paths, 112.0)
     assert not stragglers.overdue(paths, 121.0)
     assert stragglers.overdue(paths, 123.0)

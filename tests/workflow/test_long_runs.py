@@ -32,13 +32,17 @@ def test_models_are_removed_while_the_run_goes_on(empty: Workplace, undisturbed:
         f"models/{x}.safetensors": whole[f"models/{x}.safetensors"] for x in (0, 4, 6)
     }
     assert empty.snakemake().jobs == {}
-    # What was kept and is gone is made again from the nearest one before it.
+    # What is needed is made again from the nearest one before it that was kept.
     (empty.run / "models/6.safetensors").unlink()
-    outcome = empty.snakemake()
+    assert empty.snakemake().jobs == {}
+    outcome = empty.snakemake("results/run/models/6.safetensors")
     assert outcome.status == 0, outcome.text
     assert (outcome.jobs["train"], outcome.jobs["average"]) == (4, 2)
     assert models(empty) == [0, 4, 6]
     assert empty.models()["models/6.safetensors"] == whole["models/6.safetensors"]
+    assert empty.snakemake().jobs == {}
+    # To keep more from now on brings nothing back.
+    empty.config |= {"keep_last_models": None, "keep_every_model": None}
     assert empty.snakemake().jobs == {}
 
 

@@ -21,7 +21,13 @@ def claim_results():
     except NgsgdError as e:
         sys.exit(f"error: {e}")
     announce_scheduler()
-    remove_abandoned("results")
+    try:
+        if hooks.end_former_jobs:
+            hooks.end_former_jobs()
+    except NgsgdError as e:
+        sys.exit(f"error: {e}")
+    # On a cluster no job of another machine lives any more; elsewhere there may be one whose Snakemake has died.
+    remove_abandoned("results", elsewhere=hooks.end_former_jobs is not None)
 
 
 # Why jobs have failed, by their logs, where the cluster knows more of it than these.
@@ -50,7 +56,8 @@ def remove_unneeded():
         shutil.rmtree(dealt, ignore_errors=True)
     finished = [run for run in RUNS.values() if run.evaluation.exists() and run.plan.exists()]
     for run in finished:
-        prune(run, read_plan(run.plan), EXECUTION.keeping, idle=True)
+        named = [x for x in range(len(PLANS.of(run.folder.name)) + 1) if str(run.model(x)) in workflow.dag.targetfiles]
+        prune(run, read_plan(run.plan), EXECUTION.keeping, named, idle=True)
     if not EXECUTION.keep_examples and len(finished) == len(RUNS):
         for run in finished:
             shutil.rmtree(run.examples / "archives", ignore_errors=True)
@@ -90,11 +97,6 @@ STRAGGLERS = (
 )
 
 
-def begin():
-    """Removes what jobs of a former call have left half-written, on whichever machine."""
-    remove_abandoned("results", elsewhere=True)
-
-
 def failed(job, reason, attempts_left):
     """Notes that a job has failed; whether the workflow goes on as if it had not."""
     if not job.is_group():
@@ -114,6 +116,5 @@ def keeps_others_waiting(job):
     return STRAGGLERS.overdue(outputs, time.monotonic())
 
 
-hooks.begin = begin
 hooks.failed = failed
 hooks.keeps_others_waiting = keeps_others_waiting

@@ -52,7 +52,9 @@ def add_run(name, dependents=()):
             sys.exit(f"error: runs: {name}: initial_model: {path} is made from the run itself")
         if maker and maker not in RUNS:
             add_run(maker, (*dependents, name))
-        origin = f"{path} {RUNS[maker].key() if maker else file_stamp(path)}"
+        if maker is None and not path.exists():
+            sys.exit(f"error: runs: {name}: initial_model: {path}: no such file")
+        origin = f"{path} {RUNS[maker].models_key() if maker else file_stamp(path)}"
     RUNS[name] = Run(
         folder=Path("results", name),
         settings=settings,
@@ -73,7 +75,7 @@ KEEP = {"keep_last": EXECUTION.keep_last_models or 0, "keep_every": EXECUTION.ke
 
 # Without a cluster as many jobs train at once as there are GPUs, where they want one.
 if workflow.global_resources["_nodes"].value is None and "gpus" not in workflow.global_resources:
-    workflow.global_resources["gpus"] = len(candidates())
+    workflow.global_resources["gpus"] = max(1, len(candidates()))
 
 
 def attempts_left(wildcards, attempt):
@@ -177,6 +179,11 @@ class Plans:
         """Which labels a model is scored on."""
         jobs = self.of(name)
         return jobs[min(x, len(jobs) - 1)][0].alignment
+
+    def alignment_begins(self, name, iteration):
+        """Whether an iteration is the first one with its labels."""
+        jobs = self.of(name)
+        return iteration > 0 and jobs[iteration][0].alignment != jobs[iteration - 1][0].alignment
 
     def realignment(self, name, alignment):
         """The iteration before which a realignment is made."""

@@ -86,8 +86,10 @@ def for_initial_model(wildcards, run):
 @for_making("results/{run}/jobs/{iteration}.{job}.safetensors")
 def for_train(wildcards, run):
     job = PLANS.job(wildcards)
-    # Where jobs may be lost, any archive may become this one's.
-    archives = [job.archive] if EXECUTION.min_jobs is None else range(PLANS.num_archives(wildcards.run))
+    archives = [job.archive]
+    if EXECUTION.min_jobs is not None and PLANS.alignment_begins(wildcards.run, job.iteration):
+        # What has been lost before may have to be trained on with the new labels, too.
+        archives += [a for a in range(PLANS.num_archives(wildcards.run)) if a != job.archive]
     labels = [run.labels(job.alignment, archive) for archive in archives] if job.alignment else []
     return [run.plan, run.settings_file, run.model(job.iteration), run.archive(job.archive), *labels]
 
@@ -200,7 +202,7 @@ def for_metrics(wildcards):
 
     def needed(x):
         # The report of a model that was removed is there for good: to name it would be to ask for the model, too.
-        return EXECUTION.keeping.keeps(x, num_iters) or run.model(x).exists() or not run.report(x).exists()
+        return not run.pruned.exists() or run.model(x).exists() or not run.report(x).exists()
 
     reports = (run.report(x) for x in range(1, num_iters + 1) if needed(x))
     diagnostics = (run.diagnostics(x) for x in range(num_iters + 1))
@@ -214,10 +216,13 @@ def metrics_of_all_runs(wildcards):
 
 
 def all_models(wildcards):
-    """Every model that is kept is a result: one that was deleted is made again, though nothing else may need it."""
+    """Every model of every run is a result: one that was deleted is made again, though nothing else may need it.
+
+    Where models are removed they are made for what needs them alone.
+    """
     return [
         str(run.model(x))
         for name, run in RUNS.items()
         for x in range(len(PLANS.of(name)) + 1)
-        if EXECUTION.keeping.keeps(x, len(PLANS.of(name)))
+        if EXECUTION.keeping.all and not run.pruned.exists()
     ]

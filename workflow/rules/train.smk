@@ -31,6 +31,8 @@ rule average:
         "results/{run}/reports/{next}.json",
     log:
         "results/{run}/logs/average/{next}.log",
+    # It fails for what does not go away, or takes the jobs that it did not find again.
+    retries: 0
     conda:
         "../envs/ngsgd.yaml"
     resources:

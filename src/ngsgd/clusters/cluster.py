@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,22 @@ class End(NamedTuple):
     Attributes:
         reason: for people.
         lacking: of what more would have helped, where the scheduler says so.
+        transient: whether it had not even begun, since the scheduler was not there.
     """
 
     reason: str
     lacking: Literal["memory", "time"] | None = None
+    transient: bool = False
 
 
 class Cluster(Protocol):
-    """A scheduler. Names of jobs are unique among those under way; those of one caller hold a mark of its own."""
+    """A scheduler. Names of jobs are unique among those under way; those of one caller end with a mark of its own.
+
+    Attributes:
+        lists_all: whether `under_way` tells of all jobs.
+    """
+
+    lists_all: ClassVar[bool]
 
     def command(self, name: str, needs: Needs, script: str) -> list[str]:
         """The command that runs a script of bash's as a job, and waits for it.
@@ -59,20 +67,20 @@ class Cluster(Protocol):
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         """What the command is to be started with, given what this process was started with."""
 
-    def end(self, said: str, seconds: float, needs: Needs) -> End:
+    def end(self, said: str, seconds: float | None, needs: Needs) -> End:
         """Why a job has failed.
 
         Args:
             said: what its command wrote, and the end of its log.
-            seconds: how long the command ran.
+            seconds: since the job began; None if it did not.
             needs: what the job had asked for.
         """
 
     def last_order(self, mark: str) -> list[str]:
         """The command that cancels what has a mark and did not heed the end of its own command."""
 
-    def under_way(self, mark: str) -> list[str]:
-        """The numbers of the jobs with a mark in their name that have not ended.
+    def under_way(self, mark: str) -> dict[str, str]:
+        """The names, by number, of the jobs with a mark that wait or run.
 
         Raises:
             ClusterError: the scheduler does not answer.

@@ -7,11 +7,14 @@ import shlex
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ngsgd.clusters.cluster import End, Needs
 from ngsgd.clusters.commands import ask
 from ngsgd.errors import ClusterError
 
+# What qrsh says where the master is away.
+ABSENT = r"unable to (send message to|contact) qmaster"
 NO_MEMORY = r"MemoryError|[Cc]annot allocate memory|can't allocate memory"
 
 
@@ -25,6 +28,7 @@ class GridEngine:
         parallel_environment: with its slots on one host.
     """
 
+    lists_all: ClassVar[bool] = True
     memory: str = "mem_free"
     gpu: str = "gpu"
     parallel_environment: str = "smp"
@@ -48,22 +52,30 @@ class GridEngine:
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         return dict(environment)
 
-    def end(self, said: str, seconds: float, needs: Needs) -> End:
+    def end(self, said: str, seconds: float | None, needs: Needs) -> End:
+        if seconds is None and re.search(ABSENT, said):
+            return End("Grid Engine's master did not answer", transient=True)
         if re.search(NO_MEMORY, said):
             return End("it used more memory than it had asked for", "memory")
-        if needs.runtime is not None and seconds >= 60 * needs.runtime - 1:
+        if needs.runtime is not None and seconds is not None and seconds >= 60 * needs.runtime - 1:
             return End("it reached its limit of time", "time")
         return End(" ".join(said.split()) or "it was cancelled, or killed")
 
     def last_order(self, mark: str) -> list[str]:
         return ["qdel", f"*{mark}"]  # those that are pending
 
-    def under_way(self, mark: str) -> list[str]:
+    def under_way(self, mark: str) -> dict[str, str]:
         try:
             jobs = ET.fromstring(ask(["qstat", "-xml"])).iter("job_list")
         except ET.ParseError as e:
             raise ClusterError(f"qstat -xml: {e}") from None
-        return [str(job.findtext("JB_job_number")) for job in jobs if mark in str(job.findtext("JB_name"))]
+        # What has been deleted stays on the list where its host is gone.
+        listed = {
+            job.findtext("JB_job_number", ""): job.findtext("JB_name", "")
+            for job in jobs
+            if "d" not in job.findtext("state", "")
+        }
+        return {number: name for number, name in listed.items() if name.endswith(mark)}
 
     def cancel(self, numbers: Sequence[str]) -> None:
         if numbers:

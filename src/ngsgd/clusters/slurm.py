@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from ngsgd.clusters.cluster import End, Needs
 from ngsgd.clusters.commands import ask
@@ -18,10 +19,14 @@ REASONS = {
     r"DUE TO NODE FAILURE|Node failure": End("its node failed"),
     r"CANCELLED|Job/step already completing": End("it was cancelled"),
 }
+# What srun says where the controller is away.
+ABSENT = r"Unable to contact slurm controller|Unable to confirm allocation|Socket timed out|Connection refused"
 
 
 class Slurm:
     """Each job is an allocation of its own."""
+
+    lists_all: ClassVar[bool] = True
 
     def command(self, name: str, needs: Needs, script: str) -> list[str]:
         asked = [
@@ -48,7 +53,9 @@ class Slurm:
             if name == "SLURM_CONF" or not name.startswith(("SLURM_", "SLURMD_", "SRUN_"))
         }
 
-    def end(self, said: str, seconds: float, needs: Needs) -> End:
+    def end(self, said: str, seconds: float | None, needs: Needs) -> End:
+        if seconds is None and re.search(ABSENT, said):
+            return End("SLURM did not answer", transient=True)
         for pattern, end in REASONS.items():
             if re.search(pattern, said):
                 return end
@@ -57,9 +64,11 @@ class Slurm:
     def last_order(self, mark: str) -> list[str]:
         return ["true"]  # all do
 
-    def under_way(self, mark: str) -> list[str]:
-        rows = ask(["squeue", "--me", "--noheader", "--format=%A %j"]).splitlines()
-        return [number for number, name in (row.split(maxsplit=1) for row in rows) if mark in name]
+    def under_way(self, mark: str) -> dict[str, str]:
+        states = "--states=PENDING,CONFIGURING,RUNNING,SUSPENDED"
+        rows = ask(["squeue", "--me", "--noheader", states, "--format=%A %j"]).splitlines()
+        jobs = (row.partition(" ") for row in rows)
+        return {number: name for number, _, name in jobs if name.endswith(mark)}
 
     def cancel(self, numbers: Sequence[str]) -> None:
         if numbers:
@@ -68,6 +77,8 @@ class Slurm:
 
 class SlurmAllocation(Slurm):
     """Each job is a step in the allocation in which the caller runs, and waits where that has no room for it yet."""
+
+    lists_all: ClassVar[bool] = False
 
     def command(self, name: str, needs: Needs, script: str) -> list[str]:
         # Partition, account and time are those of the allocation.
@@ -78,5 +89,5 @@ class SlurmAllocation(Slurm):
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         return dict(environment)
 
-    def under_way(self, mark: str) -> list[str]:
-        return []  # steps end with their allocation
+    def under_way(self, mark: str) -> dict[str, str]:
+        return {}  # steps are no jobs, and end with their allocation

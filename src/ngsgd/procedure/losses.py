@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ngsgd.errors import DataError, TrainingError
+from ngsgd.errors import DataError, ModelError, TrainingError
 from ngsgd.files import whole
 from ngsgd.network.storage import FORMAT, Header, read_header, write_model
 from ngsgd.procedure.plan import Job, iteration_jobs, read_plan
@@ -169,7 +169,7 @@ def settle(
         For the number of each lost job the reason.
 
     Raises:
-        ModelError: a job's model cannot be read.
+        ModelError: a job's model cannot be read, or is not of that job.
         DataError: the ledger cannot be read.
         TrainingError: more jobs are lost than may be. What stands for them is gone then, so that the next call makes
             them again.
@@ -179,7 +179,13 @@ def settle(
     new: list[Loss] = []
     for row, output in zip(rows, outputs, strict=True):
         if row.job not in known:
-            reason = read_header(output)["history"].get("job", {}).get(LOST)
+            record = read_header(output)["history"].get("job", {})
+            if {field: record.get(field) for field in Job._fields} != row._asdict():
+                raise ModelError(
+                    f"{output}: not the model of job {row.job} of iteration {row.iteration} as the plan, or what was "
+                    "lost before, has it; delete it and run again"
+                )
+            reason = record.get(LOST)
             if reason is not None:
                 new.append(Loss(row.iteration, row.job, row.archive, row.frame, " ".join(str(reason).split())))
     needed = len(rows) if min_jobs is None else min(min_jobs, len(rows))
@@ -207,6 +213,7 @@ class Stragglers:
     def __init__(self, timeout: float, min_jobs: int) -> None:
         self._timeout, self._min_jobs = timeout, min_jobs
         self._seen: dict[Path, tuple[int, float]] = {}
+        self._of_use: dict[Path, bool] = {}
 
     def overdue(self, outputs: Sequence[Path], now: float) -> bool:
         """Whether the jobs of an iteration that are still under way are to be given up.
@@ -215,11 +222,20 @@ class Stragglers:
             outputs: the models of all of the iteration's jobs.
             now: seconds of a clock that only goes on.
         """
-        made = sum(output.exists() for output in outputs)
+        made = sum(self._made(output) for output in outputs)
         if made != self._seen.get(outputs[0], (-1, 0.0))[0]:
             self._seen[outputs[0]] = made, now
         since = self._seen[outputs[0]][1]
         return made >= min(self._min_jobs, len(outputs)) and now - since > self._timeout
+
+    def _made(self, output: Path) -> bool:
+        """Whether a job has made its model, and not been given up."""
+        if output not in self._of_use and output.exists():
+            try:
+                self._of_use[output] = LOST not in read_header(output)["history"].get("job", {})
+            except ModelError:
+                return False
+        return self._of_use.get(output, False)
 
 
 def _write(path: str | os.PathLike[str], losses: Iterable[Loss]) -> None:

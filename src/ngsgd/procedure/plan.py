@@ -114,6 +114,8 @@ def make_plan(layout: Layout, s: Settings) -> list[Job]:
                     archive=k % layout.num_archives,
                     frame=(k // layout.num_archives) % layout.frames_per_eg,
                     learning_rate=s.num_jobs_final * s.final_effective_lrate,
+                    minibatch_size=s.minibatch_size,
+                    action=AVERAGE,
                     seed=derived_seed(s.seed, x, n),
                 )
             )

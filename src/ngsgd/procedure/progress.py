@@ -70,8 +70,8 @@ def write_failure(path: str | os.PathLike[str], reason: str) -> None:
     """
     now = time.time()
     told = read_progress(path)
-    if told is None or told.state != "running":  # it did not come to telling anything
-        told = Progress("failed", told.attempt + 1 if told else 1, now, now, "", None)
+    if told is None or told.state == "done":  # it did not come to telling anything
+        told = Progress("failed", 1, now, now, "", None)
     _write(path, replace(told, state="failed", updated=now, reason=reason))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from ngsgd.files import write_text
 from ngsgd.procedure.execution import Keeping
 from ngsgd.procedure.plan import Job, models_to_combine
 from ngsgd.procedure.run import Run
@@ -30,14 +31,17 @@ def prune(run: Run, plan: Sequence[Job], keeping: Keeping, needed: Collection[in
     for path in _files(run.job(0, 1).parent):
         if int(path.name.split(".")[0]) + 1 in made:
             path.unlink(missing_ok=True)
-    newest = max(made, default=0)
+    newest = min(max(made, default=0), plan[-1].iteration + 1)  # a run may have been longer
     awaited = set(needed)
     if not run.final.exists():
         awaited.update(models_to_combine(list(plan), run.layout(), run.settings))
     aligning = {job.alignment: job.iteration for job in reversed(plan) if job.alignment}
     awaited.update(x for alignment, x in aligning.items() if not run.alignment_model(alignment).exists())
-    for x in made - awaited:
+    for x in sorted(made - awaited):
         if not keeping.keeps(x, newest) and (idle or x + 1 in made) and x < newest and run.diagnostics(x).exists():
+            # Before it is gone: from then on nobody asks for models for their own sake.
+            if not run.pruned.exists():
+                write_text(run.pruned, "Models have been removed here, as the configuration says.\n")
             run.model(x).unlink(missing_ok=True)
 
 

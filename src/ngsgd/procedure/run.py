@@ -67,6 +67,11 @@ class Run:
         """Stands for the settings and the contents of the data and of the decoding graph."""
         return digest([self.fields(), self.settings.graph_stamps()])
 
+    def models_key(self) -> str:
+        """Stands for what the run's models are made from, and for nothing that is done with them."""
+        s = self.settings
+        return digest([str(self.data), self.origin, s.of_examples(), s.of_training(), s.of_scoring(), s.of_ending()])
+
     def write(self) -> None:
         """Writes ``settings.json``.
 
@@ -95,6 +100,11 @@ class Run:
     def ledger(self) -> Path:
         """The jobs that were given up."""
         return self.folder / "lost.tsv"
+
+    @property
+    def pruned(self) -> Path:
+        """Is there when models have been removed."""
+        return self.folder / "pruned"
 
     def model(self, x: int) -> Path:
         """The model from which iteration x starts."""
