@@ -125,13 +125,13 @@ WAYS: dict[str, tuple[Callable[[Path, int, dict[str, str]], None], str | None]] 
         snakemake(
             "--executor", "slurm", "--slurm-init-seconds-before-status-checks", "1",
             "--slurm-status-command", "squeue", "--default-resources", "slurm_partition=main", "slurm_account=none",
-            "mem_mb=500", "runtime=10",
+            "mem_mb=1000", "runtime=10",
         ),
         "snakemake_executor_plugin_slurm",
     ),
     "`snakemake-executor-plugin-cluster-sync`, `srun`, a look a second": (
         snakemake(
-            "--executor", "cluster-sync", "--cluster-sync-submit-cmd", "srun -n1",
+            "--executor", "cluster-sync", "--cluster-sync-submit-cmd", "srun -n1 --mem=1000M",
             "--seconds-between-status-checks", "1",
         ),
         "snakemake_executor_plugin_cluster_sync",
@@ -166,7 +166,7 @@ def sleeping(way: Callable[[Path, int, dict[str, str]], None], jobs: int, cluste
         except subprocess.TimeoutExpired:
             return f"no end within {PATIENCE:.0f} s"
         except subprocess.CalledProcessError as e:
-            return "failed: " + " ".join(str(e.stderr[-200:]).split())
+            return "failed: " + " ".join(e.stderr[-200:].decode(errors="replace").split())
         times: dict[int, list[tuple[float, float]]] = {}
         for path in folder.glob("*.job"):
             begin, end = map(float, path.read_text().split())

@@ -6,6 +6,7 @@ ends with Snakemake, however that ends; and a job that lacked memory or time is 
 """
 
 import contextlib
+import math
 import os
 import shlex
 import time
@@ -117,6 +118,9 @@ class Handed:
 class Executor(RemoteExecutor):  # type: ignore[misc]
     """See the module."""
 
+    # The thread that calls `check_active_jobs` runs before all the rest is there.
+    watch = math.inf
+
     def __post_init__(self) -> None:
         self.cluster = cluster_of(self.workflow.executor_settings)
         self.retry_wait = self.workflow.executor_settings.retry_wait
@@ -124,10 +128,10 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         self.memory: dict[str, int] = {}  # MB that jobs of a rule have been seen to need
         self.runtime: dict[str, int] = {}  # minutes that a job has been seen to need
         self.handed: dict[str, Handed] = {}
-        self.watch = time.monotonic() + WATCH
         self.next_seconds_between_status_checks = LOOK
         self.warden = Warden(self.cluster.last_order(self.mark))
         hooks.end_former_jobs = self.end_former_jobs
+        self.watch = time.monotonic() + WATCH
 
     def end_former_jobs(self) -> None:
         """Cancels what a call left behind that died together with its machine.

@@ -36,7 +36,7 @@ def place(prepared: Workplace, grid_engine: GridEngine, tmp_path: Path) -> Workp
 def test_a_cluster_gives_the_bytes_of_one_machine(place: Workplace, longer: Workplace) -> None:
     outcome = end(begin(place))
     assert outcome.status == 0, outcome.text
-    assert outcome.jobs["train"] == 6
+    assert outcome.jobs["train"] == 4
     assert trained(place) == trained(longer)
     assert end(begin(place)).jobs == {}
 
@@ -46,7 +46,7 @@ def test_a_deleted_job_is_tried_again(place: Workplace, longer: Workplace, grid_
     grid_engine.command("qdel", str(working(place, 1, 1).number))
     outcome = end(process)
     assert outcome.status == 0, outcome.text
-    assert outcome.jobs["train"] == 7
+    assert outcome.jobs["train"] == 5
     assert trained(place) == trained(longer)
 
 
@@ -56,7 +56,7 @@ def test_a_killed_job_is_tried_again(place: Workplace, longer: Workplace) -> Non
     kill(place, signal.SIGKILL, "train", "results/run", "1", "2")
     outcome = end(process)
     assert outcome.status == 0, outcome.text
-    assert outcome.jobs["train"] == 7
+    assert outcome.jobs["train"] == 5
     assert trained(place) == trained(longer)
 
 
@@ -94,7 +94,7 @@ def test_jobs_end_with_snakemake_and_the_next_call_goes_on(
     await_(lambda: not grid_engine.jobs(), "the end of its jobs", timeout=15.0)
     outcome = end(begin(place))
     assert outcome.status == 0, outcome.text
-    assert outcome.jobs["train"] == 4
+    assert outcome.jobs["train"] == 2
     assert trained(place) == trained(longer)
 
 

@@ -59,7 +59,7 @@ def test_a_killed_job_is_tried_again(place: Workplace, longer: Workplace) -> Non
     assert working(place, 1, 2, attempt=2).started >= killed + 4.0
     outcome = end(process)
     assert outcome.status == 0, outcome.text
-    assert outcome.jobs["train"] == 7
+    assert outcome.jobs["train"] == 5
     assert trained(place) == trained(longer)
 
 
@@ -71,7 +71,7 @@ def test_a_job_without_enough_memory_is_given_more(place: Workplace, longer: Wor
     grown = re.findall(r"train: mem_mb=(\d+) was too little, its jobs ask for (\d+) from now on", outcome.text)
     assert ("120", "240") in grown
     # What one job has shown to need the next ones ask for at once.
-    assert outcome.jobs["train"] <= 6 + 2 * 2
+    assert outcome.jobs["train"] <= 4 + 2 * 2
     assert trained(place) == trained(longer)
 
 
@@ -132,7 +132,7 @@ def test_a_drained_node_ends_its_jobs(place: Workplace, longer: Workplace, slurm
     outcome = end(process)
     slurm.resume(node)
     assert outcome.status == 0, outcome.text
-    assert outcome.jobs["train"] == 6
+    assert outcome.jobs["train"] == 4
     assert trained(place) == trained(longer)
 
 
@@ -148,9 +148,9 @@ def test_a_preempted_job_is_tried_again(place: Workplace, longer: Workplace, slu
 
 def test_the_controller_may_restart(place: Workplace, longer: Workplace, slurm: Slurm) -> None:
     process = begin(place)
-    working(place, 1, 1)
+    working(place, 0, 1)
     slurm.restart_controller()
-    working(place, 2, 1)
+    working(place, 1, 1)
     slurm.kill_controller()
     time.sleep(1.0)
     slurm.start_controller()
@@ -175,7 +175,7 @@ def test_jobs_end_with_snakemake_and_the_next_call_goes_on(
     assert "models/2.safetensors" not in made
     outcome = end(begin(place))
     assert outcome.status == 0, outcome.text
-    assert outcome.jobs["train"] == 4
+    assert outcome.jobs["train"] == 2
     assert trained(place) == trained(longer)
 
 
@@ -205,7 +205,7 @@ def test_a_second_call_refuses_and_harms_nothing(place: Workplace, longer: Workp
     assert "results is being worked on by process" in second.last_line
     outcome = end(process)
     assert outcome.status == 0, outcome.text
-    assert outcome.jobs["train"] == 6
+    assert outcome.jobs["train"] == 4
     assert trained(place) == trained(longer)
 
 
@@ -238,7 +238,7 @@ def test_files_may_appear_late(place: Workplace, longer: Workplace, tmp_path: Pa
     outcome = end(begin(place))
     assert outcome.status == 0, outcome.text
     assert trained(place) == trained(longer)
-    assert outcome.jobs["train"] == 6
+    assert outcome.jobs["train"] == 4
 
 
 def lose(place: Workplace, iteration: int, job: int) -> threading.Event:
@@ -299,14 +299,14 @@ def test_more_lost_jobs_than_may_be_stop_the_run_and_the_next_call_goes_on(place
 def test_an_iteration_waits_only_so_long_for_a_straggler(place: Workplace, slurm: Slurm) -> None:
     place.config |= {"min_jobs": 1, "straggler_timeout": 2.0}
     process = begin(place)
-    told = working(place, 2, 1)
-    kill(place, signal.SIGSTOP, "train", "results/run", "2", "1")
+    told = working(place, 1, 1)
+    kill(place, signal.SIGSTOP, "train", "results/run", "1", "1")
     outcome = end(process)
     assert outcome.status == 0, outcome.text
-    assert outcome.jobs["train"] == 6
+    assert outcome.jobs["train"] == 4
     ledger = (place.run / "lost.tsv").read_text().splitlines()
     assert len(ledger) == 2
-    assert ledger[1].startswith("2\t1\t")
+    assert ledger[1].startswith("1\t1\t")
     assert ledger[1].endswith("the others of its iteration have waited for it long enough")
     assert slurm.job(int(str(told.number)))["JobState"] not in ("RUNNING", "PENDING")
 
