@@ -57,6 +57,7 @@ def snakemake(*options: str) -> Callable[[Path, int, dict[str, str]], None]:
     def run(folder: Path, jobs: int, environment: dict[str, str]) -> None:
         (folder / "Snakefile").write_text(SNAKEFILE)
         command = [BIN / "snakemake", "--config", f"jobs={jobs}", "-j", "32", "--nolock", *options]
+        command += ["--precommand", f"export SLURM_CONF={environment['SLURM_CONF']}"]  # which one of them takes away
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, timeout=PATIENCE)
 
     return run

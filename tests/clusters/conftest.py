@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,34 @@ def grid_engine() -> Iterator[GridEngine]:
         pytest.skip(reason)
     with GridEngine(queues={"gpu.q": 8}) as cluster:
         yield cluster
+
+
+def prepared(folder: Path, longer: Workplace, profile: str, environment: Mapping[str, str]) -> Workplace:
+    """A run on a cluster of which all is there that is made before its first iteration."""
+    place = Workplace(folder, longer.config, profile, environment)
+    outcome = place.snakemake("-j", "8", "results/run/models/0.safetensors", "results/run/jobs/0.1.safetensors")
+    assert outcome.status == 0, outcome.text
+    (place.run / "jobs/0.1.safetensors").unlink()
+    (place.run / "progress/0.1.json").unlink()
+    return place
+
+
+@pytest.fixture(scope="session")
+def on_slurm(tmp_path_factory: pytest.TempPathFactory, longer: Workplace, slurm: Slurm) -> Workplace:
+    return prepared(tmp_path_factory.mktemp("slurm"), longer, "slurm", slurm.env)
+
+
+@pytest.fixture(scope="session")
+def on_grid_engine(tmp_path_factory: pytest.TempPathFactory, longer: Workplace, grid_engine: GridEngine) -> Workplace:
+    return prepared(tmp_path_factory.mktemp("sge"), longer, "sge", grid_engine.env)
+
+
+def copy_of(place: Workplace, folder: Path) -> Workplace:
+    """A run to be attacked."""
+    shutil.copytree(place.folder, folder / "place", symlinks=True)
+    copy = Workplace(folder / "place", dict(place.config), environment=place.environment)
+    copy.profile = place.profile
+    return copy
 
 
 @pytest.fixture(autouse=True)

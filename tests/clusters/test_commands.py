@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from ngsgd.clusters.cluster import Needs
 from ngsgd.clusters.gridengine import GridEngine
 from ngsgd.clusters.slurm import Slurm, SlurmAllocation
+
+from ..workflow.conftest import ROOT, SNAKEMAKE
 
 ALL = Needs(
     threads=4, mem_mb=8001, runtime=90, gpus=2, partition="gpu", account="asr", extra="--qos=low --comment='a b'"
@@ -48,6 +53,13 @@ def test_all_needs_reach_grid_engine() -> None:
         assert option in text
     assert "--comment=a b" in command
     assert "-pe" not in site.command("x", Needs(threads=1), "")
+
+
+@pytest.mark.parametrize("profile", ["slurm", "sge"])
+def test_a_profile_works_as_typed_from_the_root(profile: str, tmp_path: Path) -> None:
+    command = [SNAKEMAKE, "--profile", profile, "-j", "32", "--directory", tmp_path, "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import threading
@@ -13,29 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from ..workflow.conftest import ROOT, Workplace
-from .conftest import await_, begin, end, kill, processes, trained, working
+from ..workflow.conftest import Workplace
+from .conftest import await_, begin, copy_of, end, kill, processes, trained, working
 from .slurm import Slurm
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory, longer: Workplace, slurm: Slurm) -> Workplace:
-    """A run of which all is there that is made before its first iteration."""
-    place = Workplace(tmp_path_factory.mktemp("prepared"), longer.config, "slurm", slurm.env)
-    outcome = place.snakemake("-j", "8", "results/run/models/0.safetensors", "results/run/jobs/0.1.safetensors")
-    assert outcome.status == 0, outcome.text
-    (place.run / "jobs/0.1.safetensors").unlink()
-    (place.run / "progress/0.1.json").unlink()
-    return place
-
-
 @pytest.fixture
-def place(prepared: Workplace, slurm: Slurm, tmp_path: Path) -> Workplace:
-    """A copy of it to be attacked."""
-    shutil.copytree(prepared.folder, tmp_path / "place", symlinks=True)
-    return Workplace(tmp_path / "place", dict(prepared.config), "slurm", slurm.env)
+def place(on_slurm: Workplace, tmp_path: Path) -> Workplace:
+    return copy_of(on_slurm, tmp_path)
 
 
 def of_this_place(slurm: Slurm) -> list[str]:
@@ -43,24 +29,12 @@ def of_this_place(slurm: Slurm) -> list[str]:
     return slurm.run("squeue", "--noheader", "--format=%j").split()
 
 
-def test_a_cluster_gives_the_bytes_of_one_machine(longer: Workplace, slurm: Slurm, tmp_path: Path) -> None:
+def test_a_run_from_nothing_gives_the_bytes_of_one_machine(longer: Workplace, slurm: Slurm, tmp_path: Path) -> None:
     place = Workplace(tmp_path / "fresh", longer.config, "slurm", slurm.env)
     outcome = place.snakemake("-j", "32")
     assert outcome.status == 0, outcome.text
     assert place.models() == longer.models()
     assert place.snakemake("-j", "32").jobs == {}
-
-
-def test_a_killed_job_is_tried_again(place: Workplace, longer: Workplace) -> None:
-    process = begin(place, "--ngsgd-retry-wait", "4")
-    working(place, 1, 2)
-    killed = time.time()
-    kill(place, signal.SIGKILL, "train", "results/run", "1", "2")
-    assert working(place, 1, 2, attempt=2).started >= killed + 4.0
-    outcome = end(process)
-    assert outcome.status == 0, outcome.text
-    assert outcome.jobs["train"] == 5
-    assert trained(place) == trained(longer)
 
 
 def test_a_job_without_enough_memory_is_given_more(place: Workplace, longer: Workplace) -> None:
@@ -72,18 +46,6 @@ def test_a_job_without_enough_memory_is_given_more(place: Workplace, longer: Wor
     assert ("120", "240") in grown
     # What one job has shown to need the next ones ask for at once.
     assert outcome.jobs["train"] <= 4 + 2 * 2
-    assert trained(place) == trained(longer)
-
-
-def test_a_job_over_its_limit_of_time_is_given_more(place: Workplace, longer: Workplace) -> None:
-    place.config["resources"] = {"train": {"runtime": 1}}
-    process = begin(place)
-    working(place, 0, 1)
-    kill(place, signal.SIGSTOP, "train", "results/run", "0", "1")
-    outcome = end(process)
-    assert outcome.status == 0, outcome.text
-    assert "it reached its limit of time" in outcome.text
-    assert "train.run.0.1: runtime=1 was too little, it gets twice as much" in outcome.text
     assert trained(place) == trained(longer)
 
 
@@ -156,26 +118,6 @@ def test_the_controller_may_restart(place: Workplace, longer: Workplace, slurm: 
     slurm.start_controller()
     outcome = end(process)
     assert outcome.status == 0, outcome.text
-    assert trained(place) == trained(longer)
-
-
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
-def test_jobs_end_with_snakemake_and_the_next_call_goes_on(
-    place: Workplace, longer: Workplace, slurm: Slurm, sign: signal.Signals
-) -> None:
-    process = begin(place)
-    working(place, 1, 1)
-    working(place, 1, 2)
-    process.send_signal(sign)
-    process.communicate(timeout=60)
-    await_(lambda: not of_this_place(slurm), "the end of its jobs", timeout=10.0)
-    await_(lambda: not processes(place, "train"), "the end of their processes", timeout=10.0)
-    made = place.models()
-    assert "models/1.safetensors" in made
-    assert "models/2.safetensors" not in made
-    outcome = end(begin(place))
-    assert outcome.status == 0, outcome.text
-    assert outcome.jobs["train"] == 2
     assert trained(place) == trained(longer)
 
 
@@ -326,7 +268,3 @@ def test_a_job_that_no_node_can_run_says_so(place: Workplace) -> None:
     outcome = end(begin(place, "--retries", "0"))
     assert outcome.status == 1
     assert "Requested node configuration is not available" in outcome.text
-
-
-def test_the_profile_is_found_from_the_root() -> None:
-    assert (ROOT / "slurm/config.yaml").is_file()
