@@ -57,7 +57,6 @@ def snakemake(*options: str) -> Callable[[Path, int, dict[str, str]], None]:
     def run(folder: Path, jobs: int, environment: dict[str, str]) -> None:
         (folder / "Snakefile").write_text(SNAKEFILE)
         command = [BIN / "snakemake", "--config", f"jobs={jobs}", "-j", "32", "--nolock", *options]
-        command += ["--precommand", f"export SLURM_CONF={environment['SLURM_CONF']}"]  # which one of them takes away
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, timeout=PATIENCE)
 
     return run
@@ -122,6 +121,7 @@ def allocation(folder: Path, jobs: int, environment: dict[str, str]) -> None:
 
 WAYS: dict[str, tuple[Callable[[Path, int, dict[str, str]], None], str | None]] = {
     "`ngsgd` executor (`--profile slurm`)": (snakemake("--executor", "ngsgd"), None),
+    # Its jobs find the cluster only by /etc/slurm/slurm.conf, which has to be a link to that of this one.
     "`snakemake-executor-plugin-slurm`, first look after 1 s": (
         snakemake(
             "--executor", "slurm", "--slurm-init-seconds-before-status-checks", "1",
