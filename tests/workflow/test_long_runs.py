@@ -20,6 +20,7 @@ def models(place: Workplace) -> list[int]:
     return sorted(int(path.stem) for path in (place.run / "models").glob("[0-9]*.safetensors"))
 
 
+@pytest.mark.slow
 def test_models_are_removed_while_the_run_goes_on(empty: Workplace, undisturbed: Workplace) -> None:
     empty.config |= {"keep_last_models": 1, "keep_every_model": 4, "max_models_combine": 1, "keep_examples": False}
     outcome = empty.snakemake()
@@ -103,6 +104,7 @@ def test_a_model_that_does_not_go_with_the_corpus_is_refused(finished: Workplace
     )
 
 
+@pytest.mark.slow
 def test_an_iteration_on_one_machine_can_do_without_a_lost_job(empty: Workplace) -> None:
     empty.config["min_jobs"] = 1
     stop = threading.Event()
