@@ -1,30 +1,23 @@
 """A real Grid Engine of one host for tests: all of its files in one directory, no process left behind.
 
-The daemons are children of a keeper, a process that this module starts from its own file. Every process of the
-cluster, jobs that left their session included, is a descendant of the keeper, which kills them all and removes the
-files when it is asked to, and as well when the process that uses the cluster is gone, however it died. It also kills
-the clients (`qsub -sync y`, …) of its cluster, which would try to reach the lost master for ever.
+What is left of its clients (`qrsh`, ...) ends with it, too: they would try to reach the lost master for ever.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import select
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
+
+from .keeper import Keeper
 
 BINARIES: Final = Path("/usr/lib/gridengine")
 RESOURCES: Final = Path("/usr/share/gridengine")
@@ -58,19 +51,12 @@ class GridEngine:
     is changed: root directory, spool and ports are the cluster's own.
     """
 
-    def __init__(
-        self, directory: Path | None = None, queues: dict[str, int] | None = None, gpus: int = 2, max_unheard: int = 5
-    ) -> None:
-        """The cluster's files lie in a new directory below `directory`, by default the one for temporary files."""
-        self.directory = directory
-        self.queues = queues if queues is not None else {"gpu.q": 4}
+    def __init__(self, queues: dict[str, int], gpus: int = 2) -> None:
+        self.queues = queues
         self.gpus = gpus
-        self.max_unheard = max_unheard
         self.root = Path()
         self.ports: tuple[int, int] = (0, 0)
-        self.master: int | None = None
-        self.exec: int | None = None
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._keeper: Keeper | None = None
 
     @staticmethod
     def available() -> str | None:
@@ -96,28 +82,17 @@ class GridEngine:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
     def start(self) -> None:
-        """Start the daemons and return once jobs are accepted and can run."""
-        if self._keeper is not None:
-            raise RuntimeError("this Grid Engine runs already")
-        reason = self.available()
-        if reason is not None:
+        """Starts the daemons and returns once jobs are accepted and can run."""
+        if reason := self.available():
             raise RuntimeError(reason)
-        self.root = Path(tempfile.mkdtemp(prefix="gridengine-", dir=self.directory)).resolve()
+        self.root = Path(tempfile.mkdtemp(prefix="gridengine-")).resolve()
         self.root.chmod(0o755)
         self.ports = _free_ports()
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(self.root)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd="/",
-            start_new_session=True,
-        )
+        self._keeper = Keeper(self.root, f"SGE_ROOT={self.root}")
         try:
             self._layout()
             self.start_master()
@@ -128,52 +103,35 @@ class GridEngine:
             raise
 
     def stop(self) -> None:
-        """Kill all daemons, jobs and waiting clients, until none is left, and remove the cluster's files."""
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            assert keeper.stdin is not None
-            assert keeper.stdout is not None
-            with contextlib.suppress(BrokenPipeError):
-                keeper.stdin.close()
-            keeper.wait()
-            keeper.stdout.close()
-        self.master = self.exec = None
-        self.root = Path()
+        """Kills all daemons, jobs and waiting clients, until none is left, and removes the cluster's files."""
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper.wait()
+            self._keeper = None
 
     def start_master(self) -> None:
-        """Start the master and wait until it answers."""
-        self.master = self._spawn("sge_qmaster")
-        self._wait(lambda: self._try("qconf", "-sh"), "the master does not answer")
-
-    def kill_master(self) -> None:
-        """Kill the master at once (SIGKILL); jobs run on."""
-        self._kill(self.master)
-        self.master = None
+        """Starts the master and waits until it answers."""
+        self._start("sge_qmaster")
+        self._wait(lambda: self._run("qconf", "-sh").returncode == 0, "the master does not answer")
 
     def restart_master(self) -> None:
-        """Kill the master and start it anew from its spool.
+        """Kills the master and starts it anew from its spool.
 
-        A job that ran meanwhile stays listed, and its `qsub -sync y` waits, until the execution daemon (which finds the
-        new master half a minute later) is started anew as well: so does Grid Engine 8.1.9.
+        A job that ran meanwhile stays listed until the execution daemon (which finds the new master half a minute
+        later) is started anew as well: so does Grid Engine 8.1.9.
         """
-        self.kill_master()
+        self.keeper.kill("sge_qmaster")
         self.start_master()
 
     def start_exec(self) -> None:
-        """Start the execution daemon and wait until its queues take jobs."""
+        """Starts the execution daemon and waits until its queues take jobs."""
         reported = time.time()
-        self.exec = self._spawn("sge_execd")
+        self._start("sge_execd")
         self._wait(lambda: self._reported(reported), "the execution host does not report")
 
-    def kill_exec(self, jobs: bool = False) -> None:
-        """Kill the execution daemon at once; with `jobs` all that it had started, too, as if the host had died."""
-        if self.exec is None:
-            return
-        lost = [pid for pid in _descendants(self._pid()) if pid != self.master] if jobs else []
-        self._kill(self.exec)
-        self.exec = None
-        for pid in lost:
-            self._kill(pid)
+    def kill_exec(self) -> None:
+        """Kills the execution daemon at once; jobs run on."""
+        self.keeper.kill("sge_execd")
 
     def jobs(self) -> list[Job]:
         """All jobs that have not ended."""
@@ -189,19 +147,6 @@ class GridEngine:
             for job in tree.iter("job_list")
         ]
 
-    def accounting(self, job: int) -> dict[str, str] | None:
-        """The last record of an ended job: failed, exit_status, maxvmem, …; None where there is none yet."""
-        result = self._run("qacct", "-j", str(job))
-        if result.returncode != 0:
-            return None
-        record = result.stdout.split("=" * 62)[-1]
-        pairs = (line.split(maxsplit=1) for line in record.splitlines() if line.strip())
-        return {pair[0]: pair[1].strip() if len(pair) > 1 else "" for pair in pairs}
-
-    def processes(self) -> list[int]:
-        """All processes of the cluster but its keeper: daemons, shepherds and jobs."""
-        return list(_descendants(self._pid()))
-
     def command(self, *arguments: str) -> str:
         """The output of one of Grid Engine's commands, which must succeed."""
         result = self._run(*arguments)
@@ -211,15 +156,12 @@ class GridEngine:
 
     def messages(self) -> str:
         """What the daemons wrote into their logs, for a failed test's report."""
-        logs = [*self.root.glob("*.log"), *self.root.glob("spool/**/messages")]
+        logs = [*self.root.glob("*.out"), *self.root.glob("spool/**/messages")]
         return "".join(f"== {log.relative_to(self.root)}\n{log.read_text(errors='replace')}" for log in sorted(logs))
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         argv = [str(BINARIES / arguments[0]), *arguments[1:]]
         return subprocess.run(argv, env=os.environ | self.env, capture_output=True, text=True, timeout=60, check=False)
-
-    def _try(self, *arguments: str) -> bool:
-        return self._run(*arguments).returncode == 0
 
     def _wait(self, condition: Callable[[], bool], complaint: str, seconds: float = 30) -> None:
         end = time.monotonic() + seconds
@@ -228,31 +170,16 @@ class GridEngine:
                 raise RuntimeError(f"Grid Engine: {complaint}\n{self.messages()}")
             time.sleep(0.05)
 
-    def _pid(self) -> int:
+    @property
+    def keeper(self) -> Keeper:
         if self._keeper is None:
             raise RuntimeError("this Grid Engine does not run")
-        return self._keeper.pid
+        return self._keeper
 
-    def _spawn(self, program: str) -> int:
-        """Have the keeper start a daemon, in the foreground, with a clean environment."""
-        keeper = self._keeper
-        if keeper is None:
-            raise RuntimeError("this Grid Engine does not run")
-        assert keeper.stdin is not None
-        assert keeper.stdout is not None
+    def _start(self, program: str) -> None:
+        """Has the keeper start a daemon, in the foreground, with a clean environment."""
         env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SGE_ND": "1", **self.env}
-        order = [str(BINARIES / program), str(self.root / f"{program}.log"), env]
-        keeper.stdin.write(json.dumps(order).encode() + b"\n")
-        keeper.stdin.flush()
-        return int(keeper.stdout.readline())
-
-    def _kill(self, pid: int | None) -> None:
-        """Kill a process of the cluster and wait until it is gone; the keeper reaps it."""
-        if pid is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        self._wait(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} does not die")
+        self.keeper.start(program, [str(BINARIES / program)], env)
 
     def _layout(self) -> None:
         """Write what the master reads when it starts for the first time."""
@@ -292,7 +219,7 @@ class GridEngine:
             min_uid=0,
             min_gid=0,
             load_report_time="0:0:1",
-            max_unheard=f"0:0:{self.max_unheard}",
+            max_unheard="0:0:5",
             loglevel="log_info",
             mailer="/bin/true",
             administrator_mail="none",
@@ -374,82 +301,3 @@ def _free_ports() -> tuple[int, int]:
         first.bind(("", 0))
         second.bind(("", 0))
         return first.getsockname()[1], second.getsockname()[1]
-
-
-def _descendants(ancestor: int) -> Iterator[int]:
-    """The processes below `ancestor`, parents before children."""
-    children: dict[int, list[int]] = {}
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parent = int(Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry.name))
-    pids = children.get(ancestor, [])
-    while pids:
-        yield from pids
-        pids = [child for pid in pids for child in children.get(pid, [])]
-
-
-def _clients(root: str) -> Iterator[int]:
-    """The running commands of Grid Engine that belong to the cluster with this root directory."""
-    setting = f"SGE_ROOT={root}".encode()
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                program = Path(entry.path, "exe").readlink()
-                if program.parent == BINARIES and setting in Path(entry.path, "environ").read_bytes().split(b"\0"):
-                    yield int(entry.name)
-
-
-def _keep(owner: int, root: str) -> None:
-    """Be the keeper: start the daemons named on standard input; at its end, or at that of `owner`, kill all."""
-    import ctypes
-
-    subreaper = 36  # PR_SET_CHILD_SUBREAPER of <sys/prctl.h>: orphans among the descendants become children
-    if ctypes.CDLL(None, use_errno=True).prctl(subreaper, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    signal.signal(signal.SIGCHLD, lambda *_: _reap())
-    try:
-        alive = os.pidfd_open(owner)
-        buffer = b""
-        while alive not in (ready := select.select([0, alive], [], [])[0]):
-            data = os.read(ready[0], 65536)
-            if not data:
-                return
-            *lines, buffer = (buffer + data).split(b"\n")
-            for line in lines:
-                program, log, env = json.loads(line)
-                actions = [
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
-                    (os.POSIX_SPAWN_DUP2, 1, 2),
-                ]
-                defaults = [signal.SIGINT, signal.SIGHUP, signal.SIGPIPE]
-                pid = os.posix_spawn(program, [program], env, file_actions=actions, setsid=True, setsigdef=defaults)
-                os.write(1, b"%d\n" % pid)
-    except ProcessLookupError:  # the owner died before it could be watched
-        pass
-    finally:
-        while _reap() or any(_clients(root)):
-            for pid in {*_descendants(os.getpid()), *_clients(root)}:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.01)
-        shutil.rmtree(root, ignore_errors=True)
-
-
-def _reap() -> bool:
-    """Collect the ended children; whether any child is left."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0] != 0:
-            pass
-    except ChildProcessError:
-        return False
-    return True
-
-
-if __name__ == "__main__":
-    _keep(int(sys.argv[1]), sys.argv[2])

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import json
 import os
 import random
-import select
 import shutil
 import signal
 import socket
@@ -15,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Set
 from pathlib import Path
-from typing import IO, NamedTuple, Self
+from typing import NamedTuple, Self
+
+from .keeper import Keeper
 
 PACKAGES = {
     "munged": "munge",
@@ -113,17 +111,16 @@ class Slurm:
         gpus: int = 2,
         node_timeout: int = 10,
         scheduling: str = "batch_sched_delay=0,sched_interval=1,bf_interval=1",
-        keep: bool = False,
     ) -> None:
         """A dead node counts as down after about three times `node_timeout` seconds, or at once after `down`.
 
-        `scheduling` are SLURM's SchedulerParameters; `keep` leaves the directory with the logs after `stop`.
+        `scheduling` are SLURM's SchedulerParameters.
         """
         self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
         self.cpus, self.memory, self.gpus, self.node_timeout = cpus, memory, gpus, node_timeout
-        self.scheduling, self.keep = scheduling, keep
+        self.scheduling = scheduling
         self._directory: Path | None = None
-        self._machines: dict[str, _Machine] = {}
+        self._machines: dict[str, Keeper] = {}
 
     @staticmethod
     def available() -> str | None:
@@ -166,7 +163,7 @@ class Slurm:
         self._directory.chmod(0o755)
         try:
             self._configure()
-            self._machines["head"] = _Machine(self.directory, head=True, keep=self.keep)
+            self._machines["head"] = Keeper(self.directory, f"SLURM_CONF={self.directory}/slurm.conf")
             self._start_munge(timeout)
             self.start_controller(timeout)
             for node in self.nodes:
@@ -273,12 +270,6 @@ class Slurm:
         self.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
         self._wait(lambda: self._usable({name}), timeout, f"{name} does not return")
 
-    def processes(self) -> dict[int, str]:
-        """The command line by process id of all that runs below the cluster's daemons, themselves included."""
-        found = {pid for machine in self._machines.values() for pid in _descendants(machine.pid)}
-        commands = {pid: _command(pid) for pid in sorted(found)}
-        return {pid: command for pid, command in commands.items() if command}
-
     def logs(self, lines: int = 15) -> str:
         """The last lines of each daemon's log."""
         parts = []
@@ -326,7 +317,7 @@ class Slurm:
 
     def _start_slurmd(self, name: str) -> None:
         """Start a node's slurmd."""
-        machine = self._machines.get(name) or self._machines.setdefault(name, _Machine(self.directory))
+        machine = self._machines.get(name) or self._machines.setdefault(name, Keeper(self.directory))
         machine.start("slurmd", [_which("slurmd"), "-D", "-N", name], self.env, log=name)
 
     def _usable(self, names: Set[str]) -> bool:
@@ -350,168 +341,6 @@ class Slurm:
             time.sleep(0.05)
 
 
-class _Machine:
-    """A process of its own, to which all that its daemons leave behind falls; see `_serve`."""
-
-    def __init__(self, directory: Path, *, head: bool = False, keep: bool = True) -> None:
-        arguments = json.dumps([os.getpid(), str(directory), head, keep])
-        command = [sys.executable, "-I", "-S", __file__, arguments]
-        self._process = subprocess.Popen(
-            command, env={}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, text=True
-        )
-        self._daemons: dict[str, int] = {}
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def start(self, name: str, command: list[str], env: Mapping[str, str], log: str = "") -> None:
-        """Start a daemon in the foreground."""
-        stdin, stdout = _pipes(self._process)
-        print(json.dumps([command, dict(env), f"{log or name}.out"]), file=stdin, flush=True)
-        self._daemons[name] = int(stdout.readline())
-
-    def kill(self, name: str, signum: signal.Signals) -> None:
-        """Signal one daemon and wait for its end."""
-        pid = self._daemons.pop(name)
-        _kill(pid, signum)
-        while _command(pid):
-            time.sleep(0.01)
-
-    def dead(self) -> list[str]:
-        """The daemons that ended by themselves."""
-        return [name for name, pid in self._daemons.items() if not _command(pid)]
-
-    def close(self) -> None:
-        """Let the machine kill all its processes and end."""
-        for pipe in _pipes(self._process):
-            pipe.close()
-
-    def wait(self) -> None:
-        """Wait for the end after `close`."""
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            for pid in [self.pid, *_descendants(self.pid)]:
-                _kill(pid)
-            self._process.wait()
-
-
-def _serve(parent: int, directory: Path, head: bool, keep: bool) -> None:
-    """Start a daemon for each line of stdin; at its end, or that of the parent, kill all descendants.
-
-    As a subreaper this process gets each orphan below it, so that a slurmstepd that detached from its slurmd and a job
-    that detached from everything are still found. The head also kills all that was run with the cluster's `env` and,
-    unless it is to `keep` it, removes the directory.
-    """
-    libc = ctypes.CDLL(None)
-    set_death_signal, set_subreaper = 1, 36
-    libc.prctl(set_subreaper, 1, 0, 0, 0)
-    pending = b""
-    while os.getppid() == parent:
-        ready, _, _ = select.select([0], [], [], 0.5)
-        _reap()
-        if not ready:
-            continue
-        if not (received := os.read(0, 65536)):
-            break
-        *lines, pending = (pending + received).split(b"\n")
-        for line in lines:
-            command, env, log = json.loads(line)
-            with open(directory / log, "ab") as output:
-                daemon = subprocess.Popen(
-                    command,
-                    env=env,
-                    cwd=directory,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                    preexec_fn=lambda: libc.prctl(set_death_signal, signal.SIGKILL, 0, 0, 0),
-                )
-            print(daemon.pid, flush=True)
-    setting = f"SLURM_CONF={directory}/slurm.conf".encode()
-    while found := _descendants(os.getpid()) | set(_with_environment(setting) if head else ()):
-        for pid in found:
-            _kill(pid)
-        time.sleep(0.01)
-        _reap()
-    if not keep:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _reap() -> None:
-    """Collect the children that ended."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-
-
-def _processes() -> Iterator[int]:
-    """The ids of all processes."""
-    return (int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
-
-
-def _parent(pid: int) -> int:
-    """The parent of a process, 0 if it has none or is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, IndexError):
-        return 0
-
-
-def _descendants(root: int) -> set[int]:
-    """The processes below a process."""
-    children: dict[int, list[int]] = {}
-    for pid in _processes():
-        children.setdefault(_parent(pid), []).append(pid)
-    found: set[int] = set()
-    todo = [root]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found.update(below)
-        todo += below
-    return found
-
-
-def _with_environment(setting: bytes) -> Iterator[int]:
-    """The processes that were started with a setting in their environment, without this one and those above it."""
-    above = set()
-    pid = os.getpid()
-    while pid:
-        above.add(pid)
-        pid = _parent(pid)
-    for pid in _processes():
-        try:
-            if pid not in above and setting in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                yield pid
-        except OSError:
-            pass
-
-
-def _command(pid: int) -> str:
-    """The command line of a process, empty if it is gone or a zombie."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _kill(pid: int, signum: signal.Signals = signal.SIGKILL) -> None:
-    """Signal a process that may be gone."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signum)
-
-
-def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
-    """The stdin and stdout of a process."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    return process.stdin, process.stdout
-
-
 def _which(program: str) -> str:
     """The path of a program, also of those for root; empty if there is none."""
     return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin") or ""
@@ -530,8 +359,3 @@ def _free_ports(count: int) -> list[int]:
         if len(ports) == count:
             return ports
     raise SlurmError("no free ports")
-
-
-if __name__ == "__main__":
-    _parent_pid, _directory, _head, _keep = json.loads(sys.argv[1])
-    _serve(_parent_pid, Path(_directory), _head, _keep)

@@ -126,8 +126,12 @@ def test_what_a_dead_machine_left_under_way_is_cancelled(place: Workplace, longe
     working(place, 0, 1)
     mark = next(name for name in of_this_place(slurm) if "ngsgd-" in name).rpartition(".")[2]
     # A job that nothing waits for any more, as after a loss of power.
-    left = slurm.run("sbatch", "--parsable", f"--job-name=train.run.9.9.{mark}", "--wrap", "sleep 600").strip()
-    another = slurm.run("sbatch", "--parsable", "--job-name=train.run.9.9.ngsgd-0", "--wrap", "sleep 600").strip()
+    left = slurm.run(
+        "sbatch", "--parsable", "--output=/dev/null", f"--job-name=train.run.9.9.{mark}", "--wrap", "sleep 600"
+    ).strip()
+    another = slurm.run(
+        "sbatch", "--parsable", "--output=/dev/null", "--job-name=train.run.9.9.ngsgd-0", "--wrap", "sleep 600"
+    ).strip()
     process.kill()
     process.communicate(timeout=60)
     outcome = end(begin(place))
@@ -180,7 +184,7 @@ def test_files_may_appear_late(place: Workplace, longer: Workplace, tmp_path: Pa
     outcome = end(begin(place))
     assert outcome.status == 0, outcome.text
     assert trained(place) == trained(longer)
-    assert outcome.jobs["train"] == 4
+    assert outcome.jobs["train"] == 4, outcome.text
 
 
 def lose(place: Workplace, iteration: int, job: int) -> threading.Event:
