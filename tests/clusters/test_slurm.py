@@ -181,6 +181,7 @@ def test_files_may_appear_late(place: Workplace, longer: Workplace, tmp_path: Pa
     if subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"]).returncode:
         pytest.skip("needs a C compiler")
     place.environment |= {"LD_PRELOAD": str(library), "LATE_BELOW": str(place.run), "LATE_SECONDS": "1"}
+    time.sleep(4.0)  # the copy is to be seen: what is late here is what the run makes
     outcome = end(begin(place))
     assert outcome.status == 0, outcome.text
     assert trained(place) == trained(longer)
