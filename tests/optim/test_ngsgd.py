@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 from pathlib import Path
@@ -46,18 +47,20 @@ def test_posteriors_are_kaldis(trajectory, before) -> None:
     assert np.abs(posteriors - trajectory["posteriors_before_first_256"]).max() < 1e-5
 
 
-def test_training_is_kaldis(trajectory, before) -> None:
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_training_is_kaldis(trajectory, before, interleaved: bool) -> None:
     """32 minibatches in order: the change of each layer's parameters, and the objective on the way."""
     features = torch.from_numpy(trajectory["egs_features"])
     labels = torch.from_numpy(trajectory["egs_labels"]).long()
-    optimizer = NGSGD(before, lr=float(trajectory["learning_rate"]))
     total = 0.0
-    for x, y in zip(features.split(128), labels.split(128), strict=True):
-        loss = nn.functional.nll_loss(before(x)[:, 0], y, reduction="sum")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total -= float(loss.detach())
+    with before.interleaved() if interleaved else contextlib.nullcontext():
+        optimizer = NGSGD(before, lr=float(trajectory["learning_rate"]))
+        for x, y in zip(features.split(128), labels.split(128), strict=True):
+            loss = nn.functional.nll_loss(before(x)[:, 0], y, reduction="sum")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total -= float(loss.detach())
     assert total / len(labels) == pytest.approx(float(trajectory["mean_log_prob"]), abs=1e-4)
     for i, name in enumerate(LAYERS):
         for kind in ("weight", "bias"):

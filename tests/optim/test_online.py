@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ngsgd import OnlineNaturalGradient
-from ngsgd.optim.online import CONDITION_THRESHOLD, FisherEstimate, orthonormalise, update
+from ngsgd.optim.online import CONDITION_THRESHOLD, FisherEstimate, Renewal, orthonormalise, renew, update
+from ngsgd.optim.preconditioner import scales
 
 X_HAT_TOLERANCE = {"small_batch": 5e-2, "alpha_1_hist_500": 5e-4}
 GOLDEN = (
@@ -49,7 +50,7 @@ class Dense:
     def __init__(self, estimate: FisherEstimate) -> None:
         W = estimate.W_t.double().numpy()
         self.R = W / np.linalg.norm(W, axis=1, keepdims=True)
-        self.d, self.rho = estimate.d_t.numpy().copy(), estimate.rho_t
+        self.d, self.rho = estimate.d_t.copy(), estimate.rho_t
 
     def fisher(self) -> npt.NDArray[np.float64]:
         return (self.R.T * self.d) @ self.R + self.rho * np.eye(self.R.shape[1])
@@ -145,7 +146,39 @@ def test_an_update_of_little_rank_keeps_the_rows_orthonormal() -> None:
         preconditioner.precondition(row * torch.randn(6, 1, generator=generator))
     estimate = preconditioner._estimate
     assert estimate is not None
-    after = update(estimate, row, row @ estimate.W_t.T, 4.0, 0.5)
+    (after,) = update([Renewal(estimate, row, row @ estimate.W_t.T, row.norm() ** 2, 4.0, 0.5)])
     R = after.W_t.double() / torch.linalg.vector_norm(after.W_t.double(), dim=1, keepdim=True)
     assert float((R @ R.T - torch.eye(8)).abs().max()) < 2e-3
     assert float(estimate.d_t.max() / estimate.rho_t) < CONDITION_THRESHOLD
+
+
+def test_estimates_renewed_together_are_those_renewed_apart() -> None:
+    """Of two ranks and several widths, one of them not due."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((16, 12, 3), (24, 30, 5), (16, 9, 3), (24, 7, 6))
+    apart = [OnlineNaturalGradient(rank, update_period=3) for _, _, rank in shapes]
+    together = [OnlineNaturalGradient(rank, update_period=3) for _, _, rank in shapes]
+    for preconditioner in (apart[2], together[2]):
+        preconditioner._num_skipped = 1
+    for t in range(14):
+        batches = [torch.randn(N, D, dtype=torch.float64, generator=generator) for N, D, _ in shapes]
+        expected = [preconditioner.precondition(X) for preconditioner, X in zip(apart, batches, strict=True)]
+        applied = [preconditioner.apply(X) for preconditioner, X in zip(together, batches, strict=True)]
+        renew(together)
+        for (x_hat, scale), ours in zip(expected, applied, strict=True):
+            torch.testing.assert_close(ours.x_hat, x_hat, msg=lambda m, t=t: f"minibatch {t}: {m}")
+            torch.testing.assert_close(scales(ours.before, ours.after), scale)
+            torch.testing.assert_close(ours.lengths, x_hat.norm(dim=1))
+
+
+def test_what_is_not_finite_renews_no_estimate() -> None:
+    good, bad = OnlineNaturalGradient(2), OnlineNaturalGradient(2)
+    X = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    for preconditioner in (good, bad):
+        preconditioner.precondition(X)
+    before = good._estimate
+    good.apply(X)
+    bad.apply(X * torch.nan)
+    with pytest.raises(FloatingPointError):
+        renew([good, bad])
+    assert good._estimate is before

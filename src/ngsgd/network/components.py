@@ -58,12 +58,25 @@ class Splice(Component):
         const = {"const_dim": self.const_dim} if self.const_dim else {}
         return {"kind": self.kind, "input_dim": self.input_dim, "offsets": list(self.offsets)} | const
 
-    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
-        """x (B, T, D) and, for each output position, the T-index of each offset (T', K) to (B, T', D')."""
+    def forward(self, x: Tensor, rows: Tensor | int) -> Tensor:
+        """The frames at each output position side by side.
+
+        Args:
+            x: (B, T, D).
+            rows: the T-index of each offset for each output position, (T', K); or T', where all of the input's
+                positions in order are what is to be put side by side.
+
+        Returns:
+            (B, T', D').
+        """
+        if isinstance(rows, int):
+            length, frames = rows, x
+        else:
+            length, frames = len(rows), x.index_select(1, rows.flatten())
         if not self.const_dim:
-            return x[:, rows].reshape(len(x), len(rows), self.output_dim)
-        spliced = x[:, rows, : -self.const_dim].reshape(len(x), len(rows), -1)
-        return torch.cat((spliced, x[:, : len(rows), -self.const_dim :]), dim=2)
+            return frames.reshape(len(x), length, self.output_dim)
+        spliced = frames[:, :, : -self.const_dim].reshape(len(x), length, -1)
+        return torch.cat((spliced, x[:, :length, -self.const_dim :]), dim=2)
 
 
 class Elementwise(Component):
@@ -93,9 +106,15 @@ class FixedAffine(Component):
 
 
 class Affine(nn.Linear):
-    """y = W x + b."""
+    """y = W x + b.
+
+    Attributes:
+        order: where the rows of W and b lie otherwise than in the model's file (see `AcousticModel.interleaved`), the
+            number there of each; else None.
+    """
 
     kind = "affine"
+    order: tuple[int, ...] | None = None
 
     def __init__(self, input_dim: int, output_dim: int) -> None:
         super().__init__(input_dim, output_dim)
@@ -109,11 +128,53 @@ class Affine(nn.Linear):
     def spec(self) -> dict[str, Any]:
         return {"kind": self.kind, "input_dim": self.input_dim, "output_dim": self.output_dim}
 
+    @torch.no_grad()
+    def reorder(self, order: tuple[int, ...] | None) -> None:
+        """Lays the outputs in another order, given by their numbers in the model's file; None for the order there."""
+        there = list(range(self.output_dim)) if order is None else list(order)
+        here = {number: row for row, number in enumerate(self.order or range(self.output_dim))}
+        rows = torch.tensor([here[number] for number in there], device=self.weight.device)
+        for parameter in (self.weight, self.bias):
+            parameter.copy_(parameter[rows])
+        self.order = order
+
+
+class _TwoNorm(torch.autograd.Function):
+    """The 2-norm of each group of inputs, given as (..., G, k) with groups along the last dimension, or (..., k, G).
+
+    torch.linalg.vector_norm takes several times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, groups: Tensor, dim: int) -> Tensor:
+        if dim == -1:
+            y = torch.mv(groups.square().view(-1, groups.shape[-1]), groups.new_ones(groups.shape[-1]))
+            y = y.sqrt_().view(groups.shape[:-1])
+        else:
+            y = groups.square().sum(dim).sqrt_()
+        ctx.save_for_backward(groups, y)
+        ctx.dim = dim
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        groups, y = ctx.saved_tensors
+        (dy,) = grad_outputs
+        # Where all of a group is 0, so is its derivative.
+        return groups * (dy / y).masked_fill_(y == 0, 0.0).unsqueeze(ctx.dim), None
+
 
 class PNorm(Component):
-    """The p-norm of each group of input_dim / output_dim successive inputs."""
+    """The p-norm of each group of input_dim / output_dim successive inputs.
+
+    Attributes:
+        interleaved: whether the inputs of a group do not follow each other but lie output_dim apart, which is faster;
+            see `AcousticModel.interleaved`.
+    """
 
     kind = "pnorm"
+    interleaved = False
 
     def __init__(self, input_dim: int, output_dim: int, p: float = 2.0) -> None:
         super().__init__(input_dim, output_dim)
@@ -127,9 +188,36 @@ class PNorm(Component):
         return super().spec() | {"p": self.p}
 
     def forward(self, x: Tensor) -> Tensor:
-        groups = x.reshape(*x.shape[:-1], self.output_dim, -1)
-        y: Tensor = torch.linalg.vector_norm(groups, ord=self.p, dim=-1)
+        group = self.input_dim // self.output_dim
+        shape, dim = ((group, self.output_dim), -2) if self.interleaved else ((self.output_dim, group), -1)
+        groups = x.reshape(*x.shape[:-1], *shape)
+        y: Tensor
+        if self.p == 2.0:
+            y = _TwoNorm.apply(groups, dim)  # type: ignore[no-untyped-call]
+            return y
+        y = torch.linalg.vector_norm(groups, ord=self.p, dim=dim)
         return y
+
+
+class _Normalize(torch.autograd.Function):
+    """y = x / rms(x) for each row, with few passes over it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        mean_square: Tensor = torch.linalg.vecdot(x, x)[..., None] / x.shape[-1]
+        scale = mean_square.clamp(min=NORM_FLOOR).rsqrt_()
+        y: Tensor = x * scale
+        ctx.save_for_backward(y, scale, mean_square)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        y, scale, mean_square = ctx.saved_tensors
+        (dy,) = grad_outputs
+        # A row at the floor is scaled by a constant.
+        along = (torch.linalg.vecdot(dy, y)[..., None] / y.shape[-1]).masked_fill_(mean_square < NORM_FLOOR, 0.0)
+        return torch.addcmul(dy, y, along, value=-1).mul_(scale)
 
 
 class Normalize(Elementwise):
@@ -138,7 +226,8 @@ class Normalize(Elementwise):
     kind = "normalize"
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * x.square().mean(dim=-1, keepdim=True).clamp(min=NORM_FLOOR).rsqrt()
+        y: Tensor = _Normalize.apply(x)  # type: ignore[no-untyped-call]
+        return y
 
 
 class BatchNorm(Elementwise):

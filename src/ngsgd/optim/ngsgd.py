@@ -17,26 +17,23 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from ngsgd.optim.online import OnlineNaturalGradient
+from ngsgd.optim.online import OnlineNaturalGradient, renew
+from ngsgd.optim.preconditioner import Preconditioned, Preconditioner, scales, unchanged
 from ngsgd.optim.simple import SimpleNaturalGradient
 
 Method = Literal["online", "simple", "none"]
 
 
-class Preconditioner(Protocol):
-    def precondition(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
 class Identity:
     """No preconditioning: X^ = X, gamma = 1."""
 
-    def precondition(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x.new_ones(())
+    def apply(self, x: Tensor) -> Preconditioned:
+        return unchanged(x)
 
 
 class _Capture(torch.autograd.Function):
@@ -71,7 +68,7 @@ class _AffineLayer:
         self.bias: Tensor | None = module.bias
         self.x_side, self.y_side = x_side, y_side
         self.num_steps = 0
-        self.num_limited: Tensor | int = 0
+        self.num_limited: Tensor | int = 0  # a tensor, so that a GPU is not waited for
         self._parameters = [p for p in (module.weight, module.bias) if p is not None]
         self._asked: list[bool] = []  # which of them required a gradient before the forward pass under way
         self._module = weakref.ref(module)
@@ -115,28 +112,15 @@ class _AffineLayer:
         X = (xs[0] if len(xs) == 1 else torch.cat(xs)).to(self.weight.dtype)
         Y = (ys[0] if len(ys) == 1 else torch.cat(ys)).to(self.weight.dtype)
         if self.bias is not None:
-            X = nn.functional.pad(X, (0, 1), value=1.0)
+            X = torch.cat((X, X.new_ones(len(X), 1)), dim=1)
         return X, Y
 
-    def update(self, lr: float, max_change_per_sample: float) -> None:
-        """One step of this layer; a loss is minimised, so the rows of Y are *minus* the objective's derivative."""
-        rows = self.take()
-        if rows is None:
-            return
-        X_hat, gamma_x = self.x_side.precondition(rows[0])
-        Y_hat, gamma_y = self.y_side.precondition(rows[1])
-        step = lr * gamma_x * gamma_y
-        if max_change_per_sample > 0.0:
-            lengths = torch.linalg.vector_norm(X_hat, dim=1) @ torch.linalg.vector_norm(Y_hat, dim=1)
-            change = step * lengths
-            limit = max_change_per_sample * len(X_hat)
-            step = torch.where(change > limit, step * (limit / change), step)
-            self.num_limited = self.num_limited + (change > limit).long()
+    def descend(self, X: Tensor, Y: Tensor, step: float) -> None:
+        """W,b <- W,b - step Y^T X; a loss is minimised, so the rows of Y are *minus* the objective's derivative."""
         self.num_steps += 1
-        Y_hat = Y_hat * step
-        self.weight.addmm_(Y_hat.T, X_hat[:, : self.weight.shape[1]], alpha=-1)
+        self.weight.addmm_(Y.t(), X[:, : self.weight.shape[1]], alpha=-step)
         if self.bias is not None:
-            self.bias.addmv_(Y_hat.T, X_hat[:, -1], alpha=-1)
+            self.bias.addmv_(Y.t(), X[:, -1], alpha=-step)
 
 
 class NGSGD(torch.optim.Optimizer):
@@ -195,9 +179,9 @@ class NGSGD(torch.optim.Optimizer):
         if not max_change_per_sample >= 0.0:
             raise ValueError(f"max_change_per_sample must be at least 0, got {max_change_per_sample}")
 
-        def make(rank: int) -> Preconditioner:
+        def make(rank: int, order: tuple[int, ...] | None = None) -> Preconditioner:
             if preconditioner == "online":
-                return OnlineNaturalGradient(rank, alpha, num_samples_history, update_period)
+                return OnlineNaturalGradient(rank, alpha, num_samples_history, update_period, order)
             if preconditioner == "simple":
                 return SimpleNaturalGradient(alpha)
             if preconditioner == "none":
@@ -205,12 +189,14 @@ class NGSGD(torch.optim.Optimizer):
             raise ValueError(f"preconditioner must be 'online', 'simple' or 'none', got {preconditioner!r}")
 
         self.max_change_per_sample = max_change_per_sample
+        self._plain = preconditioner == "none" and max_change_per_sample == 0.0
+        self._limits: dict[tuple[int, ...], Tensor] = {}
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError("the model has no parameter that requires a gradient")
         super().__init__(parameters, {"lr": lr})
         self._layers = [
-            _AffineLayer(name, module, make(rank_in), make(rank_out))
+            _AffineLayer(name, module, make(rank_in), make(rank_out, getattr(module, "order", None)))
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear)
             and {"weight", "bias"} <= module._parameters.keys()  # not so where they are computed from others
@@ -218,6 +204,12 @@ class NGSGD(torch.optim.Optimizer):
         ]
         handles = [handle for layer in self._layers for handle in layer.handles]
         weakref.finalize(self, _remove, handles)
+        self._online = [
+            side
+            for layer in self._layers
+            for side in (layer.x_side, layer.y_side)
+            if isinstance(side, OnlineNaturalGradient)
+        ]
 
     # torch wraps this method so that its first call imports torch._dynamo, which takes longer than starting a job
     # may; nothing here is compiled, so the method underneath serves.
@@ -245,21 +237,60 @@ class NGSGD(torch.optim.Optimizer):
         """One update of all parameters from the backward passes since the last step.
 
         Raises:
-            FloatingPointError: an estimate was to be renewed from values that are not finite; the layers before that
-                one have been updated. Steps that renew none, and plain SGD, do not look.
+            FloatingPointError: an estimate was to be renewed from values that are not finite; the parameters have been
+                updated from them. Steps that renew none, and plain SGD, do not look.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         lr = float(self.param_groups[0]["lr"])
-        for layer in self._layers:
-            layer.update(lr, self.max_change_per_sample)
+        taken = [(layer, rows) for layer in self._layers if (rows := layer.take()) is not None]
+        if self._plain:
+            for layer, (X, Y) in taken:
+                layer.descend(X, Y, lr)
+        elif taken:
+            self._precondition(taken, lr)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     p.add_(p.grad, alpha=-lr)
+        renew(self._online)
         return loss
+
+    def _precondition(self, taken: list[tuple[_AffineLayer, tuple[Tensor, Tensor]]], lr: float) -> None:
+        """The step of all affine layers. What is a number for each is computed for all at once, where the data lies."""
+        applied = [(layer, layer.x_side.apply(X), layer.y_side.apply(Y)) for layer, (X, Y) in taken]
+        before_x, before_y, after_x, after_y, lengths = (
+            torch.stack(
+                [
+                    number
+                    for _, x, y in applied
+                    for number in (x.before, y.before, x.after, y.after, torch.dot(x.lengths, y.lengths))
+                ]
+            )
+            .view(-1, 5)
+            .unbind(1)
+        )
+        step = scales(before_x, after_x).mul_(scales(before_y, after_y)).mul_(lr)
+        if self.max_change_per_sample > 0.0:
+            change, limit = step * lengths, self._limit(tuple(len(x.x_hat) for _, x, _ in applied), step)
+            step = step * (limit / change).clamp_(max=1.0)
+            for (layer, _, _), limited in zip(applied, change > limit, strict=True):
+                layer.num_limited = layer.num_limited + limited
+        for (layer, x, y), number in zip(applied, step, strict=True):
+            X_hat, Y_hat = x.x_hat, y.x_hat
+            if X_hat.shape[1] < Y_hat.shape[1]:  # into the narrower matrix
+                X_hat = X_hat * number
+            else:
+                Y_hat = Y_hat * number
+            layer.descend(X_hat, Y_hat, 1.0)
+
+    def _limit(self, num_rows: tuple[int, ...], like: Tensor) -> Tensor:
+        """m N of each layer; kept, since to send numbers to a GPU is to wait for it."""
+        if num_rows not in self._limits:
+            self._limits[num_rows] = like.new_tensor([self.max_change_per_sample * N for N in num_rows])
+        return self._limits[num_rows]
 
     def max_change_share(self) -> dict[str, float]:
         """For each affine layer, by its name in the model, the share of its steps so far that max-change limited."""

@@ -13,15 +13,24 @@ of orthonormal rows. What is inverted is F_t smoothed by the identity, ``G_t = F
 the inverse of G_t times beta_t is ``I - W_t^T W_t``, so that a minibatch costs two thin matrix products:
 
     H_t = X_t W_t^T,    X^_t = X_t - H_t W_t.
+
+The renewal of an estimate needs products over the minibatch, which are formed where the data lies, and an
+eigendecomposition of an R x R matrix, which is made on the host, for many estimates at once: a GPU is waited for once.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from ngsgd.optim.preconditioner import Preconditioned, scales, unchanged
 
 EPSILON = 1.0e-10  # smallest value of rho_t and d_t
 DELTA = 5.0e-4  # smallest value of rho_t and d_t relative to the largest eigenvalue
@@ -31,22 +40,46 @@ CONDITION_THRESHOLD = 1.0e6  # beyond this ratio of eigenvalues R_t is checked f
 ORTHONORMALITY_TOLERANCE = 1.0e-3
 LARGEST_CHOLESKY_ELEMENT = 100.0  # a larger element of the inverse factor means a repair that is not to be trusted
 
+Doubles = npt.NDArray[np.float64]
+
 
 class FisherEstimate(NamedTuple):
-    """F_t, in the form in which it is used: W_t (R x D, the dtype of the data), d_t (R, double), rho_t."""
+    """F_t, in the form in which it is used.
+
+    Attributes:
+        W_t: (R, D), where the data lies and of its dtype.
+        shrunk: (R,), likewise: 2 - e_t, by which the squares of H_t's columns go into tr(X X^T) - tr(X^ X^^T).
+        d_t: (R,), on the host, in double precision.
+        rho_t: on the host.
+    """
 
     W_t: Tensor
-    d_t: Tensor
+    shrunk: Tensor
+    d_t: Doubles
     rho_t: float
 
 
-def _e(d_t: Tensor, rho_t: float, alpha: float, D: int) -> Tensor:
-    """The diagonal of E_t (R, double): the squared lengths of the rows of W_t."""
-    beta_t = rho_t * (1.0 + alpha) + alpha / D * d_t.sum()
-    return 1.0 / (beta_t / d_t + 1.0)
+class Renewal(NamedTuple):
+    """What an estimate is to be renewed from.
+
+    Attributes:
+        estimate: F_t.
+        X: (N, D) the rows of the minibatch.
+        H: (N, R) X W_t^T.
+        trace: tr(X X^T), 0-d.
+        alpha: smoothing with the identity.
+        eta: forgetting factor, between 0 and 1.
+    """
+
+    estimate: FisherEstimate
+    X: Tensor
+    H: Tensor
+    trace: Tensor
+    alpha: float
+    eta: float
 
 
-def start(X: Tensor, rank: int, alpha: float) -> FisherEstimate:
+def start(X: Tensor, rank: int, alpha: float, order: Sequence[int] | None = None) -> FisherEstimate:
     """The arbitrary estimate from which the first updates start.
 
     Row r of R_0 has entries in the columns r, r + R, r + 2R, ..., the first 1.1 times as large as the others, so
@@ -56,72 +89,130 @@ def start(X: Tensor, rank: int, alpha: float) -> FisherEstimate:
         X: (N, D), for its width, dtype and device only.
         rank: R, at most D - 1.
         alpha: smoothing with the identity.
+        order: the numbers of the columns of X, where they do not lie in their order.
     """
     D = X.shape[1]
-    columns = torch.arange(D, device=X.device)
-    R_0 = (columns % rank == torch.arange(rank, device=X.device)[:, None]).double()
+    columns = np.arange(D)
+    R_0 = (columns % rank == np.arange(rank)[:, None]).astype(np.float64)
     R_0[columns[:rank], columns[:rank]] = 1.1
-    R_0 /= torch.linalg.vector_norm(R_0, dim=1, keepdim=True)
-    d_0 = torch.full((rank,), EPSILON, dtype=torch.float64, device=X.device)
-    W_0 = _e(d_0, EPSILON, alpha, D).sqrt()[:, None] * R_0
-    return FisherEstimate(W_0.to(X.dtype), d_0, EPSILON)
+    R_0 /= np.linalg.norm(R_0, axis=1, keepdims=True)
+    if order is not None:
+        R_0 = R_0[:, list(order)]
+    d_0 = np.full(rank, EPSILON)
+    e_0 = _e(d_0[None], np.array([EPSILON]), np.array([alpha]), np.array([D]))[0]
+    return FisherEstimate(
+        torch.from_numpy(np.sqrt(e_0)[:, None] * R_0).to(X), torch.from_numpy(2.0 - e_0).to(X), d_0, EPSILON
+    )
 
 
-def update(estimate: FisherEstimate, X: Tensor, H: Tensor, alpha: float, eta: float) -> FisherEstimate:
-    """F_{t+1} from F_t and one minibatch.
-
-    Args:
-        estimate: the model of F_t.
-        X: (N, D) the rows of the minibatch.
-        H: (N, R) X W_t^T.
-        alpha: smoothing with the identity.
-        eta: forgetting factor, between 0 and 1.
+def update(renewals: Sequence[Renewal]) -> list[FisherEstimate]:
+    """F_{t+1} from F_t and one minibatch, for each of several estimates, which may differ in all dimensions.
 
     Raises:
         FloatingPointError: the rows hold a value that is not finite, or so large that its square is not.
     """
-    W_t, d_t, rho_t = estimate
-    N, D = X.shape
-    R = W_t.shape[0]
-    e_t = _e(d_t, rho_t, alpha, D)
+    products = [_products(renewal) for renewal in renewals]
+    # Everything that is small goes to the host in one piece.
+    small = torch.cat([part.flatten().double() for _, K_t, L_t, tr_XX in products for part in (K_t, L_t, tr_XX)])
+    on_host = small.cpu().numpy()
+    if not np.isfinite(on_host).all():
+        raise FloatingPointError("natural gradient: the minibatch holds values that are not finite, or overflow")
+    ranks = [len(renewal.estimate.d_t) for renewal in renewals]
+    pieces = np.split(on_host, np.cumsum([2 * R * R + 1 for R in ranks])[:-1])
+    of_rank: dict[int, list[int]] = defaultdict(list)
+    for i, R in enumerate(ranks):
+        of_rank[R].append(i)
+    solutions: dict[int, _Solution] = {}
+    for R, members in of_rank.items():
+        solved = _solve([renewals[i] for i in members], np.stack([pieces[i] for i in members]), R)
+        solutions |= dict(zip(members, solved, strict=True))
+    return [
+        _renewed(renewal, J_t, solutions[i])
+        for i, (renewal, (J_t, _, _, _)) in enumerate(zip(renewals, products, strict=True))
+    ]
 
+
+class _Solution(NamedTuple):
+    """What becomes of an estimate: W_{t+1} = A_t (J_t + B_t W_t), with A_t (R x R) and B_t (R), its diagonal."""
+
+    A_t: Doubles
+    B_t: Doubles
+    d_1: Doubles
+    rho_1: float
+    e_1: Doubles
+    doubtful: bool  # whether rounding may have cost R_{t+1} the orthonormality of its rows
+
+
+def _e(d_t: Doubles, rho_t: Doubles, alpha: Doubles, D: npt.NDArray[np.int64]) -> Doubles:
+    """The diagonals of E_t (n, R) for n estimates: the squared lengths of the rows of W_t."""
+    beta_t = rho_t * (1.0 + alpha) + alpha / D * d_t.sum(axis=1)
+    e_t: Doubles = 1.0 / (beta_t[:, None] / d_t + 1.0)
+    return e_t
+
+
+def _products(renewal: Renewal) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """J_t (R x D), K_t and L_t (R x R), tr(X X^T)."""
+    (W_t, _, _, _), X, H, tr_XX, _, _ = renewal
     J_t = H.T @ X
-    K_t = (J_t @ J_t.T).double()
-    L_t = (H.T @ H if N < D else W_t @ J_t.T).double()
+    return J_t, J_t @ J_t.T, H.T @ H if X.shape[0] < X.shape[1] else W_t @ J_t.T, tr_XX
+
+
+def _solve(renewals: Sequence[Renewal], small: Doubles, R: int) -> list[_Solution]:
+    """The part of the update in the R dimensions of the estimates, for n estimates of one rank.
+
+    Args:
+        renewals: the estimates and minibatches.
+        small: (n, 2 R^2 + 1), of each K_t, L_t and tr(X X^T).
+        R: the rank.
+    """
+    n = len(renewals)
+    K_t, L_t, tr_XX = small[:, : R * R].reshape(n, R, R), small[:, R * R : -1].reshape(n, R, R), small[:, -1]
+    d_t = np.stack([renewal.estimate.d_t for renewal in renewals])
+    rho_t = np.array([renewal.estimate.rho_t for renewal in renewals])
+    alpha, eta = np.array([(renewal.alpha, renewal.eta) for renewal in renewals]).T
+    N, D = np.array([renewal.X.shape for renewal in renewals]).T
+    learn, keep = eta / N, 1.0 - eta
 
     # Z_t grows with the fourth power of the data: double precision, and scaled to a trace of 1 for the solver.
-    inv_sqrt_e = e_t.rsqrt()
-    around = inv_sqrt_e[:, None] * inv_sqrt_e
-    dr = d_t + rho_t
-    L_scaled = L_t * around
-    Z_t = (eta / N) ** 2 * K_t * around
-    Z_t += (eta / N) * (1.0 - eta) * (L_scaled * dr + dr[:, None] * L_scaled)
-    Z_t.diagonal().add_((1.0 - eta) ** 2 * dr**2)
-    tr_Z = float(Z_t.trace())
-    if not math.isfinite(tr_Z):
-        raise FloatingPointError("natural gradient: the minibatch holds values that are not finite, or overflow")
-    z_scale = max(1.0, tr_Z)
-    c_t, U_t = torch.linalg.eigh(Z_t / z_scale)
-    c_t, U_t = c_t.flip(0) * z_scale, U_t.flip(1)  # sorted from the largest
-    c_floor = (rho_t * (1.0 - eta)) ** 2
-    was_floored = bool((c_t < c_floor).any())
-    c_t = c_t.clamp(min=c_floor)
-    sqrt_c = c_t.sqrt()
+    inv_sqrt_e = 1.0 / np.sqrt(_e(d_t, rho_t, alpha, D))
+    around = inv_sqrt_e[:, :, None] * inv_sqrt_e[:, None, :]
+    dr = d_t + rho_t[:, None]
+    L_t = (learn * keep)[:, None, None] * around * L_t
+    Z_t = (learn**2)[:, None, None] * around * K_t + L_t * dr[:, None, :] + dr[:, :, None] * L_t
+    Z_t.reshape(n, -1)[:, :: R + 1] += keep[:, None] ** 2 * dr**2
+    z_scale = np.maximum(1.0, np.trace(Z_t, axis1=1, axis2=2))
+    # torch's solver, whose number of threads is the job's.
+    values, vectors = torch.linalg.eigh(torch.from_numpy(Z_t / z_scale[:, None, None]))
+    c_t, U_t = values.numpy()[:, ::-1] * z_scale[:, None], vectors.numpy()[:, :, ::-1]  # sorted from the largest
+    c_floor = (rho_t * keep) ** 2
+    was_floored = (c_t < c_floor[:, None]).any(axis=1)
+    c_t = np.maximum(c_t, c_floor[:, None])
+    sqrt_c = np.sqrt(c_t)
 
-    tr_XX = float(torch.linalg.vector_norm(X, dtype=torch.float64)) ** 2
-    rho_1 = (eta / N * tr_XX + (1.0 - eta) * (D * rho_t + float(d_t.sum())) - float(sqrt_c.sum())) / (D - R)
-    d_1 = sqrt_c - rho_1
-    floor = max(EPSILON, DELTA * float(sqrt_c[0]))
-    rho_1 = max(rho_1, floor)
-    d_1 = d_1.clamp(min=floor)
+    rho_1 = (learn * tr_XX + keep * (D * rho_t + d_t.sum(axis=1)) - sqrt_c.sum(axis=1)) / (D - R)
+    d_1 = sqrt_c - rho_1[:, None]
+    floor = np.maximum(EPSILON, DELTA * sqrt_c[:, 0])
+    rho_1 = np.maximum(rho_1, floor)
+    d_1 = np.maximum(d_1, floor[:, None])
 
     e_1 = _e(d_1, rho_1, alpha, D)
-    B_t = J_t + ((1.0 - eta) / (eta / N) * dr).to(X.dtype)[:, None] * W_t
-    A_t = (eta / N) * (e_1.sqrt() / sqrt_c)[:, None] * U_t.T * inv_sqrt_e
-    W_1 = A_t.to(X.dtype) @ B_t
-    if was_floored or float(c_t[0]) > CONDITION_THRESHOLD * float(c_t[-1]):
-        W_1 = orthonormalise(W_1, e_1)
-    return FisherEstimate(W_1, d_1, rho_1)
+    A_t = (learn[:, None] * np.sqrt(e_1) / sqrt_c)[:, :, None] * U_t.swapaxes(1, 2) * inv_sqrt_e[:, None, :]
+    B_t = (keep / learn)[:, None] * dr
+    doubtful = was_floored | (c_t[:, 0] > CONDITION_THRESHOLD * c_t[:, -1])
+    return [_Solution(A_t[i], B_t[i], d_1[i], float(rho_1[i]), e_1[i], bool(doubtful[i])) for i in range(n)]
+
+
+def _renewed(renewal: Renewal, J_t: Tensor, solution: _Solution) -> FisherEstimate:
+    W_t = renewal.estimate.W_t
+    R = len(W_t)
+    host = torch.from_numpy(np.concatenate((solution.A_t.ravel(), solution.B_t, 2.0 - solution.e_1))).to(W_t.dtype)
+    if W_t.is_cuda:
+        host = host.pin_memory()  # else the copy would wait for the device
+    A_t, B_t, shrunk = torch.split(host.to(W_t.device, non_blocking=True), [R * R, R, R])
+    W_1 = A_t.view(R, R) @ torch.addcmul(J_t, B_t[:, None], W_t)
+    if solution.doubtful:
+        W_1 = orthonormalise(W_1, torch.from_numpy(solution.e_1))
+    return FisherEstimate(W_1, shrunk, solution.d_1, solution.rho_1)
 
 
 def orthonormalise(W: Tensor, e: Tensor) -> Tensor:
@@ -130,26 +221,20 @@ def orthonormalise(W: Tensor, e: Tensor) -> Tensor:
     A Cholesky factor of E^{-1/2} W W^T E^{-1/2} repairs a small loss; a matrix too far gone for that is taken
     through a QR decomposition, which is Gram-Schmidt on its rows, made stable.
     """
-    sqrt_e = e.sqrt()[:, None]
+    sqrt_e = e.to(W.device).sqrt()[:, None]
     R = W.double() / sqrt_e
-    O = R @ R.T  # noqa: E741  the paper's symbol
-    identity = torch.eye(len(e), dtype=O.dtype, device=O.device)
+    O = (R @ R.T).cpu()  # noqa: E741  the paper's symbol; a GPU is waited for here, which is rare
+    identity = torch.eye(len(e), dtype=O.dtype)
     if float((O - identity).abs().max()) <= ORTHONORMALITY_TOLERANCE:
         return W
     L, failed = torch.linalg.cholesky_ex(O)
     if not int(failed):
         L_inv = torch.linalg.solve_triangular(L, identity, upper=False)
         if float(L_inv.abs().max()) < LARGEST_CHOLESKY_ELEMENT:
-            repaired: Tensor = sqrt_e * (L_inv @ R)
+            repaired: Tensor = sqrt_e * (L_inv.to(W.device) @ R)
             return repaired.to(W.dtype)
     rebuilt: Tensor = sqrt_e * torch.linalg.qr(R.T).Q.T
     return rebuilt.to(W.dtype)
-
-
-def _scale(x: Tensor, x_hat: Tensor) -> Tensor:
-    """gamma = sqrt(tr(X X^T) / tr(X^ X^^T)), 1 where the denominator is 0; a 0-d tensor."""
-    before, after = torch.linalg.vector_norm(x), torch.linalg.vector_norm(x_hat)
-    return torch.where(after == 0, torch.ones_like(after), before / after)
 
 
 class OnlineNaturalGradient:
@@ -162,13 +247,20 @@ class OnlineNaturalGradient:
         alpha: smoothing of the estimate with the identity; the larger, the nearer to plain SGD.
         num_samples_history: the number of rows over which the estimate forgets.
         update_period: after its first ten updates the estimate is renewed on each update_period-th minibatch.
+        order: the numbers of the rows' dimensions, where they do not lie in their order. The first estimate depends on
+            these.
 
     Raises:
         ValueError: an argument out of its range.
     """
 
     def __init__(
-        self, rank: int, alpha: float = 4.0, num_samples_history: float = 2000.0, update_period: int = 4
+        self,
+        rank: int,
+        alpha: float = 4.0,
+        num_samples_history: float = 2000.0,
+        update_period: int = 4,
+        order: Sequence[int] | None = None,
     ) -> None:
         if rank < 1 or update_period < 1:
             raise ValueError(f"rank and update_period must be at least 1, got {rank} and {update_period}")
@@ -178,9 +270,11 @@ class OnlineNaturalGradient:
         self.alpha = alpha
         self.num_samples_history = num_samples_history
         self.update_period = update_period
+        self.order = order
         self.t = 0
         self._estimate: FisherEstimate | None = None
         self._num_skipped = 0
+        self._renewal: Renewal | None = None
 
     @torch.no_grad()
     def precondition(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,33 +293,71 @@ class OnlineNaturalGradient:
         """
         if x.dim() != 2:
             raise ValueError(f"expected a matrix of rows (N, D), got shape {tuple(x.shape)}")
+        applied = self.apply(x)
+        renew([self])
+        return applied.x_hat, scales(applied.before, applied.after)
+
+    def apply(self, x: Tensor) -> Preconditioned:
+        """Preconditions the rows x (N, D) by the estimate as it is; where it is due, `renew` is to renew it.
+
+        Raises:
+            ValueError: the width of x is not that of the minibatches before.
+            FloatingPointError: x is the first minibatch, and holds values that are not finite, or overflow.
+        """
         N, D = x.shape
         if D == 1 or N == 0:
-            return x.clone(), x.new_ones(())
+            return unchanged(x.clone())
         if self._estimate is None:
             self._start(x)
         assert self._estimate is not None
-        if self._estimate.W_t.shape[1] != D:
-            raise ValueError(f"rows have dimension {D}, those before had {self._estimate.W_t.shape[1]}")
+        W_t, shrunk, _, _ = self._estimate
+        if W_t.shape[1] != D:
+            raise ValueError(f"rows have dimension {D}, those before had {W_t.shape[1]}")
 
-        W_t = self._estimate.W_t
-        H_t = x @ W_t.T
+        H_t = torch.mm(x, W_t.t())
         x_hat = torch.addmm(x, H_t, W_t, alpha=-1)
-        scale = _scale(x, x_hat)
+        lengths = torch.linalg.vector_norm(x_hat, dim=1)
+        after = torch.dot(lengths, lengths)
+        # Another pass over X would give the same.
+        before = after + torch.mv(H_t.square(), shrunk).sum()
         if self.t < NUM_INITIAL_UPDATES or self._num_skipped >= self.update_period - 1:
-            self._estimate = update(self._estimate, x, H_t, self.alpha, self._eta(N))
-            self.t += 1
-            self._num_skipped = 0
+            self._renewal = Renewal(self._estimate, x, H_t, before, self.alpha, self._eta(N))
         else:
             self._num_skipped += 1
-        return x_hat, scale
+        return Preconditioned(x_hat, lengths, before, after)
 
     def _start(self, x: Tensor) -> None:
-        N, D = x.shape
-        estimate = start(x, min(self.rank, D - 1), self.alpha)
+        estimate = start(x, min(self.rank, x.shape[1] - 1), self.alpha, self.order)
+        tr_XX = torch.linalg.vector_norm(x, dtype=torch.float64).square()
         for _ in range(NUM_START_PASSES):
-            estimate = update(estimate, x, x @ estimate.W_t.T, self.alpha, self._eta(N))
+            renewal = Renewal(estimate, x, x @ estimate.W_t.T, tr_XX, self.alpha, self._eta(len(x)))
+            (estimate,) = update([renewal])
         self._estimate = estimate
 
     def _eta(self, N: int) -> float:
         return min(0.9, 1.0 - math.exp(-N / self.num_samples_history))
+
+    def take_renewal(self) -> Renewal | None:
+        """What the estimate is due to be renewed from, if it is; that is forgotten then."""
+        renewal, self._renewal = self._renewal, None
+        return renewal
+
+    def accept(self, estimate: FisherEstimate) -> None:
+        """Goes on from a renewed estimate."""
+        self._estimate = estimate
+        self.t += 1
+        self._num_skipped = 0
+
+
+def renew(preconditioners: Sequence[OnlineNaturalGradient]) -> None:
+    """Renews the estimates that are due, all at once.
+
+    Raises:
+        FloatingPointError: the rows of one hold a value that is not finite, or so large that its square is not. No
+            estimate has changed.
+    """
+    due = [(preconditioner, preconditioner.take_renewal()) for preconditioner in preconditioners]
+    renewals = [(preconditioner, renewal) for preconditioner, renewal in due if renewal is not None]
+    if renewals:
+        for (preconditioner, _), estimate in zip(renewals, update([r for _, r in renewals]), strict=True):
+            preconditioner.accept(estimate)

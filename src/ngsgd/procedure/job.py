@@ -22,6 +22,7 @@ from ngsgd.data.egs import minibatches, open_archive
 from ngsgd.errors import ConfigError
 from ngsgd.files import derived_seed
 from ngsgd.gpus import deal
+from ngsgd.memory import keep_freed_memory
 from ngsgd.network.model import AcousticModel, load_model
 from ngsgd.network.topology import insert_hidden_layer
 from ngsgd.optim.ngsgd import NGSGD, Method
@@ -67,6 +68,7 @@ def run_job(
         OSError: the job's model cannot be written.
     """
     torch.set_num_threads(job.threads)
+    keep_freed_memory()
     model = load_model(model_path)
     if job.action == INSERT:
         model = insert_hidden_layer(
@@ -78,22 +80,23 @@ def run_job(
     context = settings.context()
     check_fit(model, archive, context, name, job.frame)
     model.to(device(settings)).train()
-    optimizer = NGSGD(
-        model,
-        lr=job.learning_rate,
-        preconditioner=PRECONDITIONERS[settings.optimizer],
-        alpha=settings.alpha,
-        rank_in=settings.rank_in,
-        rank_out=settings.rank_out,
-        num_samples_history=settings.num_samples_history,
-        update_period=settings.update_period,
-        max_change_per_sample=settings.max_change_per_sample,
-    )
-    batches = minibatches(
-        archive, job.frame, context, (model.left_context, model.right_context), job.minibatch_size, job.seed
-    )
-    course = _Course(len(archive), -(-len(archive) // job.minibatch_size), optimizer, reporter)
-    failure = _train(model, optimizer, batches, name, course)
+    with model.interleaved():
+        optimizer = NGSGD(
+            model,
+            lr=job.learning_rate,
+            preconditioner=PRECONDITIONERS[settings.optimizer],
+            alpha=settings.alpha,
+            rank_in=settings.rank_in,
+            rank_out=settings.rank_out,
+            num_samples_history=settings.num_samples_history,
+            update_period=settings.update_period,
+            max_change_per_sample=settings.max_change_per_sample,
+        )
+        batches = minibatches(
+            archive, job.frame, context, (model.left_context, model.right_context), job.minibatch_size, job.seed
+        )
+        course = _Course(len(archive), -(-len(archive) // job.minibatch_size), optimizer, reporter)
+        failure = _train(model, optimizer, batches, name, course)
     if failure is None and course.frames == 0:
         failure = f"no example of {name} has a label at position {job.frame}"
     if failure is None and not all(bool(p.isfinite().all()) for p in model.state_dict().values()):
