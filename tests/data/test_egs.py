@@ -178,3 +178,38 @@ def test_other_labels_for_an_archive(subset, tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", own.labels[1:])
     with pytest.raises(DataError, match="not the labels of"):
         egs.open_archive(path, tmp_path / "labels.npy")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_archives_of_few_bits_give_nearly_the_same(tmp_path: Path, bits: int) -> None:
+    rng = np.random.default_rng(0)
+    # One dimension is constant, one far larger than the others.
+    scale = np.array([1.0, 0.0, 1e6, 1e-4])
+    utterances = [
+        Utterance(f"u{i}", (3.0 + scale * rng.normal(size=(n, 4))).astype(np.float32), np.arange(n, dtype=np.int32))
+        for i, n in enumerate((30, 7, 41))
+    ]
+    write_subset(tmp_path, "train", utterances, 4)
+    subset, layout = Subset(tmp_path, "train"), egs.Layout(2, 4)
+    archives = {}
+    for stored in (bits, 32):
+        parts = [tmp_path / f"{stored}.{k}.npy" for k in (0, 1)]
+        for k, part in enumerate(parts):
+            egs.deal(subset, layout, CONTEXT, k, 2, part, bits=stored)
+        egs.shuffle(subset, layout, 1, 0, parts, tmp_path / f"{stored}.npy")
+        archives[stored] = egs.open_archive(tmp_path / f"{stored}.npy")
+    exact = archives[32].features
+    half_step = (exact.max(axis=1) - exact.min(axis=1)) / (2 * (2**bits - 1))
+    for frame in range(4):
+        batches = [list(egs.minibatches(archives[b], frame, CONTEXT, (1, 1), 5, seed=3)) for b in (bits, 32)]
+        assert len(batches[0]) == len(batches[1]) > 1
+        for (few, few_labels), (all_, all_labels) in zip(*batches, strict=True):
+            np.testing.assert_array_equal(few_labels, all_labels)
+            assert few.dtype == np.float32
+            rounding = 1e-6 * np.abs(all_).max(axis=(0, 1))
+            assert (np.abs(few - all_).max(axis=(0, 1)) <= 1.001 * half_step.max(axis=0) + rounding).all()
+    whole = np.arange(len(exact))
+    error = np.abs(archives[bits].gather(whole, slice(None)) - exact).max(axis=1)
+    assert (error <= 1.001 * half_step + 1e-6 * np.abs(exact).max(axis=1)).all()
+    assert (error[:, [0, 2]] > 0.0).any(axis=0).all()  # some are off, or nothing was shortened
+    assert archives[bits].features.dtype.itemsize == bits // 8

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ngsgd import NGSGD, OnlineNaturalGradient
 from ngsgd.network.splices import parse_splice_indexes
@@ -240,3 +241,37 @@ def test_it_works_under_autocast() -> None:
     loss.backward()
     optimizer.step()
     assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait where tensors lie on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.numbers += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+def test_a_step_waits_for_a_gpu_once_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen without one: what would wait is counted."""
+    copies = []
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(tensor.shape) or cpu(tensor))
+    model = small_model(dtype=torch.float32)
+    optimizer = NGSGD(model, lr=0.02, rank_in=2, rank_out=2)
+    x, y = small_batch(60, torch.float32)
+    step(model, optimizer, x, y)  # the first one makes estimates out of nothing
+    waits = []
+    for _ in range(24):
+        loss = nn.functional.cross_entropy(model(x), y, reduction="sum")
+        optimizer.zero_grad()
+        loss.backward()
+        copies.clear()
+        with Waits() as seen:
+            optimizer.step()
+        assert seen.numbers == 0
+        waits.append(len(copies))
+    assert waits == [*[1] * 9, *[0, 0, 0, 1] * 3, 0, 0, 0]

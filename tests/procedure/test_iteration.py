@@ -15,7 +15,7 @@ from ngsgd.data import egs
 from ngsgd.errors import DataError, ModelError, TrainingError
 from ngsgd.network.storage import read_model, write_model
 from ngsgd.network.topology import initial_model
-from ngsgd.procedure.average import average_arrays, end_iteration
+from ngsgd.procedure.average import BLOCK, average_arrays, end_iteration, mean
 from ngsgd.procedure.combine import combine, rescale, suffix_lengths
 from ngsgd.procedure.diagnose import diagnose
 from ngsgd.procedure.job import run_job
@@ -152,6 +152,28 @@ def test_a_job_that_diverges_stops_and_is_left_out(workplace: Path, make_setting
     assert "minibatch" in load_model(jobs[0]).history["job"]["failure"]
     _, report = finish(workplace, jobs)
     assert report["jobs"] == [2]
+
+
+def test_a_job_in_bfloat16_learns_nearly_the_same(workplace: Path, make_settings, settings) -> None:
+    exact, short = (
+        read_model(train(workplace, make_settings(**{**vars(settings), "precision": precision}), a_job(n)))
+        for n, precision in ((1, "float32"), (1, "bfloat16"))
+    )
+    assert all(array.dtype == np.float32 for array in short[0].values())
+    weights = [arrays["components.affine0.weight"] for arrays in (exact[0], short[0])]
+    assert not np.array_equal(*weights)
+    assert np.linalg.norm(weights[1] - weights[0]) < 0.05 * np.linalg.norm(weights[0])
+    objectives = [header["history"]["job"]["log_probability"] for header in (exact[1], short[1])]
+    assert objectives[1] == pytest.approx(objectives[0], abs=0.02)
+
+
+def test_the_mean_of_large_arrays_is_that_of_each_element() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"few": (3,), "long": (2 * BLOCK + 5,), "wide": (4, BLOCK + 1), "both": (BLOCK // 100, 333)}
+    models = [{key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()} for _ in range(3)]
+    for key, array in mean([(str(i), model) for i, model in enumerate(models)]).items():
+        expected = np.stack([model[key].astype(np.float64) for model in models]).sum(axis=0) / 3
+        np.testing.assert_array_equal(array, expected.astype(np.float32))
 
 
 def test_bad_examples_fail_the_job_that_sees_them(workplace: Path, settings) -> None:

@@ -44,6 +44,8 @@ def test_every_setting_is_explained(schema) -> None:
         ({"seed": True}, "seed: True is not of type 'integer'"),
         ({"optimizer": "ng-sdg"}, "did you mean 'ng-sgd'?"),
         ({"device": "gpu"}, "device: 'gpu' does not match"),
+        ({"precision": "tf32"}, "precision: tf32 is a way in which GPUs multiply"),
+        ({"egs_bits": 12}, "egs_bits: 12 is not one of [8, 16, 32]"),
         ({"splice_indexes": "layer0/-1:1"}, "layer0 must be given, be contiguous"),
         ({"num_hidden_layers": 2}, "splice_indexes names layer2, num_hidden_layers is 2"),
         ({"pnorm_output_dim": 81}, "pnorm_output_dim 81 does not divide pnorm_input_dim 400"),

@@ -20,6 +20,7 @@ from .conftest import Workplace
         ({"num_epoch": 1}, "unknown setting 'num_epoch'; did you mean 'num_epochs'?"),
         ({"num_epochs": "many"}, "num_epochs: 'many' is not of type 'number'"),
         ({"runs": {"a/b": {}}}, "runs: 'a/b' cannot be a run's name"),
+        ({"threads": 999}, "runs: run: threads: 999, but this call may use"),
     ],
 )
 def test_a_bad_setting_stops_the_call_at_once(empty: Workplace, change, line: str) -> None:

@@ -73,9 +73,20 @@ MIN_JOBS = EXECUTION.min_jobs or 0
 KEEP = {"keep_last": EXECUTION.keep_last_models or 0, "keep_every": EXECUTION.keep_every_model or 0}
 
 
+ON_CLUSTER = workflow.global_resources["_nodes"].value is not None
+
 # Without a cluster as many jobs train at once as there are GPUs, where they want one.
-if workflow.global_resources["_nodes"].value is None and "gpus" not in workflow.global_resources:
+if not ON_CLUSTER and "gpus" not in workflow.global_resources:
     workflow.global_resources["gpus"] = max(1, len(candidates()))
+
+# Snakemake would take so many for granted as there are, and the jobs would be in one another's way.
+CORES = workflow.global_resources["_cores"].value
+for name, settings in SETTINGS.items():
+    if workflow.is_main_process and not ON_CLUSTER and CORES is not None and settings.threads > CORES:
+        sys.exit(
+            f"error: runs: {name}: threads: {settings.threads}, but this call may use {CORES} cores (--cores); sums "
+            "depend on the number of threads, so that it is not lowered here: lower it in the configuration"
+        )
 
 
 def attempts_left(wildcards, attempt):

@@ -16,4 +16,5 @@ with program(snakemake.log[0]):
         int(snakemake.wildcards.num),
         Path(snakemake.output.dealt),
         read_info(corpus).const_dim,
+        s["egs_bits"],
     )

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngsgd.data.corpus import Float32s, Int32s, Subset, map_array, read_info, split_bounds
+from ngsgd.data.quantized import CODES, decode, encode
 from ngsgd.errors import DataError
 from ngsgd.files import derived_seed, whole
 
@@ -70,9 +71,13 @@ def corpus_layout(corpus: str | os.PathLike[str], frames_per_eg: int, samples_pe
     return Layout.of(read_info(corpus).num_frames["train"], frames_per_eg, samples_per_iter)
 
 
-def record_type(frames_per_eg: int, context: tuple[int, int], dim: int) -> np.dtype[np.void]:
-    """The type of an example in an archive."""
-    return np.dtype([("features", "<f4", (sum(context) + frames_per_eg, dim)), ("labels", "<i4", (frames_per_eg,))])
+def record_type(frames_per_eg: int, context: tuple[int, int], dim: int, bits: int = 32) -> np.dtype[np.void]:
+    """The type of an example in an archive, with features of 8, 16 or 32 bits."""
+    shape = (sum(context) + frames_per_eg, dim)
+    labels = ("labels", "<i4", (frames_per_eg,))
+    if bits == 32:
+        return np.dtype([("features", "<f4", shape), labels])
+    return np.dtype([("features", CODES[bits], shape), ("low", "<f4", (dim,)), ("step", "<f4", (dim,)), labels])
 
 
 def windows(
@@ -130,6 +135,7 @@ def deal(
     num_splits: int,
     path: Path,
     const_dim: int = 0,
+    bits: int = 32,
 ) -> None:
     """Writes the examples of one split of the utterances, those of each archive together, in the utterances' order.
 
@@ -139,7 +145,7 @@ def deal(
     """
     dim = subset.features.shape[1]
     A, length = layout.num_archives, layout.frames_per_eg
-    record = record_type(length, context, dim)
+    record = record_type(length, context, dim, bits)
     counts = _num_examples(subset, length)
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts)))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +163,11 @@ def deal(
             archive = g % A
             slots = part_starts[archive] + (g - first) // A
             starts = (g - offsets[i]) * length
-            out["features"][slots] = windows(features, starts, context, length, const_dim)
+            pieces = windows(features, starts, context, length, const_dim)
+            if bits == 32:
+                out["features"][slots] = pieces
+            else:
+                out["features"][slots], out["low"][slots], out["step"][slots] = encode(pieces, bits)
             padded = np.full(len(g) * length, NO_LABEL, np.int32)
             padded[: len(labels)] = labels
             out["labels"][slots] = padded.reshape(len(g), length)
@@ -280,15 +290,25 @@ class Examples:
     """An archive as it is read, from disk as it is looked at.
 
     Attributes:
-        features: (examples, left + frames_per_eg + right, dim) float32.
+        features: (examples, left + frames_per_eg + right, dim) float32, or codes.
         labels: (examples, frames_per_eg) int32, `NO_LABEL` where there is none.
+        low, step: (examples, dim) float32 each, what codes stand for; None where there are none.
     """
 
-    features: Float32s
+    features: npt.NDArray[Any]
     labels: Int32s
+    low: Float32s | None = None
+    step: Float32s | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def gather(self, rows: npt.NDArray[np.int64], frames: slice) -> Float32s:
+        """The features of some examples at some of their frames, a new array (rows, frames, dim)."""
+        gathered = np.ascontiguousarray(self.features[rows, frames])
+        if self.low is None or self.step is None:
+            return gathered
+        return decode(gathered, self.low[rows], self.step[rows])
 
 
 def open_archive(path: str | os.PathLike[str], labels: str | os.PathLike[str] | None = None) -> Examples:
@@ -302,17 +322,24 @@ def open_archive(path: str | os.PathLike[str], labels: str | os.PathLike[str] | 
         DataError: a file is missing, truncated, or not an archive of examples.
     """
     archive: Archive = map_array(Path(path))
-    if archive.dtype.names != ("features", "labels") or archive.ndim != 1:
-        raise DataError(f"{path}: not an archive of examples")
-    types = archive.dtype["features"], archive.dtype["labels"]
-    if types[0].base != np.dtype("<f4") or types[1].base != np.dtype("<i4") or len(types[0].shape) != 2:
-        raise DataError(f"{path}: not an archive of examples")
+    foreign = DataError(f"{path}: not an archive of examples")
+    try:
+        frames, dim = archive.dtype["features"].shape
+        (length,) = archive.dtype["labels"].shape
+        known = [record_type(length, (0, frames - length), dim, bits) for bits in (8, 16, 32)]
+    except (KeyError, ValueError):
+        raise foreign from None
+    if archive.dtype not in known or archive.ndim != 1:
+        raise foreign
+    own = Examples(archive["features"], archive["labels"])
+    if archive.dtype["features"].base != np.dtype("<f4"):
+        own = replace(own, low=archive["low"], step=archive["step"])
     if labels is None:
-        return Examples(archive["features"], archive["labels"])
+        return own
     other = map_array(Path(labels))
-    if other.dtype != np.dtype("<i4") or other.shape != archive["labels"].shape:
+    if other.dtype != np.dtype("<i4") or other.shape != own.labels.shape:
         raise DataError(f"{labels}: not the labels of {path}; delete it and run again")
-    return Examples(archive["features"], other)
+    return replace(own, labels=other)
 
 
 def minibatches(
@@ -354,4 +381,4 @@ def minibatches(
 
 
 def _gather(archive: Examples, rows: npt.NDArray[np.int64], frame: int, window: slice) -> tuple[Any, Any]:
-    return np.ascontiguousarray(archive.features[rows, window]), archive.labels[rows, frame]
+    return archive.gather(rows, window), archive.labels[rows, frame]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from ngsgd.kaldi.transition import read_transition_model
 from ngsgd.network.components import Affine, Splice
 from ngsgd.network.model import AcousticModel, load_model
 from ngsgd.network.nnet2 import TRANSITIONS, from_nnet2, to_nnet2
-from ngsgd.network.storage import Arrays
+from ngsgd.network.storage import Rows
 from ngsgd.procedure.average import mean
 
 log = logging.getLogger(__name__)
@@ -76,14 +76,13 @@ def average(paths: Sequence[str]) -> AcousticModel:
     """
     model = load(paths[0])
 
-    def arrays() -> Iterator[tuple[str, Arrays]]:
-        for path in paths:
-            other = load(path)
-            if other.architecture() != model.architecture():
-                raise ModelError(f"{path}: of another architecture than {paths[0]}")
-            yield path, {name: tensor.numpy() for name, tensor in other.state_dict().items()}
-
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in mean(arrays()).items()})
+    models: list[tuple[str, Mapping[str, Rows]]] = []
+    for path in paths:
+        other = load(path)
+        if other.architecture() != model.architecture():
+            raise ModelError(f"{path}: of another architecture than {paths[0]}")
+        models.append((path, {name: tensor.numpy() for name, tensor in other.state_dict().items()}))
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in mean(models).items()})
     model.history = model.history | {"averaged": len(paths)}
     return model
 

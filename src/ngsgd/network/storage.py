@@ -6,10 +6,12 @@ entry, ``ngsgd``, and the same model always gives the same bytes. There is no ti
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +75,44 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Arrays, Header]:
     except (OSError, safetensors.SafetensorError, TypeError, AttributeError) as e:
         raise _unreadable(path, e) from None
     return arrays, header
+
+
+class Rows(Protocol):
+    """An array of one dimension or more, of which blocks of rows can be had."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __getitem__(self, rows: slice, /) -> npt.NDArray[Any]: ...
+
+
+class _Stored:
+    """An array in a file, from which its rows are read as they are asked for."""
+
+    def __init__(self, stored: Any) -> None:
+        self._stored = stored
+        self.shape = tuple(stored.get_shape())
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = self._stored[rows]
+        return array
+
+
+@contextlib.contextmanager
+def opened_model(path: str | os.PathLike[str]) -> Iterator[dict[str, Rows]]:
+    """The arrays of a model's file, to be read in parts.
+
+    Raises:
+        ModelError: the file is missing, truncated, or not a model of this project.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as f:
+            _checked_header(path, f.metadata() or {})
+            stored: dict[str, Rows] = {name: _Stored(f.get_slice(name)) for name in sorted(f.keys())}
+            if not all(array.shape and min(array.shape) for array in stored.values()):
+                raise ModelError(f"{os.fspath(path)}: an array without elements; delete it and run again to remake it")
+            yield stored
+    except (OSError, safetensors.SafetensorError, TypeError, AttributeError) as e:
+        raise _unreadable(path, e) from None
 
 
 def _unreadable(path: str | os.PathLike[str], error: Exception) -> ModelError:

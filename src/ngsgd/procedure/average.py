@@ -5,21 +5,24 @@ A job whose model is not fit to be averaged is left out, and the iteration's rep
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ngsgd.errors import ModelError, TrainingError
 from ngsgd.files import write_text
-from ngsgd.network.storage import Arrays, Header, read_header, read_model, write_model
+from ngsgd.network.storage import Arrays, Header, Rows, opened_model, read_header, read_model, write_model
 from ngsgd.procedure.losses import LOST
 from ngsgd.procedure.plan import AVERAGE
 
+BLOCK = 1 << 16  # numbers of each model that are summed up at a time
 RECORD = {"iteration", "job", "action", "frames", "log_probability", "max_change_share", "failure"}
 
 log = logging.getLogger(__name__)
@@ -58,21 +61,27 @@ def end_iteration(
     for path, header, record in zip(jobs, headers, records, strict=True):
         if record["iteration"] != iteration or header["architecture"] != headers[0]["architecture"]:
             raise ModelError(f"{os.fspath(path)}: not of iteration {iteration}, or of another architecture; delete it")
-    reasons = _left_out(jobs, records, max_gap)
-    used = [i for i in range(len(jobs)) if reasons[i] is None]
+    action = records[0]["action"]
+    damaged: dict[int, str] = {}
+    while True:
+        reasons = _left_out(records, max_gap, damaged)
+        used = [i for i, reason in enumerate(reasons) if reason is None]
+        if not used:
+            saw = "; ".join(f"job {record['job']}: {reason}" for record, reason in zip(records, reasons, strict=True))
+            raise TrainingError(
+                f"iteration {iteration}: no job made a model of use ({saw}); lower initial_effective_lrate or "
+                "max_change_per_sample, or look into the jobs' logs for bad examples"
+            )
+        if action != AVERAGE:
+            used = [max(used, key=lambda i: (records[i]["log_probability"], -i))]
+        arrays = average_arrays([jobs[i] for i in used])
+        # What is not finite in one model is not in the average: each needs to be looked at only then.
+        if all(np.isfinite(array).all() for array in arrays.values()):
+            break
+        damaged |= {i: reason for i in used if (reason := _not_finite(jobs[i]))}
     for record, reason in zip(records, reasons, strict=True):
         if reason:
             log.warning("iteration %d: job %d is left out: %s", iteration, record["job"], reason)
-    if not used:
-        saw = "; ".join(f"job {record['job']}: {reason}" for record, reason in zip(records, reasons, strict=True))
-        raise TrainingError(
-            f"iteration {iteration}: no job made a model of use ({saw}); lower initial_effective_lrate or "
-            "max_change_per_sample, or look into the jobs' logs for bad examples"
-        )
-    action = records[0]["action"]
-    if action != AVERAGE:
-        used = [max(used, key=lambda i: (records[i]["log_probability"], -i))]
-    arrays = average_arrays([jobs[i] for i in used])
     entry = {
         "iteration": iteration,
         "action": action,
@@ -100,18 +109,9 @@ def _job_header(path: str | os.PathLike[str]) -> Header:
     return header
 
 
-def _left_out(
-    jobs: Sequence[str | os.PathLike[str]], records: list[dict[str, Any]], max_gap: float
-) -> list[str | None]:
+def _left_out(records: list[dict[str, Any]], max_gap: float, damaged: Mapping[int, str]) -> list[str | None]:
     """For each job why its model is not to be used, or None."""
-    reasons: list[str | None] = []
-    for path, record in zip(jobs, records, strict=True):
-        reason: str | None = record["failure"]
-        if reason is None:
-            bad = [name for name, array in read_model(path)[0].items() if not np.isfinite(array).all()]
-            if bad:
-                reason = f"{bad[0]} is not finite"
-        reasons.append(reason)
+    reasons: list[str | None] = [record["failure"] or damaged.get(i) for i, record in enumerate(records)]
     healthy = [i for i, reason in enumerate(reasons) if reason is None]
     for i in healthy:
         others = [records[k]["log_probability"] for k in healthy if k != i]
@@ -123,36 +123,50 @@ def _left_out(
     return reasons
 
 
-def average_arrays(paths: Sequence[str | os.PathLike[str]]) -> Arrays:
-    """The mean of all arrays (parameters and running statistics) of models of one architecture.
+def _not_finite(path: str | os.PathLike[str]) -> str | None:
+    """Which array of a model holds a value that is not finite."""
+    return next((f"{name} is not finite" for name, a in read_model(path)[0].items() if not np.isfinite(a).all()), None)
 
-    Sums are taken in double precision in the order of the paths, so that the same models give the same bytes; one
-    model at a time is in memory beside the sum.
+
+def average_arrays(paths: Sequence[str | os.PathLike[str]]) -> Arrays:
+    """The mean of all arrays (parameters and running statistics) of models of one architecture; see `mean`.
+
+    Each model is read once, and beside the mean there is never more than a block of each in memory.
 
     Raises:
         ModelError: a model cannot be read, or its arrays are not those of the first.
     """
-    return mean((os.fspath(path), read_model(path)[0]) for path in paths)
+    with contextlib.ExitStack() as stack:
+        return mean([(os.fspath(path), stack.enter_context(opened_model(path))) for path in paths])
 
 
-def mean(models: Iterable[tuple[str, Arrays]]) -> Arrays:
+def mean(models: Sequence[tuple[str, Mapping[str, Rows]]]) -> Arrays:
     """The mean of models' arrays, each given with its name.
+
+    Sums are taken in double precision in the order of the models, so that the same ones give the same bytes, and block
+    by block, of all models at once: a block's sum stays in the processor's cache.
 
     Raises:
         ModelError: the arrays of one are not those of the first.
     """
-    first_name, first, sums, count = "", Arrays(), Arrays(), 0
+    first_name, first = models[0]
+    shapes = {key: array.shape for key, array in first.items()}
     for name, arrays in models:
-        if not count:
-            first_name, first = name, arrays
-            sums = {key: array.astype(np.float64) for key, array in arrays.items()}
-        elif {key: array.shape for key, array in arrays.items()} != {key: array.shape for key, array in first.items()}:
+        if {key: array.shape for key, array in arrays.items()} != shapes:
             raise ModelError(f"{name}: its arrays are not those of {first_name}")
-        else:
-            for key, array in arrays.items():
-                sums[key] += array
-        count += 1
-    return first if count == 1 else {key: (total / count).astype(first[key].dtype) for key, total in sums.items()}
+    made: Arrays = {}
+    for key, shape in shapes.items():
+        rows = max(1, BLOCK // max(1, math.prod(shape[1:])))
+        blocks = []
+        for begin in range(0, shape[0], rows):
+            wanted = slice(begin, min(begin + rows, shape[0]))
+            block = first[key][wanted]
+            total = block.astype(np.float64)
+            for _, arrays in models[1:]:
+                total += arrays[key][wanted]
+            blocks.append((total / len(models)).astype(block.dtype))
+        made[key] = np.concatenate(blocks)
+    return made
 
 
 def _relative_changes(before: Arrays, after: Arrays) -> dict[str, float]:

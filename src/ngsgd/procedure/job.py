@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ngsgd.data.egs import minibatches, open_archive
@@ -29,7 +30,7 @@ from ngsgd.optim.ngsgd import NGSGD, Method
 from ngsgd.procedure.plan import INSERT, Job
 from ngsgd.procedure.progress import Reporter
 from ngsgd.procedure.scoring import check_fit, check_labels
-from ngsgd.procedure.settings import Settings
+from ngsgd.procedure.settings import Precision, Settings
 
 REPORTS = 10  # lines about the objective that a job writes into its log
 
@@ -79,7 +80,8 @@ def run_job(
     name = os.fspath(archive_path)
     context = settings.context()
     check_fit(model, archive, context, name, job.frame)
-    model.to(device(settings)).train()
+    where = device(settings)
+    model.to(where).train()
     with model.interleaved():
         optimizer = NGSGD(
             model,
@@ -95,8 +97,9 @@ def run_job(
         batches = minibatches(
             archive, job.frame, context, (model.left_context, model.right_context), job.minibatch_size, job.seed
         )
-        course = _Course(len(archive), -(-len(archive) // job.minibatch_size), optimizer, reporter)
-        failure = _train(model, optimizer, batches, name, course)
+        num_minibatches = -(-len(archive) // job.minibatch_size)
+        course = _Course(len(archive), num_minibatches, optimizer, reporter, where)
+        failure = _train(model, optimizer, batches, name, course, settings.precision)
     if failure is None and course.frames == 0:
         failure = f"no example of {name} has a label at position {job.frame}"
     if failure is None and not all(bool(p.isfinite().all()) for p in model.state_dict().values()):
@@ -121,36 +124,62 @@ def device(settings: Settings) -> torch.device:
     return torch.device(settings.device)
 
 
-def _train(model: AcousticModel, optimizer: NGSGD, batches: Iterator[Any], name: str, course: _Course) -> str | None:
-    """Goes once over the minibatches; returns what went wrong, if anything did."""
+def _train(
+    model: AcousticModel, optimizer: NGSGD, batches: Iterator[Any], name: str, course: _Course, precision: Precision
+) -> str | None:
+    """Goes once over the minibatches; returns what went wrong, if anything did.
+
+    A GPU is not waited for but where the course is looked at and an estimate is renewed.
+    """
     where = next(model.parameters()).device
+    autocast = torch.autocast(where.type, torch.bfloat16, enabled=precision == "bfloat16")
+    if where.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     with course.showing():
-        for number, (features, labels) in enumerate(batches):
+        for features, labels in batches:
             check_labels(labels, model.num_classes, name)
-            y = torch.from_numpy(labels).long().to(where)
-            log_posteriors = model(torch.from_numpy(features).to(where))[:, 0]
+            x, y = _on_device(features, where), _on_device(labels, where).long()
+            with autocast:
+                log_posteriors = model(x)[:, 0]
             loss = nn.functional.nll_loss(log_posteriors, y, reduction="sum")
-            objective = -float(loss.detach())
-            if not math.isfinite(objective):
-                return f"the objective became {objective} in minibatch {number}"
+            correct = (log_posteriors.detach().argmax(dim=1) == y).sum()
+            if failure := course.add(loss.detach(), correct, len(labels)):
+                return failure
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             try:
                 optimizer.step()
             except FloatingPointError as e:
-                return f"minibatch {number}: {e}"
-            course.add(objective, int((log_posteriors.argmax(dim=1) == y).sum()), len(labels))
+                return f"minibatch {course.minibatches - 1}: {e}"
     return None
 
 
-class _Course:
-    """Sums over the job, a bar in its log, what it tells of itself, and a line for each block of minibatches."""
+def _on_device(array: npt.NDArray[Any], where: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else tensor
 
-    def __init__(self, num_examples: int, num_minibatches: int, optimizer: NGSGD, reporter: Reporter) -> None:
+
+class _Course:
+    """Sums over the job, a bar in its log, what it tells of itself, and a line for each block of minibatches.
+
+    Args:
+        num_examples: of the archive.
+        num_minibatches: at most.
+        optimizer: of the job.
+        reporter: tells how far the job is.
+        where: the device. On a GPU what was summed up is looked at once a block only, since looking is waiting.
+    """
+
+    def __init__(
+        self, num_examples: int, num_minibatches: int, optimizer: NGSGD, reporter: Reporter, where: torch.device
+    ) -> None:
         self.objective, self.correct, self.frames, self.minibatches = 0.0, 0, 0, 0
+        self._new = torch.zeros(2, dtype=torch.float64, device=where)  # objective and correct frames, not looked at yet
+        self._new_frames = 0
         self._block_objective, self._block_frames, self._block_start = 0.0, 0, time.perf_counter()
         self._num_examples = num_examples
         self._block = max(1, -(-num_minibatches // REPORTS))
+        self._look = 1 if where.type == "cpu" else self._block
         self._optimizer = optimizer
         self._reporter = reporter
 
@@ -159,19 +188,36 @@ class _Course:
         with tqdm(total=self._num_examples, unit="frame", mininterval=5.0) as self._bar:
             self._block_start = time.perf_counter()
             yield
+            self._take_in()
             self._report()
 
-    def add(self, objective: float, correct: int, frames: int) -> None:
-        self.objective += objective
-        self.correct += correct
-        self.frames += frames
+    def add(self, loss: Tensor, correct: Tensor, frames: int) -> str | None:
+        """Takes a minibatch in; says what is wrong, if anything is seen to be."""
+        self._new += torch.stack((-loss, correct))
+        self._new_frames += frames
         self.minibatches += 1
-        self._block_objective += objective
-        self._block_frames += frames
         self._bar.update(frames)
-        self._reporter.working(self.frames, self.objective)
+        if self.minibatches % self._look == 0 and (failure := self._take_in()):
+            return failure
         if self.minibatches % self._block == 0:
             self._report()
+        return None
+
+    def _take_in(self) -> str | None:
+        """Looks at what has been summed up since the last look."""
+        objective, correct = self._new.tolist()
+        self._new.zero_()
+        if not math.isfinite(objective):
+            since = "in" if self._look == 1 else "by"
+            return f"the objective became {objective} {since} minibatch {self.minibatches - 1}"
+        self.objective += objective
+        self.correct += int(correct)
+        self.frames += self._new_frames
+        self._block_objective += objective
+        self._block_frames += self._new_frames
+        self._new_frames = 0
+        self._reporter.working(self.frames, self.objective)
+        return None
 
     def _report(self) -> None:
         if not self._block_frames:

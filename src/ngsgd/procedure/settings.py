@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ngsgd.network.topology import HiddenLayers, Nonlinearity
 
 Optimizer = Literal["ng-sgd", "ng-sgd-simple", "sgd"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Settings:
     lda_max_frames: int
     frames_per_eg: int
     samples_per_iter: int
+    egs_bits: Literal[8, 16, 32]
     num_splits: int
     num_valid_frames: int
     num_train_subset_frames: int
@@ -101,6 +103,7 @@ class Settings:
     max_lmwt: int
     threads: int
     device: str
+    precision: Precision
     seed: int
 
     def splices(self) -> Splices:
@@ -216,7 +219,8 @@ _SOURCES = {
     ),
 }  # fmt: skip
 _EGS_SETTINGS = (
-    "splice_indexes", "within_class_factor", "lda_max_frames", "frames_per_eg", "samples_per_iter", "seed",
+    "splice_indexes", "within_class_factor", "lda_max_frames", "frames_per_eg", "samples_per_iter", "egs_bits",
+    "seed",
 )  # fmt: skip
 # Settings of how the work is divided, and of what is done with the final model.
 _OTHER_SETTINGS = ("num_splits", "graph", "beam", "max_active", "min_lmwt", "max_lmwt")
@@ -322,6 +326,8 @@ def _check_together(s: Settings, where: str) -> None:
                 refuse(f"corpus: lhotse needs {side}_cuts, or {side}_recordings and {side}_supervisions")
         if (s.label_array is None) == (s.alignment_symbols is None):
             refuse("corpus: lhotse needs label_array or alignment_symbols, and not both")
+    if s.precision == "tf32" and not s.device.startswith("cuda"):
+        refuse("precision: tf32 is a way in which GPUs multiply; it needs device: cuda")
     if s.graph is not None and s.corpus != "kaldi":
         refuse("graph: words are decoded with a graph where corpus is kaldi")
     if s.min_lmwt > s.max_lmwt:
