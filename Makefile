@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env run test test-all clean
+.PHONY: env run test test-all bench clean
 
 env: .venv/.ready
 
@@ -22,6 +22,12 @@ test: env
 
 test-all: test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 -m slow
+
+# On a machine that does nothing else; some ten minutes.
+bench: env
+	for benchmark in step threads examples start averaging iteration planning; do \
+		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/$$benchmark.py || exit 1; done
+	$(BIN)/python benchmarks/page.py
 
 clean:
 	rm -rf .venv results .snakemake

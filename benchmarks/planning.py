@@ -13,7 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from figures import ROOT, Figure, write
+
 JOBS = 16
 EXPANDED = 8 * 11  # expanded archives of the configuration below
 
@@ -43,4 +44,12 @@ def plan(num_iters: int) -> tuple[float, float]:
 if __name__ == "__main__":
     short, _ = plan(10)
     long, memory = plan(2500)
-    print(f"10 x {JOBS}: {short:.1f} s; 2,500 x {JOBS}: {long:.1f} s ({long / short:.0f} times), {memory:.2f} GiB")
+    write(
+        "planning",
+        f"Planning 2,500 iterations of {JOBS} jobs (a dry run; once)",
+        [
+            Figure("dry run", [long], 120.0, "s"),
+            Figure("dry run / that of 10 iterations", [long / short]),
+            Figure("memory", [memory], 2.0, "GiB"),
+        ],
+    )

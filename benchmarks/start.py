@@ -1,21 +1,21 @@
-"""What starting a job costs beyond importing torch: python benchmarks/start.py.
+"""What starting costs beyond importing torch: python benchmarks/start.py.
 
-A job of a single minibatch (the default network, 128 frames), from the start of its process to its end, beside a
-process that imports torch and ends; and the averaging of four models, which does without torch.
+Processes from their start to their end, beside one that imports torch and ends: a job of a single minibatch (the
+default network, 128 frames), the diagnostics of a model on as many, and the averaging of four models.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import yaml
+from figures import ROOT, Figure, in_turn, write
 
 from ngsgd.data.egs import record_type
 from ngsgd.network.topology import initial_model
@@ -23,17 +23,20 @@ from ngsgd.procedure.plan import Job
 from ngsgd.procedure.run import Run
 from ngsgd.procedure.settings import run_settings
 
-ROOT = Path(__file__).resolve().parent.parent
-REPETITIONS = 7
+CLASSES, DIM = 50, 13
+LIMIT = 1.0  # seconds beyond `import torch`
 
 
-def seconds(*arguments: str) -> float:
-    started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-    return time.perf_counter() - started
+def seconds(*arguments: str) -> Callable[[], float]:
+    def measure() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    return measure
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, num_examples: int = 128) -> None:
     """A run's folder with what one iteration of four jobs needs."""
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
@@ -41,13 +44,15 @@ def prepare(folder: Path) -> None:
     run = Run(folder, settings, folder / "data", folder / "egs")
     run.write()
     rng = np.random.default_rng(0)
-    dim = len(settings.splices()[0] or ()) * 13
+    dim = len(settings.splices()[0] or ()) * DIM
     transform = (rng.normal(size=(dim, dim)) / dim, np.zeros(dim))
-    initial_model(settings.hidden_layers(), transform, np.full(50, 100), 0).save(run.model(0))
-    archive = np.zeros(128, record_type(8, settings.context(), 13))
-    archive["features"] = rng.normal(size=archive["features"].shape)
+    initial_model(settings.hidden_layers(), transform, np.full(CLASSES, 100), 0).save(run.model(0))
     run.archive(0).parent.mkdir(parents=True)
-    np.save(run.archive(0), archive)
+    for path, length, frames in ((run.archive(0), num_examples, 8), (run.valid, 128, 1), (run.train_subset, 128, 1)):
+        archive = np.zeros(length, record_type(frames, settings.context(), DIM))
+        archive["features"] = rng.normal(size=archive["features"].shape)
+        archive["labels"] = rng.integers(CLASSES, size=archive["labels"].shape)
+        np.save(path, archive)
     rows = [Job(0, n, 0, 0, 0.01, 128, 1, n, "average") for n in range(1, 5)]
     run.plan.write_text("\n".join("\t".join(map(str, row)) for row in [Job._fields, *rows]) + "\n")
 
@@ -55,23 +60,18 @@ def prepare(folder: Path) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name))
+        for n in "1234":
+            seconds("-m", "ngsgd", "train", name, "0", n)()
         commands = {
             "import torch": ("-c", "import torch"),
-            "import numpy": ("-c", "import numpy"),
-            "a job": ("-m", "ngsgd", "train", name, "0", "1"),
-            "an averaging": ("-m", "ngsgd", "end-iteration", name, "0"),
+            "a job of one minibatch": ("-m", "ngsgd", "train", name, "0", "1"),
+            "diagnostics": ("-m", "ngsgd", "diagnose", name, "0"),
+            "averaging": ("-m", "ngsgd", "end-iteration", name, "0"),
         }
-        for n in "1234":
-            seconds("-m", "ngsgd", "train", name, "0", n)
-        taken = {what: [seconds(*command) for _ in range(REPETITIONS)] for what, command in commands.items()}
-    median = {what: statistics.median(times) for what, times in taken.items()}
+        taken = in_turn({what: seconds(*command) for what, command in commands.items()})
+    base = taken.pop("import torch")
+    figures = [Figure("import torch, whole process", base, unit="s")]
     for what, times in taken.items():
-        print(f"{what}: {median[what]:.2f} s ({min(times):.2f} - {max(times):.2f})")
-    print(
-        json.dumps(
-            {
-                "job beyond torch": median["a job"] - median["import torch"],
-                "ratio": median["a job"] / median["import torch"],
-            }
-        )
-    )
+        beyond = [t - b for t, b in zip(times, base, strict=True)]
+        figures.append(Figure(f"{what}, whole process, beyond that", beyond, LIMIT, "s"))
+    write("start", "Starting", figures)

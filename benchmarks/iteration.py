@@ -1,0 +1,55 @@
+"""A whole iteration of the workflow on one machine beside its slowest job: python benchmarks/iteration.py.
+
+Jobs of some ten seconds, two at a time on two cores. From the start of an iteration's first job to the start of the
+next iteration's first: the average, what Snakemake needs, and the next jobs' wait for a core, which the scoring of
+models takes in the meantime.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from figures import ROOT, Figure, write
+from turnaround import progress
+
+SETTINGS = {
+    "num_jobs_initial": 2, "num_jobs_final": 2, "samples_per_iter": 2500, "num_hidden_layers": 3,
+    "pnorm_input_dim": 2000, "pnorm_output_dim": 250, "runs": {"run": {}},
+}  # fmt: skip
+ITERATIONS = 8
+
+
+def iterations() -> dict[int, list[tuple[float, float]]]:
+    """Begin and end of each job of each iteration."""
+    with tempfile.TemporaryDirectory() as name:
+        config = Path(name) / "config.json"
+        epochs = (ITERATIONS + 0.01) * 2 / (8 * 3)  # expanded archives of this configuration: 8 times 3
+        config.write_text(json.dumps(SETTINGS | {"num_epochs": epochs}))
+        subprocess.run(
+            [Path(sys.executable).parent / "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2",
+             "results/run/final.safetensors", "--configfile", config],
+            cwd=name, check=True, capture_output=True,
+        )  # fmt: skip
+        return progress(Path(name, "results/run"))
+
+
+if __name__ == "__main__":
+    times = iterations()
+    begins = {x: min(begin for begin, _ in jobs) for x, jobs in times.items()}
+    # From the third on all layers are there.
+    measured = [x for x in sorted(times)[4:] if x + 1 in times]
+    slowest = {x: max(end - begin for begin, end in times[x]) for x in measured}
+    whole = {x: begins[x + 1] - begins[x] for x in measured}
+    write(
+        "iteration",
+        "An iteration of the workflow",
+        [
+            Figure("slowest job", [slowest[x] for x in measured], unit="s"),
+            Figure("iteration / its slowest job", [whole[x] / slowest[x] for x in measured], 1.25),
+            Figure("iteration beyond its slowest job", [whole[x] - slowest[x] for x in measured], unit="s"),
+        ],
+    )

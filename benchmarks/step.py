@@ -1,0 +1,128 @@
+"""A training step beside the matrix products of its affine layers: python benchmarks/step.py.
+
+The network is the reference run's, with p-norms of several sizes; products are those of all affine layers: forward,
+derivative and gradient, into matrices that are there already. One thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from figures import Figure, in_turn, ratios, write
+from torch import nn
+
+from ngsgd import NGSGD, AcousticModel
+from ngsgd.memory import keep_freed_memory
+from ngsgd.network.splices import parse_splice_indexes
+from ngsgd.network.topology import HiddenLayers, initial_model, insert_hidden_layer
+
+DIM, CLASSES, CONTEXT = 13, 144, 14
+LIMITS = {("sgd", 400): None, ("ng-sgd", 400): 2.2, ("sgd", 2000): 1.12, ("ng-sgd", 2000): 1.45}
+SECONDS = 0.5  # of a repetition, at least
+REPETITIONS = 7
+
+
+def network(pnorm_input: int, pnorm_output: int) -> AcousticModel:
+    splices = parse_splice_indexes("layer0/-2:-1:0:1:2 layer1/-2:1 layer2/-3:3")
+    layers = HiddenLayers(splices, "pnorm", pnorm_input, pnorm_output, batchnorm=False)
+    weight = np.random.default_rng(0).normal(size=(5 * DIM, 5 * DIM)) / (5 * DIM) ** 0.5
+    model = initial_model(layers, (weight, np.zeros(5 * DIM)), np.ones(CLASSES, np.int64), 0)
+    for _ in range(2):
+        model = insert_hidden_layer(model, layers, 0)
+    return model.train()
+
+
+def products(pnorm_input: int, pnorm_output: int, size: int, dtype: torch.dtype) -> Callable[[], None]:
+    """The matrix products of the affine layers, for one minibatch."""
+    shapes = [(4, 5 * DIM, pnorm_input), (2, 2 * pnorm_output, pnorm_input), (1, 2 * pnorm_output, pnorm_input)]
+    layers = []
+    for positions, d_in, d_out in [*shapes, (1, pnorm_output, CLASSES)]:
+        X, Y = torch.randn(positions * size, d_in, dtype=dtype), torch.randn(positions * size, d_out, dtype=dtype)
+        W = torch.randn(d_out, d_in, dtype=dtype)
+        layers.append((X, Y, W, torch.empty_like(Y), torch.empty_like(X), torch.empty_like(W)))
+
+    def run() -> None:
+        for X, _, W, output, _, _ in layers:
+            torch.mm(X, W.T, out=output)
+        for X, Y, W, _, derivative, gradient in reversed(layers):
+            torch.mm(Y, W, out=derivative)
+            torch.mm(Y.T, X, out=gradient)
+
+    return run
+
+
+def step(model: AcousticModel, method: str, size: int, dtype: torch.dtype) -> Callable[[], None]:
+    """The training of one minibatch after the other, as a job does it."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(8 * size, CONTEXT, DIM, generator=generator).split(size)
+    labels = torch.randint(CLASSES, (8 * size,), generator=generator).split(size)
+    optimizer = NGSGD(
+        model, lr=1e-4, preconditioner="none" if method == "sgd" else "online", max_change_per_sample=None
+    )
+    count = 0
+
+    def run() -> None:
+        nonlocal count
+        x, y = features[count % 8], labels[count % 8]
+        count += 1
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            log_posteriors = model(x)[:, 0]
+        loss = nn.functional.nll_loss(log_posteriors, y, reduction="sum")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def timed(run: Callable[[], None], times: int) -> Callable[[], float]:
+    def measure() -> float:
+        started = time.perf_counter()
+        for _ in range(times):
+            run()
+        return (time.perf_counter() - started) / times
+
+    return measure
+
+
+def compare(pnorm_input: int, pnorm_output: int, size: int, dtype: torch.dtype) -> list[Figure]:
+    bare = products(pnorm_input, pnorm_output, size, dtype)
+    models = {method: network(pnorm_input, pnorm_output) for method in ("sgd", "ng-sgd")}
+    runs = {method: step(model, method, size, dtype) for method, model in models.items()}
+    with models["sgd"].interleaved(), models["ng-sgd"].interleaved():
+        for run in (bare, *runs.values()):
+            for _ in range(16):  # past the first updates of the estimates, which come at every step
+                run()
+        once = timed(bare, 4)()
+        times = 4 * max(1, round(SECONDS / once / 4))  # estimates are updated at every fourth step
+        taken = in_turn({name: timed(run, times) for name, run in (("bare", bare), *runs.items())}, REPETITIONS)
+    what = f"{pnorm_input}/{pnorm_output}, minibatch {size}, {str(dtype).removeprefix('torch.')}"
+    limits = {method: LIMITS[method, min(pnorm_input, 2000)] for method in runs}
+    return [
+        Figure(
+            f"{'SGD' if method == 'sgd' else 'NG-SGD'} / products, {what}",
+            ratios(taken[method], taken["bare"]),
+            limits[method] if dtype == torch.float32 else None,
+        )
+        for method in runs
+    ]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    dtypes = [torch.float32]
+    if "avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+        dtypes.append(torch.bfloat16)
+    figures = [
+        figure
+        for dtype in dtypes
+        for pnorm in ((400, 80), (2000, 250), (5000, 500))
+        for size in (128, 512)
+        for figure in compare(*pnorm, size, dtype)
+    ]
+    write("step", "A training step", figures)

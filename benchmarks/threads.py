@@ -1,0 +1,74 @@
+"""How many jobs of how many threads get most done on this machine: python benchmarks/threads.py.
+
+The same training step in several processes at once, on two cores: frames a second of all together, beside those of one
+job with one thread.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+from figures import ROOT, Figure, in_turn, ratios, write
+
+WAYS = ((1, 1), (1, 2), (2, 1), (2, 2))  # jobs, threads of each
+SIZES = ((400, 80), (2000, 250))
+PROGRAM = """\
+import sys, time, torch
+sys.path.insert(0, "benchmarks")
+from step import network, step
+from ngsgd.memory import keep_freed_memory
+keep_freed_memory()
+torch.set_num_threads(int(sys.argv[1]))
+model = network(int(sys.argv[2]), int(sys.argv[3]))
+with model.interleaved():
+    run = step(model, "ng-sgd", 128, torch.float32)
+    for _ in range(20):
+        run()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    count, end = 0, time.perf_counter() + 3.0
+    while time.perf_counter() < end:
+        run()
+        count += 1
+print(count * 128 / 3.0)
+"""
+
+
+def frames_a_second(jobs: int, threads: int, pnorm: tuple[int, int]) -> Callable[[], float]:
+    def measure() -> float:
+        command = [sys.executable, "-c", PROGRAM, str(threads), *map(str, pnorm)]
+        processes = [
+            subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(jobs)
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()
+        # All begin together.
+        return sum(float(process.communicate()[0]) for process in _told(processes))
+
+    return measure
+
+
+def _told(processes: list[subprocess.Popen[str]]) -> list[subprocess.Popen[str]]:
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return processes
+
+
+if __name__ == "__main__":
+    figures = []
+    for pnorm in SIZES:
+        taken = in_turn({f"{j} x {t}": frames_a_second(j, t, pnorm) for j, t in WAYS}, 5)
+        figures += [
+            Figure(
+                f"frames a second at {pnorm[0]}/{pnorm[1]}: {jobs} jobs of {threads} threads / 1 of 1",
+                ratios(taken[f"{jobs} x {threads}"], taken["1 x 1"]),
+            )
+            for jobs, threads in WAYS[1:]
+        ]
+    write("threads", "Jobs and threads on two cores", figures)
