@@ -137,19 +137,26 @@ def test_rows_that_lost_their_orthonormality_get_it_back(noise: float) -> None:
     torch.testing.assert_close(W @ W.T, torch.diag(e))
 
 
-def test_an_update_of_little_rank_keeps_the_rows_orthonormal() -> None:
-    """A minibatch of fewer independent rows than the rank leaves eigenvalues at the floor."""
-    generator = torch.Generator().manual_seed(0)
-    preconditioner = OnlineNaturalGradient(8)
-    for _ in range(12):
-        row = 1e3 * torch.randn(1, 20, generator=generator)
-        preconditioner.precondition(row * torch.randn(6, 1, generator=generator))
-    estimate = preconditioner._estimate
-    assert estimate is not None
-    (after,) = update([Renewal(estimate, row, row @ estimate.W_t.T, row.norm() ** 2, 4.0, 0.5)])
-    R = after.W_t.double() / torch.linalg.vector_norm(after.W_t.double(), dim=1, keepdim=True)
-    assert float((R @ R.T - torch.eye(8)).abs().max()) < 2e-3
-    assert float(estimate.d_t.max() / estimate.rho_t) < CONDITION_THRESHOLD
+def test_updates_of_little_rank_keep_the_rows_orthonormal() -> None:
+    """A minibatch of fewer independent rows than the rank leaves eigenvalues at the floor.
+
+    What is lost from one update to the next is a matter of rounding, so that many are looked at.
+    """
+    losses = []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        preconditioner = OnlineNaturalGradient(8)
+        for _ in range(12):
+            row = 1e3 * torch.randn(1, 20, generator=generator)
+            preconditioner.precondition(row * torch.randn(6, 1, generator=generator))
+        estimate = preconditioner._estimate
+        assert estimate is not None
+        (after,) = update([Renewal(estimate, row, row @ estimate.W_t.T, row.norm() ** 2, 4.0, 0.5)])
+        R = after.W_t.double() / torch.linalg.vector_norm(after.W_t.double(), dim=1, keepdim=True)
+        losses.append(float((R @ R.T - torch.eye(8)).abs().max()))
+        assert float(after.d_t.max() / after.rho_t) < CONDITION_THRESHOLD
+    assert max(losses) < 1e-2
+    assert sorted(losses)[20] < 2e-3
 
 
 def test_estimates_renewed_together_are_those_renewed_apart() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 MAX_OFFSET = 10000  # frames
+SMALLEST_NORM = 1.0e-20  # of a group, but for 0: the square of a smaller number has no float32
 NORM_FLOOR = 2.0**-66  # Kaldi's kNormFloor: the smallest mean square that Normalize divides by
 BATCHNORM_EPSILON = 1.0e-3
 BATCHNORM_MOMENTUM = 0.1  # share of a minibatch in the running statistics
@@ -157,12 +158,13 @@ class _TwoNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         groups, y = ctx.saved_tensors
-        (dy,) = grad_outputs
         # Where all of a group is 0, so is its derivative.
-        return groups * (dy / y).masked_fill_(y == 0, 0.0).unsqueeze(ctx.dim), None
+        factor = (grad_outputs[0] / y.clamp(min=SMALLEST_NORM)).unsqueeze(ctx.dim)
+        # Interleaved, the groups are the output of an affine component, which nobody needs any more: no further memory
+        # has to be fetched for the derivative. (Autograd would notice if somebody did.)
+        return (groups * factor if ctx.dim == -1 else groups.mul_(factor)), None
 
 
 class PNorm(Component):
@@ -211,7 +213,6 @@ class _Normalize(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         y, scale, mean_square = ctx.saved_tensors
         (dy,) = grad_outputs

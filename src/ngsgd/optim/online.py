@@ -113,8 +113,8 @@ def update(renewals: Sequence[Renewal]) -> list[FisherEstimate]:
     """
     products = [_products(renewal) for renewal in renewals]
     # Everything that is small goes to the host in one piece.
-    small = torch.cat([part.flatten().double() for _, K_t, L_t, tr_XX in products for part in (K_t, L_t, tr_XX)])
-    on_host = small.cpu().numpy()
+    small = torch.cat([part.reshape(-1) for _, *parts in products for part in parts])
+    on_host = small.cpu().numpy().astype(np.float64)
     if not np.isfinite(on_host).all():
         raise FloatingPointError("natural gradient: the minibatch holds values that are not finite, or overflow")
     ranks = [len(renewal.estimate.d_t) for renewal in renewals]
@@ -126,10 +126,7 @@ def update(renewals: Sequence[Renewal]) -> list[FisherEstimate]:
     for R, members in of_rank.items():
         solved = _solve([renewals[i] for i in members], np.stack([pieces[i] for i in members]), R)
         solutions |= dict(zip(members, solved, strict=True))
-    return [
-        _renewed(renewal, J_t, solutions[i])
-        for i, (renewal, (J_t, _, _, _)) in enumerate(zip(renewals, products, strict=True))
-    ]
+    return _renewed(renewals, [J_t for J_t, *_ in products], [solutions[i] for i in range(len(renewals))])
 
 
 class _Solution(NamedTuple):
@@ -175,14 +172,18 @@ def _solve(renewals: Sequence[Renewal], small: Doubles, R: int) -> list[_Solutio
 
     # Z_t grows with the fourth power of the data: double precision, and scaled to a trace of 1 for the solver.
     inv_sqrt_e = 1.0 / np.sqrt(_e(d_t, rho_t, alpha, D))
-    around = inv_sqrt_e[:, :, None] * inv_sqrt_e[:, None, :]
     dr = d_t + rho_t[:, None]
-    L_t = (learn * keep)[:, None, None] * around * L_t
-    Z_t = (learn**2)[:, None, None] * around * K_t + L_t * dr[:, None, :] + dr[:, :, None] * L_t
+    around = (learn[:, None] * inv_sqrt_e)[:, :, None] * inv_sqrt_e[:, None, :]
+    # (1-eta) L (D + rho I) + (1-eta) (D + rho I) L, between E^{-1/2} as K is.
+    Z_t = (keep[:, None] * dr)[:, None, :] + (keep[:, None] * dr)[:, :, None]
+    Z_t *= L_t
+    Z_t += learn[:, None, None] * K_t
+    Z_t *= around
     Z_t.reshape(n, -1)[:, :: R + 1] += keep[:, None] ** 2 * dr**2
     z_scale = np.maximum(1.0, np.trace(Z_t, axis1=1, axis2=2))
     # torch's solver, whose number of threads is the job's.
-    values, vectors = torch.linalg.eigh(torch.from_numpy(Z_t / z_scale[:, None, None]))
+    Z_t /= z_scale[:, None, None]
+    values, vectors = torch.linalg.eigh(torch.from_numpy(Z_t))
     c_t, U_t = values.numpy()[:, ::-1] * z_scale[:, None], vectors.numpy()[:, :, ::-1]  # sorted from the largest
     c_floor = (rho_t * keep) ** 2
     was_floored = (c_t < c_floor[:, None]).any(axis=1)
@@ -196,23 +197,33 @@ def _solve(renewals: Sequence[Renewal], small: Doubles, R: int) -> list[_Solutio
     d_1 = np.maximum(d_1, floor[:, None])
 
     e_1 = _e(d_1, rho_1, alpha, D)
-    A_t = (learn[:, None] * np.sqrt(e_1) / sqrt_c)[:, :, None] * U_t.swapaxes(1, 2) * inv_sqrt_e[:, None, :]
+    A_t = (learn[:, None] * np.sqrt(e_1) / sqrt_c)[:, :, None] * U_t.swapaxes(1, 2)
+    A_t *= inv_sqrt_e[:, None, :]
     B_t = (keep / learn)[:, None] * dr
     doubtful = was_floored | (c_t[:, 0] > CONDITION_THRESHOLD * c_t[:, -1])
     return [_Solution(A_t[i], B_t[i], d_1[i], float(rho_1[i]), e_1[i], bool(doubtful[i])) for i in range(n)]
 
 
-def _renewed(renewal: Renewal, J_t: Tensor, solution: _Solution) -> FisherEstimate:
-    W_t = renewal.estimate.W_t
-    R = len(W_t)
-    host = torch.from_numpy(np.concatenate((solution.A_t.ravel(), solution.B_t, 2.0 - solution.e_1))).to(W_t.dtype)
-    if W_t.is_cuda:
+def _renewed(
+    renewals: Sequence[Renewal], products: Sequence[Tensor], solutions: Sequence[_Solution]
+) -> list[FisherEstimate]:
+    """F_{t+1} of each estimate, given its J_t."""
+    W = renewals[0].estimate.W_t
+    # It goes back in one piece, too.
+    parts = [part for s in solutions for part in (s.A_t.ravel(), s.B_t, 2.0 - s.e_1)]
+    host = torch.from_numpy(np.concatenate(parts)).to(W.dtype)
+    if W.is_cuda:
         host = host.pin_memory()  # else the copy would wait for the device
-    A_t, B_t, shrunk = torch.split(host.to(W_t.device, non_blocking=True), [R * R, R, R])
-    W_1 = A_t.view(R, R) @ torch.addcmul(J_t, B_t[:, None], W_t)
-    if solution.doubtful:
-        W_1 = orthonormalise(W_1, torch.from_numpy(solution.e_1))
-    return FisherEstimate(W_1, shrunk, solution.d_1, solution.rho_1)
+    pieces = iter(torch.split(host.to(W.device, non_blocking=True), [part.size for part in parts]))
+    estimates = []
+    for renewal, J_t, solution in zip(renewals, products, solutions, strict=True):
+        W_t, dtype = renewal.estimate.W_t, renewal.X.dtype
+        A_t, B_t, shrunk = (next(pieces).to(dtype) for _ in range(3))
+        W_1 = A_t.view(len(W_t), -1) @ torch.addcmul(J_t, B_t[:, None], W_t)
+        if solution.doubtful:
+            W_1 = orthonormalise(W_1, torch.from_numpy(solution.e_1))
+        estimates.append(FisherEstimate(W_1, shrunk, solution.d_1, solution.rho_1))
+    return estimates
 
 
 def orthonormalise(W: Tensor, e: Tensor) -> Tensor:
