@@ -72,7 +72,7 @@ class _AffineLayer:
         self._parameters = [p for p in (module.weight, module.bias) if p is not None]
         self._asked: list[bool] = []  # which of them required a gradient before the forward pass under way
         self._module = weakref.ref(module)
-        self._anchor = torch.zeros((), requires_grad=True)
+        self._anchor = module.weight.new_zeros(()).requires_grad_()
         self._rows: list[tuple[Tensor, Tensor]] = []
         self.handles = [
             module.register_forward_pre_hook(self._before_forward),
