@@ -19,7 +19,7 @@ from .gridengine import GridEngine
 from .slurm import Slurm
 
 # Three iterations of two jobs of some seconds each.
-LONGER = SMALL | {"samples_per_iter": 2500, "minibatch_size": 16, "num_epochs": 3}
+LONGER = SMALL | {"samples_per_iter": 2500, "minibatch_size": 4, "num_epochs": 3}
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +102,7 @@ def working(place: Workplace, iteration: int, job: int, attempt: int = 1) -> Pro
 
     def at_it() -> bool:
         told = read_progress(path)
+        assert told is None or told.state != "done", f"job {iteration}.{job} is done before it was seen at work"
         return told is not None and told.state == "running" and told.attempt >= attempt
 
     await_(at_it, f"job {iteration}.{job} at work")

@@ -112,6 +112,14 @@ def test_the_controller_may_restart(place: Workplace, longer: Workplace, slurm: 
     process = begin(place)
     working(place, 0, 1)
     slurm.restart_controller()
+    outcome = end(process)
+    assert outcome.status == 0, outcome.text
+    assert trained(place) == trained(longer)
+
+
+def test_the_controller_may_die(place: Workplace, longer: Workplace, slurm: Slurm) -> None:
+    """It forgets the jobs of the last seconds, for which their commands would wait for ever."""
+    process = begin(place)
     working(place, 1, 1)
     slurm.kill_controller()
     time.sleep(1.0)

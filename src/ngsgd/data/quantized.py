@@ -1,6 +1,7 @@
 """Features in 8 or 16 bits: each dimension of an example in equal steps from its least to its greatest value.
 
-A value is off by at most half a step, the range of its dimension in the example divided by 510 or 131070.
+A value is off by at most half a step, the range of its dimension in the example divided by 510 or 131070, and by the
+rounding of float32, which is more than that where a dimension varies little beside its mean.
 Source: the idea of Kaldi's ``CompressedMatrix``, which has other steps.
 """
 

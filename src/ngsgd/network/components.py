@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 MAX_OFFSET = 10000  # frames
-SMALLEST_NORM = 1.0e-20  # of a group, but for 0: the square of a smaller number has no float32
 NORM_FLOOR = 2.0**-66  # Kaldi's kNormFloor: the smallest mean square that Normalize divides by
 BATCHNORM_EPSILON = 1.0e-3
 BATCHNORM_MOMENTUM = 0.1  # share of a minibatch in the running statistics
@@ -110,12 +109,12 @@ class Affine(nn.Linear):
     """y = W x + b.
 
     Attributes:
-        order: where the rows of W and b lie otherwise than in the model's file (see `AcousticModel.interleaved`), the
-            number there of each; else None.
+        output_order: where the rows of W and b lie otherwise than in the model's file (`AcousticModel.interleaved`),
+            the number there of each; else None.
     """
 
     kind = "affine"
-    order: tuple[int, ...] | None = None
+    output_order: tuple[int, ...] | None = None
 
     def __init__(self, input_dim: int, output_dim: int) -> None:
         super().__init__(input_dim, output_dim)
@@ -133,11 +132,11 @@ class Affine(nn.Linear):
     def reorder(self, order: tuple[int, ...] | None) -> None:
         """Lays the outputs in another order, given by their numbers in the model's file; None for the order there."""
         there = list(range(self.output_dim)) if order is None else list(order)
-        here = {number: row for row, number in enumerate(self.order or range(self.output_dim))}
+        here = {number: row for row, number in enumerate(self.output_order or range(self.output_dim))}
         rows = torch.tensor([here[number] for number in there], device=self.weight.device)
         for parameter in (self.weight, self.bias):
             parameter.copy_(parameter[rows])
-        self.order = order
+        self.output_order = order
 
 
 class _TwoNorm(torch.autograd.Function):
@@ -149,7 +148,7 @@ class _TwoNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, groups: Tensor, dim: int) -> Tensor:
         if dim == -1:
-            y = torch.mv(groups.square().view(-1, groups.shape[-1]), groups.new_ones(groups.shape[-1]))
+            y = torch.mv(groups.square().reshape(-1, groups.shape[-1]), groups.new_ones(groups.shape[-1]))
             y = y.sqrt_().view(groups.shape[:-1])
         else:
             y = groups.square().sum(dim).sqrt_()
@@ -158,10 +157,11 @@ class _TwoNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         groups, y = ctx.saved_tensors
         # Where all of a group is 0, so is its derivative.
-        factor = (grad_outputs[0] / y.clamp(min=SMALLEST_NORM)).unsqueeze(ctx.dim)
+        factor = (grad_outputs[0] / y).masked_fill_(y == 0, 0.0).unsqueeze(ctx.dim)
         # Interleaved, the groups are the output of an affine component, which nobody needs any more: no further memory
         # has to be fetched for the derivative. (Autograd would notice if somebody did.)
         return (groups * factor if ctx.dim == -1 else groups.mul_(factor)), None
@@ -213,6 +213,7 @@ class _Normalize(torch.autograd.Function):
         return y
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         y, scale, mean_square = ctx.saved_tensors
         (dy,) = grad_outputs
@@ -302,7 +303,8 @@ class Softmax(Elementwise):
     kind = "softmax"
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.log_softmax(x, dim=-1)
+        with torch.autocast(x.device.type, enabled=False):  # the objective is not to have the precision of products
+            return torch.log_softmax(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x, dim=-1)
 
 
 class SumGroup(Component):

@@ -150,14 +150,15 @@ class AcousticModel(nn.Module):
         """Lays the outputs of affine components below p-norms so that the members of a group are far apart.
 
         For (B, T, k, G) in the place of (B, T, G, k) a p-norm takes a third of the time. What the model computes stays
-        the same but for rounding. At the end all is as it was; the model cannot be saved before.
+        the same but for rounding. At the end all is as it was; the model cannot be saved before. An optimiser belongs
+        into the block as a whole, and a graph serves one backward pass, which goes over the affine components' outputs.
         """
         pairs = [(a, p) for a, p in itertools.pairwise(self.chain()) if isinstance(a, Affine) and isinstance(p, PNorm)]
-        for affine, pnorm in pairs:
-            order = np.arange(pnorm.input_dim).reshape(pnorm.output_dim, -1).T
-            affine.reorder(tuple(order.flatten().tolist()))
-            pnorm.interleaved = True
         try:
+            for affine, pnorm in pairs:
+                order = np.arange(pnorm.input_dim).reshape(pnorm.output_dim, -1).T
+                affine.reorder(tuple(order.flatten().tolist()))
+                pnorm.interleaved = True
             yield
         finally:
             for affine, pnorm in pairs:
@@ -165,7 +166,7 @@ class AcousticModel(nn.Module):
                 pnorm.interleaved = False
 
     def architecture(self) -> list[dict[str, Any]]:
-        if any(isinstance(component, Affine) and component.order for component in self.chain()):
+        if any(isinstance(component, Affine) and component.output_order for component in self.chain()):
             raise RuntimeError("the model's parameters lie interleaved: leave that block before saving it")
         named = zip(self.components.keys(), self.chain(), strict=True)
         return [{"name": name} | component.spec() for name, component in named]

@@ -88,12 +88,17 @@ class Rows(Protocol):
 class _Stored:
     """An array in a file, from which its rows are read as they are asked for."""
 
-    def __init__(self, stored: Any) -> None:
+    def __init__(self, path: str | os.PathLike[str], stored: Any) -> None:
+        self._path = path
         self._stored = stored
         self.shape = tuple(stored.get_shape())
 
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
-        array: npt.NDArray[Any] = self._stored[rows]
+        try:
+            array: npt.NDArray[Any] = self._stored[rows]
+        # TypeError and AttributeError: types that numpy does not have.
+        except (OSError, safetensors.SafetensorError, TypeError, AttributeError) as e:
+            raise _unreadable(self._path, e) from None
         return array
 
 
@@ -105,14 +110,15 @@ def opened_model(path: str | os.PathLike[str]) -> Iterator[dict[str, Rows]]:
         ModelError: the file is missing, truncated, or not a model of this project.
     """
     try:
-        with safetensors.safe_open(path, framework="numpy") as f:
-            _checked_header(path, f.metadata() or {})
-            stored: dict[str, Rows] = {name: _Stored(f.get_slice(name)) for name in sorted(f.keys())}
-            if not all(array.shape and min(array.shape) for array in stored.values()):
-                raise ModelError(f"{os.fspath(path)}: an array without elements; delete it and run again to remake it")
-            yield stored
-    except (OSError, safetensors.SafetensorError, TypeError, AttributeError) as e:
+        opened = safetensors.safe_open(path, framework="numpy")
+    except (OSError, safetensors.SafetensorError) as e:
         raise _unreadable(path, e) from None
+    with opened as f:
+        _checked_header(path, f.metadata() or {})
+        stored: dict[str, Rows] = {name: _Stored(path, f.get_slice(name)) for name in sorted(f.keys())}
+        if not all(array.shape and min(array.shape) for array in stored.values()):
+            raise ModelError(f"{os.fspath(path)}: an array without elements; delete it and run again to remake it")
+        yield stored
 
 
 def _unreadable(path: str | os.PathLike[str], error: Exception) -> ModelError:

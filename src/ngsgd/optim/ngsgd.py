@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, overload
 
@@ -27,6 +28,8 @@ from ngsgd.optim.preconditioner import Preconditioned, Preconditioner, scales, u
 from ngsgd.optim.simple import SimpleNaturalGradient
 
 Method = Literal["online", "simple", "none"]
+
+LIMITS_KEPT = 16  # sizes of minibatches; a job has two
 
 
 class Identity:
@@ -140,6 +143,9 @@ class NGSGD(torch.optim.Optimizer):
     of affine layers, which is never formed; parameters that a module uses without calling the ``nn.Linear`` that
     owns them (as ``nn.MultiheadAttention`` does) get plain SGD.
 
+    The rows of all affine layers, and the preconditioned ones, are in memory at once. A layer whose outputs do not lie
+    in their order may say so by an attribute ``output_order``, the number of each: the first estimate depends on it.
+
     The statistics are not part of ``state_dict()``: in the method that this serves, a job starts them afresh.
 
     Args:
@@ -190,13 +196,13 @@ class NGSGD(torch.optim.Optimizer):
 
         self.max_change_per_sample = max_change_per_sample
         self._plain = preconditioner == "none" and max_change_per_sample == 0.0
-        self._limits: dict[tuple[int, ...], Tensor] = {}
+        self._limits: dict[tuple[tuple[int, ...], torch.device, torch.dtype], Tensor] = {}
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError("the model has no parameter that requires a gradient")
         super().__init__(parameters, {"lr": lr})
         self._layers = [
-            _AffineLayer(name, module, make(rank_in), make(rank_out, getattr(module, "order", None)))
+            _AffineLayer(name, module, make(rank_in), make(rank_out, getattr(module, "output_order", None)))
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear)
             and {"weight", "bias"} <= module._parameters.keys()  # not so where they are computed from others
@@ -237,7 +243,7 @@ class NGSGD(torch.optim.Optimizer):
         """One update of all parameters from the backward passes since the last step.
 
         Raises:
-            FloatingPointError: an estimate was to be renewed from values that are not finite; the parameters have been
+            FloatingPointError: an estimate was to be renewed from values that are not finite; parameters may have been
                 updated from them. Steps that renew none, and plain SGD, do not look.
         """
         loss = None
@@ -249,7 +255,7 @@ class NGSGD(torch.optim.Optimizer):
         if self._plain:
             for layer, (X, Y) in taken:
                 layer.descend(X, Y, lr)
-        elif taken:
+        else:
             self._precondition(taken, lr)
         for group in self.param_groups:
             for p in group["params"]:
@@ -260,7 +266,20 @@ class NGSGD(torch.optim.Optimizer):
 
     def _precondition(self, taken: list[tuple[_AffineLayer, tuple[Tensor, Tensor]]], lr: float) -> None:
         """The step of all affine layers. What is a number for each is computed for all at once, where the data lies."""
-        applied = [(layer, layer.x_side.apply(X), layer.y_side.apply(Y)) for layer, (X, Y) in taken]
+        try:
+            applied = [(layer, layer.x_side.apply(X), layer.y_side.apply(Y)) for layer, (X, Y) in taken]
+        except FloatingPointError:
+            for side in self._online:
+                side.take_renewal()  # which would be of this minibatch
+            raise
+        places = defaultdict(list)
+        for layer, x, y in applied:
+            places[layer.weight.device, layer.weight.dtype].append((layer, x, y))
+        for group in places.values():
+            self._descend(group, lr)
+
+    def _descend(self, applied: list[tuple[_AffineLayer, Preconditioned, Preconditioned]], lr: float) -> None:
+        """The step of the affine layers that lie in one place, given their rows."""
         before_x, before_y, after_x, after_y, lengths = (
             torch.stack(
                 [
@@ -288,9 +307,12 @@ class NGSGD(torch.optim.Optimizer):
 
     def _limit(self, num_rows: tuple[int, ...], like: Tensor) -> Tensor:
         """m N of each layer; kept, since to send numbers to a GPU is to wait for it."""
-        if num_rows not in self._limits:
-            self._limits[num_rows] = like.new_tensor([self.max_change_per_sample * N for N in num_rows])
-        return self._limits[num_rows]
+        key = (num_rows, like.device, like.dtype)
+        if key not in self._limits:
+            if len(self._limits) > LIMITS_KEPT:
+                self._limits.clear()
+            self._limits[key] = like.new_tensor([self.max_change_per_sample * N for N in num_rows])
+        return self._limits[key]
 
     def max_change_share(self) -> dict[str, float]:
         """For each affine layer, by its name in the model, the share of its steps so far that max-change limited."""

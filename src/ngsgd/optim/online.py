@@ -111,10 +111,17 @@ def update(renewals: Sequence[Renewal]) -> list[FisherEstimate]:
     Raises:
         FloatingPointError: the rows hold a value that is not finite, or so large that its square is not.
     """
+    places = {(renewal.X.device, renewal.X.dtype) for renewal in renewals}
+    if len(places) > 1:  # one after the other
+        made: dict[int, FisherEstimate] = {}
+        for place in places:
+            there = [i for i, renewal in enumerate(renewals) if (renewal.X.device, renewal.X.dtype) == place]
+            made |= dict(zip(there, update([renewals[i] for i in there]), strict=True))
+        return [made[i] for i in range(len(renewals))]
     products = [_products(renewal) for renewal in renewals]
     # Everything that is small goes to the host in one piece.
     small = torch.cat([part.reshape(-1) for _, *parts in products for part in parts])
-    on_host = small.cpu().numpy().astype(np.float64)
+    on_host = small.double().cpu().numpy()
     if not np.isfinite(on_host).all():
         raise FloatingPointError("natural gradient: the minibatch holds values that are not finite, or overflow")
     ranks = [len(renewal.estimate.d_t) for renewal in renewals]
@@ -217,8 +224,8 @@ def _renewed(
     pieces = iter(torch.split(host.to(W.device, non_blocking=True), [part.size for part in parts]))
     estimates = []
     for renewal, J_t, solution in zip(renewals, products, solutions, strict=True):
-        W_t, dtype = renewal.estimate.W_t, renewal.X.dtype
-        A_t, B_t, shrunk = (next(pieces).to(dtype) for _ in range(3))
+        W_t = renewal.estimate.W_t
+        A_t, B_t, shrunk = (next(pieces) for _ in range(3))
         W_1 = A_t.view(len(W_t), -1) @ torch.addcmul(J_t, B_t[:, None], W_t)
         if solution.doubtful:
             W_1 = orthonormalise(W_1, torch.from_numpy(solution.e_1))

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ngsgd.errors import ModelError, TrainingError
 from ngsgd.files import write_text
@@ -78,7 +79,10 @@ def end_iteration(
         # What is not finite in one model is not in the average: each needs to be looked at only then.
         if all(np.isfinite(array).all() for array in arrays.values()):
             break
-        damaged |= {i: reason for i in used if (reason := _not_finite(jobs[i]))}
+        found = {i: reason for i in used if (reason := _not_finite(jobs[i]))}
+        if not found:
+            raise TrainingError(f"iteration {iteration}: the models' average is not finite, though each of them is")
+        damaged |= found
     for record, reason in zip(records, reasons, strict=True):
         if reason:
             log.warning("iteration %d: job %d is left out: %s", iteration, record["job"], reason)
@@ -157,15 +161,16 @@ def mean(models: Sequence[tuple[str, Mapping[str, Rows]]]) -> Arrays:
     made: Arrays = {}
     for key, shape in shapes.items():
         rows = max(1, BLOCK // max(1, math.prod(shape[1:])))
-        blocks = []
+        mean_array: npt.NDArray[Any] | None = None
         for begin in range(0, shape[0], rows):
             wanted = slice(begin, min(begin + rows, shape[0]))
             block = first[key][wanted]
             total = block.astype(np.float64)
             for _, arrays in models[1:]:
                 total += arrays[key][wanted]
-            blocks.append((total / len(models)).astype(block.dtype))
-        made[key] = np.concatenate(blocks)
+            if mean_array is None:
+                mean_array = made[key] = np.empty(shape, block.dtype)
+            mean_array[wanted] = total / len(models)
     return made
 
 

@@ -151,7 +151,7 @@ def _train(
                 optimizer.step()
             except FloatingPointError as e:
                 return f"minibatch {course.minibatches - 1}: {e}"
-    return None
+        return course.look()
 
 
 def _on_device(array: npt.NDArray[Any], where: torch.device) -> Tensor:
@@ -188,34 +188,33 @@ class _Course:
         with tqdm(total=self._num_examples, unit="frame", mininterval=5.0) as self._bar:
             self._block_start = time.perf_counter()
             yield
-            self._take_in()
             self._report()
 
     def add(self, loss: Tensor, correct: Tensor, frames: int) -> str | None:
         """Takes a minibatch in; says what is wrong, if anything is seen to be."""
-        self._new += torch.stack((-loss, correct))
+        self._new += torch.stack((-loss.double(), correct.double()))
         self._new_frames += frames
         self.minibatches += 1
         self._bar.update(frames)
-        if self.minibatches % self._look == 0 and (failure := self._take_in()):
+        if self.minibatches % self._look == 0 and (failure := self.look()):
             return failure
         if self.minibatches % self._block == 0:
             self._report()
         return None
 
-    def _take_in(self) -> str | None:
-        """Looks at what has been summed up since the last look."""
+    def look(self) -> str | None:
+        """Looks at what has been summed up since the last look, and counts it unless something is wrong with it."""
         objective, correct = self._new.tolist()
+        frames, self._new_frames = self._new_frames, 0
         self._new.zero_()
         if not math.isfinite(objective):
             since = "in" if self._look == 1 else "by"
             return f"the objective became {objective} {since} minibatch {self.minibatches - 1}"
         self.objective += objective
         self.correct += int(correct)
-        self.frames += self._new_frames
+        self.frames += frames
         self._block_objective += objective
-        self._block_frames += self._new_frames
-        self._new_frames = 0
+        self._block_frames += frames
         self._reporter.working(self.frames, self.objective)
         return None
 
