@@ -17,13 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from figures import Figure, in_turn, ratios, write
+from figures import Figure, as_a_job, in_turn, ratios, write
 from start import prepare
 from step import network, step, timed
 
 from ngsgd.data.egs import minibatches, open_archive, record_type
 from ngsgd.data.quantized import encode
-from ngsgd.memory import keep_freed_memory
 
 NUM_EXAMPLES, CONTEXT, DIM, MINIBATCH = 40_000, (7, 6), 13, 128
 FEW, MANY = 4_000, 64_000  # examples; a record of the default network has 1.1 kB
@@ -81,8 +80,7 @@ def anonymous_memory(folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    as_a_job()
     with tempfile.TemporaryDirectory() as name:
         paths = {bits: Path(name, f"{bits}.npy") for bits in (32, 16, 8)}
         for bits, path in paths.items():

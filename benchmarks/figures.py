@@ -10,11 +10,15 @@ import json
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from ngsgd.files import write_text
+from ngsgd.memory import LARGE_PAGES, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results/bench"
@@ -61,6 +65,14 @@ def in_turn(things: Mapping[str, Callable[[], float]], repetitions: int = REPETI
         for name, measure in things.items():
             taken[name].append(measure())
     return taken
+
+
+def as_a_job() -> None:
+    """Has this process, from its start, the memory that a job of the workflow has, and one thread."""
+    if not LARGE_PAGES.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | LARGE_PAGES)
+    keep_freed_memory()
+    torch.set_num_threads(1)
 
 
 def ratios(taken: list[float], base: list[float]) -> list[float]:

@@ -1,7 +1,8 @@
 """A training step beside the matrix products of its affine layers: python benchmarks/step.py.
 
 The network is the reference run's, with p-norms of several sizes; products are those of all affine layers: forward,
-derivative and gradient, into matrices that are there already. One thread.
+derivative and gradient, into matrices that are there already. One thread. The derivative of the features, which
+training does not make, is among them; where it matters most the figures without it stand beside.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from figures import Figure, in_turn, ratios, write
+from figures import Figure, as_a_job, in_turn, ratios, write
 from torch import nn
 
 from ngsgd import NGSGD, AcousticModel
-from ngsgd.memory import keep_freed_memory
 from ngsgd.network.splices import parse_splice_indexes
 from ngsgd.network.topology import HiddenLayers, initial_model, insert_hidden_layer
 
@@ -36,8 +36,10 @@ def network(pnorm_input: int, pnorm_output: int) -> AcousticModel:
     return model.train()
 
 
-def products(pnorm_input: int, pnorm_output: int, size: int, dtype: torch.dtype) -> Callable[[], None]:
-    """The matrix products of the affine layers, for one minibatch."""
+def products(
+    pnorm_input: int, pnorm_output: int, size: int, dtype: torch.dtype, *, needed: bool = False
+) -> Callable[[], None]:
+    """The matrix products of the affine layers, for one minibatch; all, or only those that training needs."""
     shapes = [(4, 5 * DIM, pnorm_input), (2, 2 * pnorm_output, pnorm_input), (1, 2 * pnorm_output, pnorm_input)]
     layers = []
     for positions, d_in, d_out in [*shapes, (1, pnorm_output, CLASSES)]:
@@ -48,8 +50,9 @@ def products(pnorm_input: int, pnorm_output: int, size: int, dtype: torch.dtype)
     def run() -> None:
         for X, _, W, output, _, _ in layers:
             torch.mm(X, W.T, out=output)
-        for X, Y, W, _, derivative, gradient in reversed(layers):
-            torch.mm(Y, W, out=derivative)
+        for depth, (X, Y, W, _, derivative, gradient) in reversed(list(enumerate(layers))):
+            if depth or not needed:
+                torch.mm(Y, W, out=derivative)
             torch.mm(Y.T, X, out=gradient)
 
     return run
@@ -90,31 +93,33 @@ def timed(run: Callable[[], None], times: int) -> Callable[[], float]:
 
 
 def compare(pnorm_input: int, pnorm_output: int, size: int, dtype: torch.dtype) -> list[Figure]:
-    bare = products(pnorm_input, pnorm_output, size, dtype)
+    bare = {
+        "products": products(pnorm_input, pnorm_output, size, dtype),
+        "products that training needs": products(pnorm_input, pnorm_output, size, dtype, needed=True),
+    }
     models = {method: network(pnorm_input, pnorm_output) for method in ("sgd", "ng-sgd")}
     runs = {method: step(model, method, size, dtype) for method, model in models.items()}
     with models["sgd"].interleaved(), models["ng-sgd"].interleaved():
-        for run in (bare, *runs.values()):
+        for run in (*bare.values(), *runs.values()):
             for _ in range(16):  # past the first updates of the estimates, which come at every step
                 run()
-        once = timed(bare, 4)()
+        once = timed(bare["products"], 4)()
         times = 4 * max(1, round(SECONDS / once / 4))  # estimates are updated at every fourth step
-        taken = in_turn({name: timed(run, times) for name, run in (("bare", bare), *runs.items())}, REPETITIONS)
+        taken = in_turn({name: timed(run, times) for name, run in (bare | runs).items()}, REPETITIONS)
     what = f"{pnorm_input}/{pnorm_output}, minibatch {size}, {str(dtype).removeprefix('torch.')}"
-    limits = {method: LIMITS[method, min(pnorm_input, 2000)] for method in runs}
     return [
         Figure(
-            f"{'SGD' if method == 'sgd' else 'NG-SGD'} / products, {what}",
-            ratios(taken[method], taken["bare"]),
-            limits[method] if dtype == torch.float32 else None,
+            f"{'SGD' if method == 'sgd' else 'NG-SGD'} / {base}, {what}",
+            ratios(taken[method], taken[base]),
+            LIMITS[method, min(pnorm_input, 2000)] if base == "products" and dtype == torch.float32 else None,
         )
+        for base in (bare if size == 128 and dtype == torch.float32 else ["products"])
         for method in runs
     ]
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    as_a_job()
     dtypes = [torch.float32]
     if "avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
         dtypes.append(torch.bfloat16)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
+# What a process is to be started with, so that large matrices lie in large pages: glibc heeds it from its start only.
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
 # Of <malloc.h>.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 KEPT = 1 << 30  # bytes that may lie idle in the process

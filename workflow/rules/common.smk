@@ -8,6 +8,7 @@ import yaml
 from ngsgd.errors import NgsgdError
 from ngsgd.files import file_stamp
 from ngsgd.gpus import candidates
+from ngsgd.memory import LARGE_PAGES
 from ngsgd.procedure.execution import Execution
 from ngsgd.procedure.losses import deferred, read_losses
 from ngsgd.procedure.plan import make_plan, models_to_combine, read_plan
@@ -104,6 +105,8 @@ def resources_of(step):
 
 # The jobs' `ngsgd` is that of the environment in which Snakemake runs, activated or not.
 os.environ.update(PATH=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
+for setting, value in LARGE_PAGES.items():
+    os.environ.setdefault(setting, value)
 
 
 wildcard_constraints:
