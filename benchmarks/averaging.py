@@ -68,7 +68,7 @@ if __name__ == "__main__":
         "Averaging 16 models of 20 million parameters",
         [
             Figure("reading them once", taken["read"], unit="s"),
-            Figure("averaging / reading once", ratios(taken["average"], taken["read"]), 1.5),
-            Figure("whole end of the iteration / reading once", ratios(taken["end"], taken["read"]), 2.0),
+            Figure("averaging / reading once", ratios(taken["average"], taken["read"]), 0.6),
+            Figure("whole end of the iteration / reading once", ratios(taken["end"], taken["read"]), 1.2),
         ],
     )

@@ -23,7 +23,7 @@ from ngsgd.network.topology import HiddenLayers, initial_model, insert_hidden_la
 DIM, CLASSES, CONTEXT = 13, 144, 14
 LIMITS = {("sgd", 400): None, ("ng-sgd", 400): 2.2, ("sgd", 2000): 1.12, ("ng-sgd", 2000): 1.45}
 SECONDS = 0.5  # of a repetition, at least
-REPETITIONS = 7
+REPETITIONS = 5
 
 
 def network(pnorm_input: int, pnorm_output: int) -> AcousticModel:
