@@ -1,6 +1,6 @@
 """A whole iteration of the workflow on one machine beside its slowest job: python benchmarks/iteration.py.
 
-Jobs of some ten seconds, two at a time on two cores. From the start of an iteration's first job to the start of the
+Jobs of some five seconds, two at a time on two cores. From the start of an iteration's first job to the start of the
 next iteration's first: the average, what Snakemake needs, and the next jobs' wait for a core, which the scoring of
 models takes in the meantime.
 """
@@ -17,8 +17,8 @@ from figures import ROOT, Figure, write
 from turnaround import progress
 
 SETTINGS = {
-    "num_jobs_initial": 2, "num_jobs_final": 2, "samples_per_iter": 2500, "num_hidden_layers": 3,
-    "pnorm_input_dim": 2000, "pnorm_output_dim": 250, "runs": {"run": {}},
+    "num_jobs_initial": 2, "num_jobs_final": 2, "samples_per_iter": 5000, "num_hidden_layers": 3,
+    "pnorm_input_dim": 5000, "pnorm_output_dim": 500, "runs": {"run": {}},
 }  # fmt: skip
 ITERATIONS = 11
 
@@ -27,7 +27,7 @@ def iterations() -> dict[int, list[tuple[float, float]]]:
     """Begin and end of each job of each iteration."""
     with tempfile.TemporaryDirectory() as name:
         config = Path(name) / "config.json"
-        epochs = (ITERATIONS + 0.01) * 2 / (8 * 3)  # expanded archives of this configuration: 8 times 3
+        epochs = (ITERATIONS + 0.01) * 2 / (8 * 2)  # expanded archives of this configuration: 8 times 2
         config.write_text(json.dumps(SETTINGS | {"num_epochs": epochs}))
         subprocess.run(
             [Path(sys.executable).parent / "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2",
