@@ -146,6 +146,17 @@ def test_a_job_of_which_a_parameter_is_not_finite_is_left_out(workplace: Path, s
     assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
 
 
+def test_an_average_that_overflows_is_an_error(workplace: Path, settings) -> None:
+    jobs = [train(workplace, settings, a_job(n)) for n in (1, 2)]
+    for path in jobs:
+        arrays, header = read_model(path)
+        huge = {name: array.astype(np.float64) for name, array in arrays.items()}
+        huge["components.affine0.weight"][3, 2] = 1.7e308
+        write_model(path, huge, header)
+    with pytest.raises(TrainingError, match="average is not finite, though each of them is"):
+        finish(workplace, jobs)
+
+
 def test_a_job_that_diverges_stops_and_is_left_out(workplace: Path, make_settings, settings) -> None:
     wild = make_settings(**{**vars(settings), "optimizer": "sgd", "max_change_per_sample": 0.0})
     jobs = [train(workplace, wild, a_job(1, learning_rate=1e38)), train(workplace, wild, a_job(2))]
@@ -181,7 +192,11 @@ def test_bad_examples_fail_the_job_that_sees_them(workplace: Path, settings) -> 
     archive["features"][7, 2, 1] = np.inf
     np.save(workplace / "archive.npy", archive)
     path = train(workplace, settings, a_job())
-    assert "the objective became nan in minibatch" in load_model(path).history["job"]["failure"]
+    record = load_model(path).history["job"]
+    assert "the objective became nan in minibatch" in record["failure"]
+    # What came before counts, and that minibatch does not.
+    assert record["frames"] == int(record["failure"].split()[-1]) * a_job().minibatch_size
+    assert np.isfinite(record["log_probability"])
     archive["labels"][3, 0] = CLASSES
     np.save(workplace / "archive.npy", archive)
     path.unlink()
