@@ -31,7 +31,7 @@ def gaps(num_iters: int) -> list[float]:
         expanded = 8 * 27  # archives of that many examples, times label positions
         config.write_text(json.dumps(settings | {"num_epochs": (num_iters + 0.01) * 2 / expanded}))
         subprocess.run(
-            [Path(sys.executable).parent / "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2", "--quiet",
+            [Path(sys.executable).parent / "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2",
              "results/run/final.safetensors", "--configfile", config],
             cwd=name, check=True, capture_output=True,
         )  # fmt: skip
