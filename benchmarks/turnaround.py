@@ -26,6 +26,7 @@ from tests.clusters.slurm import Slurm  # noqa: E402  the tests' cluster
 
 BIN = Path(sys.executable).parent
 ITERATIONS, SECONDS = 4, 3
+MEMORY = 1000  # MB that a training job asks for
 PATIENCE = 200.0  # seconds, for a way that does not come to an end here
 
 JOB = f"""\
@@ -191,7 +192,9 @@ def workflow(jobs: int, cluster: Slurm) -> tuple[list[float], float, float]:
     with tempfile.TemporaryDirectory() as name:
         config = Path(name) / "config.json"
         settings = {"num_jobs_initial": jobs, "num_jobs_final": jobs, "samples_per_iter": 2000, "runs": {"run": {}}}
-        config.write_text(json.dumps(settings | {"num_epochs": 8.01 * jobs / (8 * 3)}))
+        # The node has room for all jobs of an iteration, and for the scoring of a model beside them.
+        settings |= {"num_epochs": 8.01 * jobs / (8 * 3), "resources": {"train": {"mem_mb": MEMORY}}}
+        config.write_text(json.dumps(settings))
         command = [BIN / "snakemake", "--snakefile", ROOT / "Snakefile", "--profile", ROOT / "slurm", "-j", "32"]
 
         def make(*targets: str) -> None:
@@ -211,7 +214,7 @@ def workflow(jobs: int, cluster: Slurm) -> tuple[list[float], float, float]:
 
         def train(x: int, n: int) -> None:
             subprocess.run(
-                ["srun", "--nodes=1", "--ntasks=1", "--mem=1000M", BIN / "ngsgd", "train", run, str(x), str(n)],
+                ["srun", "--nodes=1", "--ntasks=1", f"--mem={MEMORY}M", BIN / "ngsgd", "train", run, str(x), str(n)],
                 cwd=name, env=cluster.env, check=True, capture_output=True,
             )  # fmt: skip
 
