@@ -44,7 +44,7 @@ def test_layers_are_computed_where_they_are_needed_and_nowhere_else() -> None:
     model = make_model().train()
     optimizer = NGSGD(model, lr=0.01)
     model(torch.randn(5, 14, 4)).sum().backward()
-    assert [len(layer.take()[0]) for layer in optimizer._layers] == [20, 10, 5, 5]
+    assert [len(layer.take(with_ones=True)[0]) for layer in optimizer._layers] == [20, 10, 5, 5]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 MAX_OFFSET = 10000  # frames
 NORM_FLOOR = 2.0**-66  # Kaldi's kNormFloor: the smallest mean square that Normalize divides by
+TINY = 1.0e-20  # a 2-norm that only members whose squares underflow have
 BATCHNORM_EPSILON = 1.0e-3
 BATCHNORM_MOMENTUM = 0.1  # share of a minibatch in the running statistics
 
@@ -151,7 +152,12 @@ class _TwoNorm(torch.autograd.Function):
             y = torch.mv(groups.square().reshape(-1, groups.shape[-1]), groups.new_ones(groups.shape[-1]))
             y = y.sqrt_().view(groups.shape[:-1])
         else:
-            y = groups.square().sum(dim).sqrt_()
+            # Member after member: their squares, as large as all of the input, would be memory that has to be fetched.
+            first, *others = groups.unbind(dim)
+            y = first * first
+            for member in others:
+                y.addcmul_(member, member)
+            y.sqrt_()
         ctx.save_for_backward(groups, y)
         ctx.dim = dim
         return y
@@ -161,7 +167,7 @@ class _TwoNorm(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         groups, y = ctx.saved_tensors
         # Where all of a group is 0, so is its derivative.
-        factor = (grad_outputs[0] / y).masked_fill_(y == 0, 0.0).unsqueeze(ctx.dim)
+        factor = (grad_outputs[0] / y.clamp(min=TINY)).unsqueeze(ctx.dim)
         # Interleaved, the groups are the output of an affine component, which nobody needs any more: no further memory
         # has to be fetched for the derivative. (Autograd would notice if somebody did.)
         return (groups * factor if ctx.dim == -1 else groups.mul_(factor)), None

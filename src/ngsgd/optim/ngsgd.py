@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ngsgd.optim.online import OnlineNaturalGradient, renew
-from ngsgd.optim.preconditioner import Preconditioned, Preconditioner, scales, unchanged
+from ngsgd.optim.preconditioner import Preconditioned, Preconditioner, room_for_rows, scales, unchanged
 from ngsgd.optim.simple import SimpleNaturalGradient
 
 Method = Literal["online", "simple", "none"]
@@ -105,8 +105,12 @@ class _AffineLayer:
     def forget(self) -> None:
         self._rows.clear()
 
-    def take(self) -> tuple[Tensor, Tensor] | None:
-        """X (N, D_in, + 1 where there is a bias) and Y (N, D_out) of all that passed, which are then forgotten."""
+    def take(self, *, with_ones: bool) -> tuple[Tensor, Tensor] | None:
+        """X (N, D_in) and Y (N, D_out) of all that passed, which are then forgotten.
+
+        Args:
+            with_ones: whether 1 is appended to the rows of X where there is a bias.
+        """
         if not self._rows:
             return None
         xs, ys = zip(*self._rows, strict=True)
@@ -114,16 +118,31 @@ class _AffineLayer:
         # Under autocast the rows have less precision than the parameters.
         X = (xs[0] if len(xs) == 1 else torch.cat(xs)).to(self.weight.dtype)
         Y = (ys[0] if len(ys) == 1 else torch.cat(ys)).to(self.weight.dtype)
-        if self.bias is not None:
-            X = torch.cat((X, X.new_ones(len(X), 1)), dim=1)
+        if with_ones and self.bias is not None:
+            N, D_in = X.shape
+            rows = room_for_rows(N, D_in + 1, X)
+            rows[:, :D_in] = X
+            rows[:, D_in] = 1.0
+            X = rows
         return X, Y
 
     def descend(self, X: Tensor, Y: Tensor, step: float) -> None:
-        """W,b <- W,b - step Y^T X; a loss is minimised, so the rows of Y are *minus* the objective's derivative."""
+        """W,b <- W,b - step Y^T X; a loss is minimised, so the rows of Y are *minus* the objective's derivative.
+
+        Args:
+            X: (N, D_in + 1), or (N, D_in) where 1 is to be taken to follow.
+            Y: (N, D_out).
+            step: by which the gradient is multiplied.
+        """
         self.num_steps += 1
-        self.weight.addmm_(Y.t(), X[:, : self.weight.shape[1]], alpha=-step)
-        if self.bias is not None:
-            self.bias.addmv_(Y.t(), X[:, -1], alpha=-step)
+        D_in = self.weight.shape[1]
+        self.weight.addmm_(Y.t(), X[:, :D_in], alpha=-step)
+        if self.bias is None:
+            return
+        if X.shape[1] > D_in:
+            self.bias.addmv_(Y.t(), X[:, D_in], alpha=-step)
+        else:
+            self.bias.sub_(Y.sum(dim=0), alpha=step)
 
 
 class NGSGD(torch.optim.Optimizer):
@@ -251,7 +270,7 @@ class NGSGD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         lr = float(self.param_groups[0]["lr"])
-        taken = [(layer, rows) for layer in self._layers if (rows := layer.take()) is not None]
+        taken = [(layer, rows) for layer in self._layers if (rows := layer.take(with_ones=not self._plain)) is not None]
         if self._plain:
             for layer, (X, Y) in taken:
                 layer.descend(X, Y, lr)

@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ngsgd.optim.preconditioner import Preconditioned, scales, unchanged
+from ngsgd.optim.preconditioner import Preconditioned, room_for_rows, scales, unchanged
 
 EPSILON = 1.0e-10  # smallest value of rho_t and d_t
 DELTA = 5.0e-4  # smallest value of rho_t and d_t relative to the largest eigenvalue
@@ -333,7 +333,7 @@ class OnlineNaturalGradient:
             raise ValueError(f"rows have dimension {D}, those before had {W_t.shape[1]}")
 
         H_t = torch.mm(x, W_t.t())
-        x_hat = torch.addmm(x, H_t, W_t, alpha=-1)
+        x_hat = torch.addmm(x, H_t, W_t, alpha=-1, out=room_for_rows(N, D, x))
         lengths = torch.linalg.vector_norm(x_hat, dim=1)
         after = torch.dot(lengths, lengths)
         # Another pass over X would give the same.

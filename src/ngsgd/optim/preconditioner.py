@@ -7,6 +7,19 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+ALIGNMENT = 16  # of a row's beginning, in numbers
+
+
+def room_for_rows(N: int, D: int, like: Tensor) -> Tensor:
+    """Memory for a matrix (N, D), its values arbitrary. Products of rows that begin just anywhere take longer.
+
+    Args:
+        N: number of rows.
+        D: their dimension.
+        like: says where they are to lie, and of which type they are.
+    """
+    return like.new_empty(N, -(-D // ALIGNMENT) * ALIGNMENT)[:, :D]
+
 
 class Preconditioned(NamedTuple):
     """The rows of a minibatch, preconditioned.
