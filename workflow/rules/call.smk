@@ -69,7 +69,8 @@ def show_results():
         path = run.folder / "evaluation.json"
         if path.exists():
             scores = json.loads(path.read_text(encoding="utf-8"))
-            words = f", word error rate {scores['word_error_rate']:.2%}" if "word_error_rate" in scores else ""
+            unit = next((unit for unit in ("word", "phone") if f"{unit}_error_rate" in scores), None)
+            words = f", {unit} error rate {scores[f'{unit}_error_rate']:.2%}" if unit else ""
             print(
                 f"{name}: on the test set log-probability {scores['log_probability']:.3f} per frame, "
                 f"accuracy {scores['accuracy']:.1%}{words}; {run.folder}/figures/convergence.png",

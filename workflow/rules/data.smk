@@ -27,7 +27,7 @@ rule prepare_part:
     log:
         "results/logs/{data}/prepare.{split}of{num}.log",
     wildcard_constraints:
-        data="(kaldi|lhotse)-[0-9a-f]+",
+        data="(kaldi|lhotse|synthetic)-[0-9a-f]+",
     conda:
         "../envs/ngsgd.yaml"
     resources:
@@ -48,7 +48,7 @@ rule assemble:
     log:
         "results/logs/{data}/assemble.log",
     wildcard_constraints:
-        data="(kaldi|lhotse)-[0-9a-f]+",
+        data="(kaldi|lhotse|synthetic)-[0-9a-f]+",
     conda:
         "../envs/ngsgd.yaml"
     resources:

@@ -72,6 +72,8 @@ class CorpusInfo:
         words: for corpora of isolated words, how each is made of classes; empty otherwise.
         const_dim: how many of the dimensions, the last ones, are the same over many frames (i-vectors).
         transition_model: for Kaldi's pdf-ids, see `ngsgd.kaldi.transition.transitions_to_text`; None otherwise.
+        phones: where the classes are the states of phones, as many of each and phone by phone: their names, silence
+            first, of which the utterances' texts consist; empty otherwise.
     """
 
     dim: int
@@ -84,6 +86,7 @@ class CorpusInfo:
     words: list[WordModel]
     const_dim: int = 0
     transition_model: str | None = None
+    phones: tuple[str, ...] = ()
 
 
 class _NpyWriter:
@@ -236,7 +239,7 @@ def read_info(directory: str | os.PathLike[str]) -> CorpusInfo:
         words = [
             WordModel(w["word"], *map(tuple, (w["classes"], w["log_stay"], w["log_leave"]))) for w in fields["words"]
         ]
-        info = CorpusInfo(**(fields | {"words": words}))
+        info = CorpusInfo(**(fields | {"words": words, "phones": tuple(fields.get("phones", ()))}))
         if not all(isinstance(info.num_frames[subset], int) for subset in SUBSETS):
             raise ValueError("num_frames")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:

@@ -165,6 +165,8 @@ class KaldiCorpus:
         ConfigError: a setting does not go with the data.
     """
 
+    phones: tuple[str, ...] = ()
+
     def __init__(
         self,
         train: Directories,

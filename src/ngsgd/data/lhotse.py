@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from ngsgd.data.corpus import MAX_CLASSES, Float32s, Int32s, Utterance, map_array, split_bounds
+from ngsgd.data.extractor import Extractor, floats, one_line
 from ngsgd.data.holdout import held_out, with_copies
-from ngsgd.errors import ConfigError, DataError, UtteranceError
+from ngsgd.errors import DataError, UtteranceError
 from ngsgd.files import find, require_file
 from ngsgd.kaldi.tables import read_lines
 
@@ -105,6 +106,7 @@ class LhotseCorpus:
 
     const_dim = 0
     transition_model: str | None = None
+    phones: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -120,7 +122,7 @@ class LhotseCorpus:
     ) -> None:
         self._sides = {"train": train, "test": test}
         self._root, self._allow_pipes = root, allow_pipes
-        self._extractor_name, self._extractors = extractor, dict[int, Any]()
+        self._extractor = Extractor(extractor, root)
         self._options = labels
         self._symbols = _read_symbols(labels.symbols) if labels.symbols else {}
         self.silence: list[int] = []
@@ -189,36 +191,14 @@ class LhotseCorpus:
         if type(cut).__name__ != "MonoCut":
             raise UtteranceError(f"a {type(cut).__name__}; only cuts of one recording are read")
         if cut.has_features:
-            return _floats(_loaded(cut.features, cut.load_features))
+            return floats(_loaded(cut.features, cut.load_features))
         if not cut.has_recording:
             raise UtteranceError("it has neither features nor audio")
-        extractor = self._extractor(int(cut.sampling_rate))
-        return _floats(_tried(lambda: extractor.extract(cut.load_audio(), cut.sampling_rate)))
+        import lhotse
 
-    def _extractor(self, sampling_rate: int) -> Any:
-        if sampling_rate not in self._extractors:
-            import lhotse
-            import torch
-
-            torch.set_num_threads(1)  # sums differ in their last bits with the number
-            # Others start programs, which look at more than the file.
-            lhotse.audio.set_current_audio_backend(lhotse.audio.backend.LibsndfileBackend())
-            name = self._extractor_name
-            if name == "kaldi-fbank":
-                made = lhotse.Fbank(lhotse.FbankConfig(sampling_rate=sampling_rate))
-            elif name == "kaldi-mfcc":
-                made = lhotse.Mfcc(lhotse.MfccConfig(sampling_rate=sampling_rate))
-            else:
-                path = find(name, self._root)
-                try:
-                    made = lhotse.FeatureExtractor.from_yaml(path)
-                except Exception as e:  # whatever a malformed file makes Lhotse raise
-                    raise ConfigError(
-                        f"feature_extractor: neither kaldi-fbank, kaldi-mfcc nor a file of one's settings ({path}: "
-                        f"{one_line(e)})"
-                    ) from None
-            self._extractors[sampling_rate] = made
-        return self._extractors[sampling_rate]
+        # Others start programs, which look at more than the file.
+        lhotse.audio.set_current_audio_backend(lhotse.audio.backend.LibsndfileBackend())
+        return self._extractor(_tried(cut.load_audio), int(cut.sampling_rate))
 
     def _labels(self, cut: Any, num_frames: int) -> Int32s:
         if self._options.array is not None:
@@ -371,17 +351,6 @@ def _tried(load: Callable[[], Any]) -> Any:
         raise
     except Exception as e:  # whatever a damaged file makes Lhotse and what it builds on raise
         raise UtteranceError(f"cannot be read ({one_line(e)})") from None
-
-
-def _floats(array: Any) -> Float32s:
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-        raise UtteranceError(f"features of type {getattr(array, 'dtype', type(array))!s:.60}")
-    return array.astype(np.float32)
-
-
-def one_line(error: Exception) -> str:
-    """What another library's exception says, in short."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def _read_symbols(path: Path) -> dict[str, int]:

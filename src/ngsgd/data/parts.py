@@ -31,6 +31,7 @@ class Corpus(Protocol):
     num_classes: int
     silence: list[int]
     transition_model: str | None
+    phones: tuple[str, ...]
 
     def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
         """The utterances of one part of a subset.
@@ -107,4 +108,5 @@ def _info(
         words=words,
         const_dim=source.const_dim,
         transition_model=source.transition_model,
+        phones=source.phones,
     )

@@ -63,7 +63,8 @@ def follow(run: Run) -> None:
 def _stage(run: Run, x: int, num_iters: int) -> str:
     if run.evaluation.exists():
         scores = json.loads(run.evaluation.read_text(encoding="utf-8"))
-        words = f", word error rate {scores['word_error_rate']:.2%}" if "word_error_rate" in scores else ""
+        unit = next((unit for unit in ("word", "phone") if f"{unit}_error_rate" in scores), None)
+        words = f", {unit} error rate {scores[f'{unit}_error_rate']:.2%}" if unit else ""
         return (
             f"finished; on the test set log-probability {scores['log_probability']:.3f} per frame, "
             f"accuracy {scores['accuracy']:.1%}{words}"

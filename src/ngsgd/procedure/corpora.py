@@ -20,7 +20,7 @@ def open_corpus(s: Mapping[str, Any]) -> Corpus:
         DataError: a file is missing or malformed.
         ConfigError: a setting does not go with the data.
     """
-    return _kaldi(s) if s["corpus"] == "kaldi" else _lhotse(s)
+    return {"kaldi": _kaldi, "lhotse": _lhotse, "synthetic": _synthetic}[s["corpus"]](s)
 
 
 def _path(s: Mapping[str, Any], name: str) -> Path | None:
@@ -71,4 +71,18 @@ def _lhotse(s: Mapping[str, Any]) -> Corpus:
         _path(s, "valid_utterances"),
         s["num_valid_utterances"],
         allow_pipes=s["allow_pipes"],
+    )
+
+
+def _synthetic(s: Mapping[str, Any]) -> Corpus:
+    from ngsgd.data.synthetic.corpus import SyntheticCorpus
+
+    return SyntheticCorpus(
+        s["hours"],
+        s["num_valid_utterances"],
+        s["num_test_utterances"],
+        s["feature_extractor"],
+        Path(s["experiment"]),
+        s["states_per_symbol"],
+        s["corpus_seed"],
     )

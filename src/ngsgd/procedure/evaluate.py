@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ngsgd.data.alignment import decode_word
-from ngsgd.data.corpus import Subset, WordModel, read_info
+from ngsgd.data.corpus import CorpusInfo, Subset, WordModel, read_info
+from ngsgd.data.phones import PhoneLoop
 from ngsgd.errors import DataError
 from ngsgd.files import write_text
 from ngsgd.network.model import AcousticModel, load_model
 from ngsgd.procedure.run import Run
 from ngsgd.procedure.scoring import Score, check_corpus_fits, check_labels
-from ngsgd.procedure.words import best_weight, score_words
+from ngsgd.procedure.words import best_weight, score_words, word_errors
+
+ACOUSTIC_SCALES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+NUM_TUNED = 100  # validation utterances on which a scale is chosen
 
 
 def evaluate(run: Run, output: str | os.PathLike[str]) -> None:
     """Writes the scores of a run's final model (JSON).
 
-    ``log_probability``, ``accuracy`` and ``frames``; where the corpus has words ``word_error_rate``, ``words`` and
-    ``word_errors``; and where they were decoded with a graph ``lmwt``, the language-model weight with the fewest
-    errors on validation utterances, and ``sweep``, the errors at all of them.
+    ``log_probability``, ``accuracy`` and ``frames``. Where the corpus has words ``word_error_rate``, ``words`` and
+    ``word_errors``; where they were decoded with a graph also ``lmwt``, the language-model weight with the fewest
+    errors on validation utterances, and ``sweep``, the errors at all of them. Where it has phones ``phone_error_rate``,
+    ``phones``, ``insertions``, ``deletions``, ``substitutions`` and ``acoustic_scale``, chosen likewise.
 
     Raises:
         ModelError: the model cannot be read, or has no priors.
@@ -39,6 +46,8 @@ def evaluate(run: Run, output: str | os.PathLike[str]) -> None:
     if info.words:
         errors = sum(_decode(model, test, i, info.words) != word for i, word in enumerate(test.texts))
         result |= {"word_error_rate": errors / len(test), "words": len(test), "word_errors": errors}
+    elif info.phones:
+        result |= _score_phones(run, model, info, test)
     elif run.settings.graph:
         rows = score_words(run)
         best = best_weight(rows)
@@ -72,6 +81,29 @@ def score_utterances(model: AcousticModel, subset: Subset) -> Score:
     if frames == 0:
         raise DataError("no utterance to score the model on")
     return Score(total / frames, correct / frames, frames)
+
+
+def _score_phones(run: Run, model: AcousticModel, info: CorpusInfo, test: Subset) -> dict[str, Any]:
+    loop = PhoneLoop(Subset(run.data, "train"), info.phones, model.num_classes)
+    valid = Subset(run.data, "valid")
+    tuned = list(_likelihoods(model, valid, NUM_TUNED))
+    errors = [
+        word_errors([t.split() for t in valid.texts[: len(tuned)]], [loop.decode(frames, scale) for frames in tuned])
+        for scale in ACOUSTIC_SCALES
+    ]
+    scale = ACOUSTIC_SCALES[min(range(len(errors)), key=lambda k: errors[k].rate)]
+    found = word_errors(
+        [text.split() for text in test.texts],
+        [loop.decode(frames, scale) for frames in _likelihoods(model, test, len(test))],
+    )
+    counts = found._asdict()
+    return {"phone_error_rate": found.rate, "phones": counts.pop("words")} | counts | {"acoustic_scale": scale}
+
+
+def _likelihoods(model: AcousticModel, subset: Subset, number: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Those of the frames of the first utterances of a subset."""
+    for i in range(min(number, len(subset))):
+        yield model.log_likelihoods(torch.from_numpy(np.array(subset.utterance(i)[0]))).numpy()
 
 
 def _decode(model: AcousticModel, subset: Subset, i: int, words: list[WordModel]) -> str:

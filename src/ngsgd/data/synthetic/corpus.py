@@ -1,0 +1,129 @@
+"""``corpus: synthetic``: utterances drawn one by one, each from its own number, whatever the order or the shards.
+
+Test utterances are of voices that train none, validation and test utterances of sentences that train none. Labels are
+those of eSpeak's own timing: each phone's frames in equal parts are its states.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ngsgd.data.corpus import SUBSETS, Int32s, Utterance, split_bounds
+from ngsgd.data.extractor import Extractor
+from ngsgd.data.synthetic.espeak import PHONES, RATE, SILENCE, Speech, Voice, package, say
+from ngsgd.data.synthetic.rooms import add_noise, resample, reverberate
+from ngsgd.data.synthetic.sentences import sentence
+from ngsgd.errors import UtteranceError
+
+SAMPLING_RATE = 16000
+SECONDS = 2.6  # of an utterance, on average
+ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
+VARIANTS = {
+    "train": (
+        "m1", "m2", "m3", "m4", "m6", "m7", "f1", "f2", "f3", "f5", "Alex", "Andy", "Annie", "Gene", "Jacky", "Lee",
+        "Mario", "Michael", "adam", "belinda", "david", "grandma", "ian", "klatt2", "linda", "norbert", "steph",
+    ),
+    "test": ("m5", "m8", "f4", "Alicia", "Mike", "edward", "klatt4", "quincy"),
+}  # fmt: skip
+SPEEDS = (0.9, 1.0, 1.1)  # of the perturbation of training data
+HELD_OUT = {0: "valid", 1: "test"}  # of 20 parts of all sentences
+PARTS = 20
+
+
+class SyntheticCorpus:
+    """A corpus made on demand; see `ngsgd.data.parts.Corpus`.
+
+    Args:
+        hours: of training speech, about.
+        num_valid_utterances, num_test_utterances: of about 2.5 s each.
+        extractor: ``kaldi-fbank``, ``kaldi-mfcc``, or a file of settings as Lhotse writes it.
+        root: folder to which such a file's path is relative.
+        states_per_symbol: classes of each phone.
+        seed: of everything.
+
+    Raises:
+        DataError: eSpeak NG is not installed.
+        ConfigError: there are no such features.
+    """
+
+    const_dim = 0
+    transition_model: str | None = None
+    phones: tuple[str, ...] = PHONES
+
+    def __init__(
+        self,
+        hours: float,
+        num_valid_utterances: int,
+        num_test_utterances: int,
+        extractor: str,
+        root: Path,
+        states_per_symbol: int,
+        seed: int,
+    ) -> None:
+        package()
+        num_train = max(1, round(3600.0 * hours / SECONDS))
+        self._numbers = {"train": num_train, "valid": num_valid_utterances, "test": num_test_utterances}
+        self._extractor = Extractor(extractor, root)
+        self._states, self._seed = states_per_symbol, seed
+        self.num_classes = len(PHONES) * states_per_symbol
+        first = PHONES.index(SILENCE) * states_per_symbol
+        self.silence = list(range(first, first + states_per_symbol))
+        self.dim = self._extractor(np.zeros(SAMPLING_RATE, np.float32), SAMPLING_RATE).shape[1]
+
+    def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
+        """The utterances of one part of a subset; see `ngsgd.data.parts.Corpus`."""
+        for number in range(*split_bounds(self._numbers[subset], part, num_parts)):
+            name = f"{subset}-{number:07d}"
+            try:
+                yield self._utterance(subset, number, name)
+            except UtteranceError as e:
+                drop(name, str(e))
+
+    def _utterance(self, subset: str, number: int, name: str) -> Utterance:
+        rng = np.random.default_rng([self._seed, SUBSETS.index(subset), number])
+        text = sentence(rng, lambda text: part_of(text) == subset)
+        variants = VARIANTS["test" if subset == "test" else "train"]
+        voice = Voice(
+            f"{ACCENTS[rng.integers(len(ACCENTS))]}+{variants[rng.integers(len(variants))]}",
+            speed=int(rng.integers(130, 230)),
+            pitch=int(rng.integers(25, 76)),
+            pitch_range=int(rng.integers(20, 81)),
+        )
+        speech = say(text, voice)
+        pace = SPEEDS[rng.integers(len(SPEEDS))] if subset == "train" else 1.0
+        samples = resample(speech.samples, round(RATE * pace), SAMPLING_RATE)
+        samples *= np.float32(rng.uniform(0.1, 0.9) / max(1e-3, float(np.abs(samples).max())))
+        if rng.random() < 0.5:
+            samples = reverberate(samples, SAMPLING_RATE, rng.uniform(0.1, 0.5), rng.uniform(0.05, 0.5), rng)
+        samples = add_noise(samples, rng.uniform(0.0, 2.0), rng.uniform(5.0, 35.0), rng)
+        features = self._extractor(samples, SAMPLING_RATE)
+        seconds = len(samples) / SAMPLING_RATE
+        phones = " ".join(PHONES[phone] for phone in speech.phones if PHONES[phone] != SILENCE)
+        return Utterance(name, features, labels(speech, seconds, pace, len(features), self._states), phones)
+
+
+def part_of(text: str) -> str:
+    """The subset that a sentence belongs to, by its words alone."""
+    return HELD_OUT.get(hashlib.sha256(text.encode()).digest()[0] % PARTS, "train")
+
+
+def labels(speech: Speech, seconds: float, pace: float, num_frames: int, num_states: int) -> Int32s:
+    """The class of each frame (num_frames,): phone x num_states + state.
+
+    Args:
+        speech: as it was said.
+        seconds: that it takes now.
+        pace: by which it has become faster.
+        num_frames: in these seconds.
+        num_states: of a phone.
+    """
+    middles = (np.arange(num_frames) + 0.5) * (seconds / num_frames) * pace * RATE  # in samples as they were said
+    begins = np.array([*speech.begins, max(len(speech.samples), speech.begins[-1] + 1)])
+    at = np.clip(np.searchsorted(begins, middles, side="right") - 1, 0, len(speech.phones) - 1)
+    state = np.clip((middles - begins[at]) / (begins[at + 1] - begins[at]) * num_states, 0, num_states - 1)
+    classes: Int32s = (np.array(speech.phones)[at] * num_states + state.astype(np.int64)).astype(np.int32)
+    return classes
