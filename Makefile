@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env run test test-all bench clean
+.PHONY: env run test test-all bench paper clean
 
 env: .venv/.ready
 
@@ -28,6 +28,13 @@ bench: env
 	for benchmark in step threads examples start averaging iteration planning; do \
 		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/$$benchmark.py || exit 1; done
 	$(BIN)/python benchmarks/page.py
+
+# Hours: config/paper.yaml says how large it is.
+paper: env
+	$(BIN)/snakemake paper --configfile config/paper.yaml
+	cp results/results.md docs/results.md
+	for experiment in digits synthetic; do \
+		mkdir -p docs/paper/$$experiment && cp results/paper/$$experiment/*.png docs/paper/$$experiment/ || exit 1; done
 
 clean:
 	rm -rf .venv results .snakemake

@@ -21,6 +21,11 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/figures.smk"
 
 
+if STUDY:
+
+    include: "workflow/rules/paper.smk"
+
+
 # Beside the scheduler, also where the others go to a cluster: they take a moment each.
 localrules:
     all,

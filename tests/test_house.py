@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = ("kaldi", "optim", "network", "data", "procedure", "faces")
+LAYERS = ("kaldi", "optim", "network", "data", "procedure", "faces", "paper")
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -85,6 +85,8 @@ onstart:
 onsuccess:
     remove_unneeded()
     show_results()
+    if STUDY:
+        go_on()
 
 
 onerror:

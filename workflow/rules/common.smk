@@ -9,6 +9,8 @@ from ngsgd.errors import NgsgdError
 from ngsgd.files import file_stamp
 from ngsgd.gpus import candidates
 from ngsgd.memory import LARGE_PAGES
+from ngsgd.paper.grid import KEYS as PAPER_KEYS
+from ngsgd.paper.grid import Study
 from ngsgd.procedure.execution import Execution
 from ngsgd.procedure.losses import deferred, read_losses
 from ngsgd.procedure.plan import make_plan, models_to_combine, read_plan
@@ -17,6 +19,7 @@ from ngsgd.procedure.run import Run
 from ngsgd.procedure.settings import run_settings
 from snakemake.exceptions import WorkflowError
 
+PAPER = Path("results/paper")
 SCHEMA = Path(workflow.basedir) / "workflow/schemas/config.schema.yaml"
 
 # Snakemake merges a configuration given on the command line into the default one, key by key; one that names runs
@@ -25,6 +28,11 @@ if "runs" in workflow.config_settings.overwrite_config:
     config["runs"] = workflow.config_settings.overwrite_config["runs"]
 
 try:
+    # A study is a grid of runs.
+    STUDY = Study.of(config) if "paper" in config else None
+    if STUDY:
+        config = {name: value for name, value in config.items() if name not in PAPER_KEYS}
+        config["runs"] = STUDY.runs(PAPER)
     SETTINGS = run_settings(config, yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
     EXECUTION = Execution.of(config)
 except NgsgdError as e:

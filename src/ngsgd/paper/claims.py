@@ -1,0 +1,110 @@
+"""The paper's claims, each with its evidence and a verdict by a measure that was fixed beforehand."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from ngsgd.paper.analysis import SHARES, data_needed
+
+DATA_SHARE = 0.5  # of SGD's data, in which NG-SGD is to get as far
+SPEEDUPS = {4: 3.2, 8: 5.5}  # at the last of SHARES
+AS_GOOD = 0.02  # nats a frame by which one objective may lie below another and count as being as good
+
+
+class Claim(NamedTuple):
+    """A claim.
+
+    Attributes:
+        text: the claim.
+        measure: what it is held to.
+        evidence: what was found.
+        holds: whether it does.
+    """
+
+    text: str
+    measure: str
+    evidence: str
+    holds: bool
+
+
+def claims(courses: pd.DataFrame, speedup: pd.DataFrame, outcome: pd.DataFrame, costs: pd.DataFrame) -> list[Claim]:
+    """Those that the runs of an experiment say something about.
+
+    Args:
+        courses: see `analysis.curves`.
+        speedup: see `analysis.speedups`.
+        outcome: see `analysis.summary`.
+        costs: see `cost.costs`.
+    """
+    found = [_faster(courses), *_parallel(speedup), _averaging(outcome)]
+    if "ng-sgd-simple" in set(outcome["optimizer"]):
+        found.append(_online(outcome, costs))
+    return found
+
+
+def spread(values: pd.Series, form: str) -> str:
+    """Mean, least and most of values of several seeds."""
+    if values.isna().any():
+        return f"not reached by {int(values.isna().sum())} of {len(values)} seeds"
+    mean, least, most = (f"{{:{form}}}".format(v) for v in (values.mean(), values.min(), values.max()))
+    return mean if least == most else f"{mean} ({least} – {most})"
+
+
+def _faster(courses: pd.DataFrame) -> Claim:
+    share = data_needed(courses, "ng-sgd", "sgd")
+    return Claim(
+        "With one job NG-SGD converges faster than SGD.",
+        f"it reaches SGD's final training objective in at most {DATA_SHARE:.0%} of the data",
+        f"{spread(share, '.0%')} of the data",
+        bool((share <= DATA_SHARE).all()),
+    )
+
+
+def _parallel(speedup: pd.DataFrame) -> list[Claim]:
+    found = []
+    for jobs, least in SPEEDUPS.items():
+        own = speedup[(speedup["optimizer"] == "ng-sgd") & (speedup["jobs"] == jobs) & (speedup["share"] == SHARES[-1])]
+        if len(own):
+            found.append(
+                Claim(
+                    f"With NG-SGD {jobs} jobs whose models are averaged are nearly {jobs} times as fast as one.",
+                    f"a job needs at most 1/{least} of the data to reach the {SHARES[-1]:.0%} point of one job",
+                    f"1/{spread(own['speedup'], '.2f')}"
+                    if own["speedup"].notna().all()
+                    else spread(own["speedup"], ""),
+                    bool(own["speedup"].mean() >= least and own["speedup"].notna().all()),
+                )
+            )
+    return found
+
+
+def _averaging(outcome: pd.DataFrame) -> Claim:
+    most = int(outcome["jobs"].max())
+
+    def lost(optimizer: str) -> pd.Series[float]:
+        own: Any = outcome[outcome["optimizer"] == optimizer].set_index(["jobs", "seed"])["valid_log_probability"]
+        difference: pd.Series[float] = own.loc[1] - own.loc[most]
+        return difference
+
+    sgd, ng = lost("sgd"), lost("ng-sgd")
+    return Claim(
+        "Averaging alone does not work well: SGD loses more by it than NG-SGD does.",
+        f"validation objective of the last model that {most} jobs lose against one, after the same data",
+        f"SGD loses {spread(sgd, '.3f')} nats a frame, NG-SGD {spread(ng, '.3f')}",
+        bool(sgd.mean() > ng.mean()),
+    )
+
+
+def _online(outcome: pd.DataFrame, costs: pd.DataFrame) -> Claim:
+    own = outcome[outcome["jobs"] == 1].set_index(["optimizer", "seed"])["train_log_probability"]
+    gain = own.loc["ng-sgd"] - own.loc["ng-sgd-simple"]
+    milliseconds = costs.pivot(index="repetition", columns="optimizer", values="milliseconds")
+    ratio = milliseconds["ng-sgd-simple"] / milliseconds["ng-sgd"]
+    return Claim(
+        "The online form does as well per epoch as the simple form, and costs far less.",
+        f"its final training objective is not {AS_GOOD} nats a frame lower; a minibatch takes half the time at most",
+        f"objective {spread(gain, '+.3f')} nats higher; the simple form takes {spread(ratio, '.1f')} x the time",
+        bool(gain.mean() >= -AS_GOOD and ratio.median() >= 2.0),
+    )

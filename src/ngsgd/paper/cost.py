@@ -1,0 +1,77 @@
+"""What a minibatch costs with each optimiser: measured in turn, in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from ngsgd.data.egs import minibatches, open_archive
+from ngsgd.memory import keep_freed_memory
+from ngsgd.network.model import AcousticModel, load_model
+from ngsgd.optim.ngsgd import NGSGD, Method
+from ngsgd.procedure.run import Run
+
+METHODS: Mapping[str, Method] = {"sgd": "none", "ng-sgd": "online", "ng-sgd-simple": "simple"}
+MINIBATCHES = 24  # of a repetition: estimates are renewed at every fourth
+REPETITIONS = 7
+
+
+def costs(run: Run, optimizers: Sequence[str]) -> pd.DataFrame:
+    """Milliseconds of a minibatch, by the network and the examples of a run.
+
+    Args:
+        run: a finished one.
+        optimizers: by the names of the configuration.
+
+    Returns:
+        A row for each optimiser and repetition. Columns optimizer, repetition, milliseconds, of_sgd: their ratio to
+        SGD's in the same repetition, where it is among the optimisers.
+
+    Raises:
+        DataError: the run's first archive has not enough examples.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(run.settings.threads)
+    size, context = run.settings.minibatch_size, run.settings.context()
+    models = {optimizer: load_model(run.final).train() for optimizer in optimizers}
+    model = next(iter(models.values()))
+    needed = (model.left_context, model.right_context)
+    taken: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for features, labels in minibatches(open_archive(run.archive(0)), 0, context, needed, size, 0):
+        if len(labels) == size and len(taken) < MINIBATCHES:
+            taken.append((torch.from_numpy(features), torch.from_numpy(labels).long()))
+    steps = {optimizer: _Trainer(models[optimizer], METHODS[optimizer], taken) for optimizer in optimizers}
+    for step in steps.values():
+        step.go()  # past the first minibatches, of which each renews the estimates
+    rows = []
+    for repetition in range(REPETITIONS):
+        found = {optimizer: step.go() for optimizer, step in steps.items()}
+        for optimizer, milliseconds in found.items():
+            ratio = milliseconds / found.get("sgd", np.nan)
+            rows.append(
+                {"optimizer": optimizer, "repetition": repetition, "milliseconds": milliseconds, "of_sgd": ratio}
+            )
+    return pd.DataFrame(rows)
+
+
+class _Trainer:
+    def __init__(
+        self, model: AcousticModel, method: Method, taken: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        self._model, self._taken = model, taken
+        self._optimizer = NGSGD(model, lr=1e-6, preconditioner=method)  # so small that the model stays as it is
+
+    def go(self) -> float:
+        """Milliseconds a minibatch, over all of them."""
+        started = time.perf_counter()
+        for features, labels in self._taken:
+            loss = nn.functional.nll_loss(self._model(features)[:, 0], labels, reduction="sum")
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+        return 1000.0 * (time.perf_counter() - started) / len(self._taken)

@@ -1,0 +1,203 @@
+"""The runs of a study: a sweep of learning rates for each optimiser, then a grid of optimisers, jobs and seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from ngsgd.errors import ConfigError
+from ngsgd.files import write_text
+
+KEYS = ("paper", "scale", "seeds", "turnaround_seconds")  # of the configuration, beside the settings of runs
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One corpus, and what is to be run on it.
+
+    Attributes:
+        name: of the experiment.
+        settings: of all its runs, beside the configuration's.
+        sweep: further ones of the runs of the sweep.
+        rates: for each optimiser the initial effective learning rates that are tried.
+        decay: by which the learning rate falls from a run's begin to its end.
+        jobs: the numbers of jobs an iteration.
+        growing: for the optimisers of it a run whose number of jobs grows from the least to the most.
+        num_seeds: of each point of the grid.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    sweep: Mapping[str, Any]
+    rates: Mapping[str, tuple[float, ...]]
+    decay: float
+    jobs: tuple[int, ...]
+    growing: tuple[str, ...]
+    num_seeds: int
+
+    def sweep_runs(self) -> dict[str, dict[str, Any]]:
+        """The runs of the sweep, one job each: their names and settings."""
+        return {
+            self.sweep_run(optimizer, rate): dict(self.settings)
+            | dict(self.sweep)
+            | self._run(optimizer, rate, (1, 1), seed=0)
+            for optimizer, rates in self.rates.items()
+            for rate in rates
+        }
+
+    def sweep_run(self, optimizer: str, rate: float) -> str:
+        return f"paper-{self.name}-{optimizer}-rate{rate:g}"
+
+    def grid_runs(self, chosen: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+        """The runs of the grid: their names and settings.
+
+        Args:
+            chosen: the initial effective learning rate of each optimiser.
+        """
+        runs = {}
+        for point in self.points():
+            optimizer, jobs, seed = point
+            first, last = (min(self.jobs), max(self.jobs)) if jobs == 0 else (jobs, jobs)
+            runs[self.grid_run(*point)] = dict(self.settings) | self._run(
+                optimizer, chosen[optimizer], (first, last), seed
+            )
+        return runs
+
+    def points(self) -> list[tuple[str, int, int]]:
+        """Optimiser, number of jobs (0 where it grows) and seed of each run of the grid."""
+        return [
+            (optimizer, jobs, seed)
+            for optimizer in self.rates
+            for jobs in (*self.jobs, *((0,) if optimizer in self.growing else ()))
+            for seed in range(self.num_seeds)
+        ]
+
+    def grid_run(self, optimizer: str, jobs: int, seed: int) -> str:
+        return f"paper-{self.name}-{optimizer}-{jobs or 'growing'}-seed{seed}"
+
+    def _run(self, optimizer: str, rate: float, jobs: tuple[int, int], seed: int) -> dict[str, Any]:
+        return {
+            "optimizer": optimizer,
+            "initial_effective_lrate": rate,
+            "final_effective_lrate": rate / self.decay,
+            "num_jobs_initial": jobs[0],
+            "num_jobs_final": jobs[1],
+            "seed": seed,
+        }
+
+
+@dataclass(frozen=True)
+class Study:
+    """All experiments of a configuration.
+
+    Attributes:
+        experiments: by name.
+        turnaround: seconds from one iteration's end to the next one's begin, for times on a cluster.
+    """
+
+    experiments: Mapping[str, Experiment]
+    turnaround: float
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """That of a configuration with the `KEYS`; ``config/paper.yaml`` explains them.
+
+        ``scale`` multiplies the hours of speech, and the examples of an archive, so that iterations are as many.
+
+        Raises:
+            ConfigError: a key is missing or malformed.
+        """
+        try:
+            scale, num_seeds = float(config["scale"]), int(config["seeds"])
+            if not (scale > 0.0 and num_seeds > 0):
+                raise ConfigError("scale and seeds must be above 0")
+            experiments = {}
+            for name, given in config["paper"].items():
+                settings = dict(given["settings"])
+                if "hours" in settings:
+                    settings["hours"] *= scale
+                    settings["samples_per_iter"] = round(settings["samples_per_iter"] * scale)
+                experiments[name] = Experiment(
+                    name=str(name),
+                    settings=settings,
+                    sweep=given["sweep"],
+                    rates={optimizer: tuple(map(float, rates)) for optimizer, rates in given["rates"].items()},
+                    decay=float(given["decay"]),
+                    jobs=tuple(map(int, given["jobs"])),
+                    growing=tuple(given["growing"]),
+                    num_seeds=num_seeds,
+                )
+            return cls(experiments, float(config["turnaround_seconds"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise ConfigError(f"paper: {e!r}; config/paper.yaml shows what is expected") from None
+
+    def runs(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """The runs that can be told already: those of the sweeps, and of each grid whose learning rates are chosen.
+
+        Args:
+            folder: in which `choose` has written what it chose.
+
+        Raises:
+            ConfigError: such a file is damaged.
+        """
+        runs: dict[str, dict[str, Any]] = {}
+        for name, experiment in self.experiments.items():
+            runs |= experiment.sweep_runs()
+            chosen = read_rates(folder / name / "learning_rates.json", experiment)
+            if chosen is not None:
+                runs |= experiment.grid_runs(chosen)
+        return runs
+
+
+def tuning(experiment: Experiment, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What each learning rate of a sweep led to.
+
+    Args:
+        experiment: the sweep's.
+        tables: the metrics of its runs, by name.
+
+    Returns:
+        Columns optimizer, rate, valid_log_probability and train_log_probability of the last model, chosen.
+    """
+    rows: list[dict[str, Any]] = []
+    for optimizer, rates in experiment.rates.items():
+        ends = [tables[experiment.sweep_run(optimizer, rate)].iloc[-1] for rate in rates]
+        best = max(range(len(rates)), key=lambda i, ends=ends: ends[i]["valid_log_probability"])  # type: ignore[misc]
+        for i, (rate, end) in enumerate(zip(rates, ends, strict=True)):
+            scores = {c: float(end[c]) for c in ("valid_log_probability", "train_log_probability")}
+            rows.append({"optimizer": optimizer, "rate": rate} | scores | {"chosen": i == best})
+    return pd.DataFrame(rows)
+
+
+def write_rates(table: pd.DataFrame, path: Path) -> None:
+    """Writes which learning rates were chosen, and among which (JSON).
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    chosen = {
+        str(optimizer): {"candidates": own["rate"].tolist(), "chosen": float(own[own["chosen"]]["rate"].iloc[0])}
+        for optimizer, own in table.groupby("optimizer", sort=False)
+    }
+    write_text(path, json.dumps(chosen, indent=1) + "\n")
+
+
+def read_rates(path: Path, experiment: Experiment) -> dict[str, float] | None:
+    """The learning rates that were chosen; None where that has not been done yet, or among others.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        candidates = {optimizer: tuple(given["candidates"]) for optimizer, given in found.items()}
+        return {o: float(found[o]["chosen"]) for o in found} if candidates == dict(experiment.rates) else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ConfigError(f"{path}: not the learning rates of a sweep ({e}); delete it and run again") from None

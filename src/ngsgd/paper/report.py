@@ -1,0 +1,148 @@
+"""The page that says what held and what did not: every number of it comes out of a file of the workflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ngsgd.data.corpus import CorpusInfo
+from ngsgd.paper.claims import Claim, spread
+from ngsgd.paper.figures import FIGURES, NAMES, OF_OPTIMISERS
+from ngsgd.paper.grid import Experiment
+
+COMMAND = "snakemake {target} --configfile config/paper.yaml"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is told of an experiment.
+
+    Attributes:
+        experiment: the experiment.
+        data: the corpus.
+        claims: with their verdicts.
+        outcome: see `analysis.summary`.
+        speedup: see `analysis.speedups`.
+        tuning: see `grid.tuning`.
+        costs: see `cost.costs`.
+    """
+
+    experiment: Experiment
+    data: CorpusInfo
+    claims: Sequence[Claim]
+    outcome: pd.DataFrame
+    speedup: pd.DataFrame
+    tuning: pd.DataFrame
+    costs: pd.DataFrame
+
+
+def page(findings: Mapping[str, Findings], figures: Path) -> str:
+    """The page, in Markdown.
+
+    Args:
+        findings: of each experiment.
+        figures: the folder of their figures, as seen from the page.
+    """
+    parts = [
+        "# The paper's claims",
+        "Made by `make paper` (`config/paper.yaml`) from the files of its runs; nothing here is typed. The paper: "
+        "Povey, Zhang and Khudanpur, arXiv:1410.7455. Means over the seeds, in brackets least and most.",
+        "| claim | on | held to | found | verdict |\n| --- | --- | --- | --- | --- |\n"
+        + "\n".join(
+            f"| {c.text} | {name} | {c.measure} | {c.evidence} | {'holds' if c.holds else '**does not hold**'} |"
+            for name, f in findings.items()
+            for c in f.claims
+        ),
+    ]
+    for name, f in findings.items():
+        parts += _experiment(name, f, figures / name)
+    return "\n\n".join(parts) + "\n"
+
+
+def _experiment(name: str, f: Findings, figures: Path) -> list[str]:
+    optimizers = [optimizer for optimizer in NAMES if optimizer in f.experiment.rates]
+    names = [*FIGURES[:1], *(f"{kind}-{optimizer}" for kind in OF_OPTIMISERS for optimizer in optimizers), *FIGURES[1:]]
+    frames = f.data.num_frames
+    told = (
+        f"{f.data.num_utterances['train']:,} utterances, {frames['train']:,} frames in {len(f.data.class_counts)} "
+        f"classes; {frames['test']:,} frames for the test. {f.experiment.num_seeds} seeds. "
+        "Beside the default settings: "
+        + ", ".join(f"`{key}: {value}`" for key, value in f.experiment.settings.items())
+        + "."
+    )
+    parts = [f"## {name.capitalize()}", told]
+    parts += [f"![{figure}]({figures}/{figure}.png)" for figure in [*names, "cost"]]
+    folder = f"results/paper/{name}"
+    for title, target, table in (
+        ("What came out", "summary", summary_table(f.outcome)),
+        ("Speed-ups", "speedup", speedup_table(f.speedup)),
+        ("Learning rates", "tuning", tuning_table(f.tuning)),
+        ("Cost of a minibatch", "cost", cost_table(f.costs)),
+    ):
+        parts += [f"### {title}", table, f"`{COMMAND.format(target=f'{folder}/{target}.tsv')}`"]
+    return parts
+
+
+def summary_table(outcome: pd.DataFrame) -> str:
+    """A row for each optimiser and number of jobs."""
+    rows = []
+    for (optimizer, jobs), own in outcome.groupby(["optimizer", "jobs"], sort=False):
+        rows.append(
+            [
+                NAMES[str(optimizer)],
+                f"{jobs}" if jobs else "growing",
+                *(
+                    spread(own[c], ".3f")
+                    for c in ("train_log_probability", "valid_log_probability", "combined", "test_log_probability")
+                ),
+                spread(100.0 * own["error_rate"], ".2f"),
+                spread(own["minutes"], ".1f"),
+            ]
+        )
+    header = ["optimiser", "jobs", "training, last model", "validation, last model", "validation, combination", "test"]
+    return markdown([*header, "words or phones wrong, %", "minutes on N machines"], rows)
+
+
+def speedup_table(speedup: pd.DataFrame) -> str:
+    """A row for each optimiser, number of jobs and share of the way."""
+    rows = [
+        [
+            NAMES[str(optimizer)],
+            f"{jobs}",
+            f"{share:.0%}",
+            spread(own["data_alone"], ".2f"),
+            spread(own["data_per_job"], ".2f"),
+            spread(own["speedup"], ".2f"),
+        ]
+        for (optimizer, jobs, share), own in speedup.groupby(["optimizer", "jobs", "share"], sort=False)
+    ]
+    return markdown(["optimiser", "jobs", "point", "epochs of one job", "epochs of each of N", "speed-up"], rows)
+
+
+def tuning_table(tuning: pd.DataFrame) -> str:
+    """A row for each optimiser: the validation objective at each learning rate, the chosen one in bold."""
+    rates = sorted(tuning["rate"].unique())
+    rows = []
+    for optimizer, own in tuning.groupby("optimizer", sort=False):
+        found = {row.rate: f"{row.valid_log_probability:.3f}" for row in own.itertuples()}
+        best = float(own[own["chosen"]]["rate"].iloc[0])
+        cells = [f"**{found[rate]}**" if rate == best else found.get(rate, "") for rate in rates]
+        rows.append([NAMES[str(optimizer)], *cells])
+    return markdown(["validation, last model", *(f"{rate:g}" for rate in rates)], rows)
+
+
+def cost_table(costs: pd.DataFrame) -> str:
+    """A row for each optimiser."""
+    rows = [
+        [NAMES[str(optimizer)], spread(own["milliseconds"], ".2f"), spread(own["of_sgd"], ".2f")]
+        for optimizer, own in costs.groupby("optimizer", sort=False)
+    ]
+    return markdown(["optimiser", "ms", "of SGD's"], rows)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,136 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ngsgd.paper.analysis import curves, data_needed, level_of, on_grid, reached, speedups
+from ngsgd.paper.claims import claims, spread
+from ngsgd.paper.grid import Experiment
+
+
+def experiment(**changes: object) -> Experiment:
+    given = {
+        "name": "mini",
+        "settings": {"corpus": "digits"},
+        "sweep": {"num_epochs": 1},
+        "rates": {"sgd": (0.01,), "ng-sgd": (0.01, 0.02)},
+        "decay": 10.0,
+        "jobs": (1, 4),
+        "growing": ("ng-sgd",),
+        "num_seeds": 2,
+    }
+    return Experiment(**(given | changes))
+
+
+def course(optimizer: str, jobs: int, seed: int, rate: float, epochs: float = 4.0, offset: float = 0.0) -> pd.DataFrame:
+    """Approaches -1 the faster the higher the rate is."""
+    data = np.linspace(0.0, epochs, 81)
+    objective = -1.0 - 3.0 * np.exp(-rate * data) - offset
+    return pd.DataFrame(
+        {
+            "optimizer": optimizer,
+            "jobs": jobs,
+            "seed": seed,
+            "epochs": data,
+            "epochs_per_job": data / jobs,
+            "minutes": data,
+            "valid_log_probability": objective,
+            "train_log_probability": objective,
+        }
+    )
+
+
+def test_courses_are_by_data_by_job_and_by_time() -> None:
+    table = pd.DataFrame(
+        {
+            "epochs": [0.0, 0.1, 0.5, 0.9],
+            "jobs": pd.array([1, 4, 4, None], dtype="Int64"),
+            "seconds": [10.0, 20.0, 30.0, math.nan],
+            "valid_log_probability": [-4.0, -3.0, -2.0, -1.0],
+            "train_log_probability": [-4.0, -3.0, -2.0, -1.0],
+        }
+    )
+    one = experiment(rates={"sgd": (0.01,)}, jobs=(4,), growing=(), num_seeds=1)
+    found = curves(one, {one.grid_run("sgd", 4, 0): table}, turnaround=2.0)
+    assert found["epochs_per_job"].tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert found["minutes"].tolist() == pytest.approx([0.0, 12 / 60, 34 / 60, 66 / 60])
+
+
+def test_a_level_is_reached_between_two_models() -> None:
+    own = pd.DataFrame({"epochs": [0.0, 1.0, 2.0, 3.0], "objective": [-4.0, -2.0, -1.0, -1.5]})
+    assert reached(own, "objective", -1.5, "epochs") == pytest.approx(1.5)
+    assert reached(own, "objective", -5.0, "epochs") == 0.0
+    assert math.isnan(reached(own, "objective", -0.5, "epochs"))
+
+
+def test_levels_count_from_the_end_of_the_first_epoch() -> None:
+    own = course("sgd", 1, 0, 1.0)
+    first, best = -1.0 - 3.0 * math.exp(-1.0), -1.0 - 3.0 * math.exp(-4.0)
+    assert level_of(own, "valid_log_probability", 0.8) == pytest.approx(first + 0.8 * (best - first))
+
+
+def test_perfect_parallelism_is_a_speedup_by_the_number_of_jobs() -> None:
+    both = [course("ng-sgd", jobs, 0, 1.0) for jobs in (1, 4, 8)]
+    growing = course("ng-sgd", 8, 0, 1.0).assign(jobs=0)
+    found = speedups(pd.concat([*both, growing]))
+    assert found.groupby("jobs")["speedup"].mean().to_dict() == pytest.approx({4: 4.0, 8: 8.0})
+    slower = speedups(pd.concat([both[0], course("ng-sgd", 4, 0, 0.5, epochs=8.0)]))
+    assert slower["speedup"].tolist() == pytest.approx([2.0, 2.0], rel=0.01)
+    never = speedups(pd.concat([both[0], course("ng-sgd", 4, 0, 1.0, offset=0.2)]))
+    assert never[never["share"] == 0.95]["speedup"].isna().all()
+
+
+def test_data_is_compared_at_the_other_ones_end() -> None:
+    pair = [course("sgd", 1, 0, 1.0), course("ng-sgd", 1, 0, 4.0)]
+    assert data_needed(pd.concat(pair), "ng-sgd", "sgd").tolist() == pytest.approx([0.25], rel=0.01)
+    worse = [course("sgd", 1, 0, 1.0), course("ng-sgd", 1, 0, 1.0, offset=0.1)]
+    assert data_needed(pd.concat(worse), "ng-sgd", "sgd").isna().all()
+
+
+def test_seeds_are_compared_at_common_places() -> None:
+    longer = pd.concat([course("sgd", 1, 0, 1.0, epochs=4.0), course("sgd", 1, 1, 1.0, epochs=3.0)])
+    places, values = on_grid(longer, "epochs", "valid_log_probability", 31)
+    assert places[-1] == 3.0
+    assert values.shape == (2, 31)
+    assert np.abs(values[0] - values[1]).max() < 0.002
+
+
+def outcome(sgd_loss: float, ng_loss: float) -> pd.DataFrame:
+    rows = [
+        {
+            "optimizer": optimizer,
+            "jobs": jobs,
+            "seed": 0,
+            "valid_log_probability": value,
+            "train_log_probability": value,
+        }
+        for optimizer, loss in (("sgd", sgd_loss), ("ng-sgd", ng_loss))
+        for jobs, value in ((1, -1.0), (8, -1.0 - loss))
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("rates", "offset", "losses", "verdicts"),
+    [
+        ((4.0, 1.0), 0.0, (0.3, 0.1), [True, True, True, True]),
+        ((1.5, 1.0), 0.0, (0.1, 0.3), [False, True, True, False]),
+        ((4.0, 1.0), 0.2, (0.3, 0.1), [True, False, False, True]),
+    ],
+)
+def test_verdicts(rates: tuple[float, float], offset: float, losses: tuple[float, float], verdicts: list[bool]) -> None:
+    courses = pd.concat(
+        [
+            course("sgd", 1, 0, rates[1]),
+            course("ng-sgd", 1, 0, rates[0]),
+            *(course("ng-sgd", jobs, 0, rates[0], offset=offset) for jobs in (4, 8)),
+        ]
+    )
+    found = claims(courses, speedups(courses), outcome(*losses), pd.DataFrame())
+    assert [claim.holds for claim in found] == verdicts
+
+
+def test_seeds_that_get_nowhere_are_not_left_out() -> None:
+    assert spread(pd.Series([1.0, 3.0]), ".1f") == "2.0 (1.0 – 3.0)"
+    assert spread(pd.Series([1.0, math.nan, 3.0]), ".1f") == "not reached by 1 of 3 seeds"

@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from ngsgd.errors import ConfigError
+from ngsgd.paper.grid import KEYS, Study, read_rates, tuning, write_rates
+from ngsgd.procedure.settings import run_settings
+
+from .test_analysis import experiment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def paper() -> dict:
+    return yaml.safe_load((ROOT / "config/paper.yaml").read_text())
+
+
+def test_the_best_rate_of_each_optimiser_is_chosen(tmp_path: Path) -> None:
+    own, path = experiment(), tmp_path / "rates.json"
+    tables = {
+        own.sweep_run(optimizer, rate): pd.DataFrame(
+            {"valid_log_probability": [0.0, end], "train_log_probability": [0.0, -end]}
+        )
+        for optimizer, rate, end in (("sgd", 0.01, -3.0), ("ng-sgd", 0.01, -2.0), ("ng-sgd", 0.02, -1.0))
+    }
+    table = tuning(own, tables)
+    assert table["chosen"].tolist() == [True, False, True]
+    assert read_rates(path, own) is None
+    write_rates(table, path)
+    assert read_rates(path, own) == {"sgd": 0.01, "ng-sgd": 0.02}
+    # What was chosen among others is not a choice.
+    assert read_rates(path, experiment(rates={"sgd": (0.01, 0.5), "ng-sgd": (0.01, 0.02)})) is None
+    path.write_text('{"sgd": 3}')
+    with pytest.raises(ConfigError, match="not the learning rates of a sweep"):
+        read_rates(path, own)
+
+
+def test_a_grid_has_a_run_for_each_point() -> None:
+    runs = experiment().grid_runs({"sgd": 0.01, "ng-sgd": 0.02})
+    assert len(runs) == 2 * (2 + 3)
+    assert runs["paper-mini-ng-sgd-4-seed1"] == {
+        "corpus": "digits",
+        "optimizer": "ng-sgd",
+        "initial_effective_lrate": 0.02,
+        "final_effective_lrate": 0.002,
+        "num_jobs_initial": 4,
+        "num_jobs_final": 4,
+        "seed": 1,
+    }
+    growing = runs["paper-mini-ng-sgd-growing-seed0"]
+    assert (growing["num_jobs_initial"], growing["num_jobs_final"]) == (1, 4)
+
+
+def test_the_study_of_the_paper_is_one(tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text()) | paper()
+    study = Study.of(config)
+    for name, own in study.experiments.items():
+        write_rates(
+            pd.DataFrame(
+                [{"optimizer": o, "rate": r, "chosen": r == rates[0]} for o, rates in own.rates.items() for r in rates]
+            ),
+            tmp_path / name / "learning_rates.json",
+        )
+    runs = study.runs(tmp_path)
+    settings = {name: value for name, value in config.items() if name not in KEYS} | {"runs": runs}
+    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+    assert run_settings(settings, schema).keys() == runs.keys()
+    # All runs of a seed share their examples.
+    assert len({s.egs_key() for s in run_settings(settings, schema).values()}) == 2 * config["seeds"]
+
+
+def test_a_larger_study_has_as_many_iterations() -> None:
+    one, ten = (Study.of(paper() | {"scale": scale}).experiments["synthetic"].settings for scale in (1, 10))
+    assert ten["hours"] == 10 * one["hours"]
+    assert ten["samples_per_iter"] == 10 * one["samples_per_iter"]
+    assert Study.of(paper() | {"scale": 10}).experiments["digits"] == Study.of(paper()).experiments["digits"]
+
+
+@pytest.mark.parametrize("wrong", [{"scale": 0}, {"seeds": 0}, {"seeds": None}, {"paper": {"x": {}}}, {"paper": []}])
+def test_a_study_that_is_none_is_refused(wrong: dict) -> None:
+    with pytest.raises(ConfigError):
+        Study.of(paper() | wrong)

@@ -1,0 +1,191 @@
+# The paper's claims: a sweep of learning rates, a grid of runs with the best of them, and what these show.
+
+from ngsgd.paper.figures import FIGURES, OF_OPTIMISERS
+from ngsgd.paper.grid import read_rates
+
+
+def rates_of(experiment):
+    """The learning rates that have been chosen for an experiment; None as long as they have not."""
+    return read_rates(PAPER / experiment / "learning_rates.json", STUDY.experiments[experiment])
+
+
+# Without its learning rates the runs of a grid cannot be told: once they are there, the call is made anew.
+CHOSEN = [name for name in STUDY.experiments if rates_of(name) is not None]
+
+
+localrules:
+    choose_rates,
+    paper_tables,
+    paper_figure,
+    paper_figure_of_optimiser,
+    paper_page,
+    paper,
+
+
+wildcard_constraints:
+    experiment="|".join(map(re.escape, STUDY.experiments)),
+    figure="|".join(FIGURES),
+    kind="|".join(OF_OPTIMISERS),
+    optimizer="ng-sgd-simple|ng-sgd|sgd",
+
+
+def metrics_of_sweep(wildcards):
+    return metrics_of(STUDY.experiments[wildcards.experiment].sweep_runs())
+
+
+def metrics_of_grid(wildcards):
+    return metrics_of(grid_of(wildcards.experiment))
+
+
+def ends_of_grid(wildcards):
+    return [
+        f"results/{name}/{file}.json"
+        for name in grid_of(wildcards.experiment)
+        for file in ("combination", "evaluation")
+    ]
+
+
+def grid_of(experiment):
+    """The names of the runs of an experiment's grid."""
+    return list(STUDY.experiments[experiment].grid_runs(rates_of(experiment)))
+
+
+def metrics_of(runs):
+    for name in runs:
+        PLANS.of(name)
+    return [f"results/{name}/metrics.tsv" for name in runs]
+
+
+def table_of_figure(wildcards):
+    table = {"optimisers": "curves", "averaging": "summary", "rates": "tuning"}.get(wildcards.figure, wildcards.figure)
+    return f"results/paper/{wildcards.experiment}/{table}.tsv"
+
+
+def figures_of(experiment):
+    """The names of the figures of an experiment."""
+    optimizers = STUDY.experiments[experiment].rates
+    of_optimisers = [f"{kind}-{optimizer}" for kind in OF_OPTIMISERS for optimizer in optimizers]
+    return [*FIGURES, "cost", *of_optimisers]
+
+
+rule choose_rates:
+    input:
+        metrics_of_sweep,
+    output:
+        rates="results/paper/{experiment}/learning_rates.json",
+        table="results/paper/{experiment}/tuning.tsv",
+    log:
+        "results/paper/logs/{experiment}.choose_rates.log",
+    conda:
+        "../envs/ngsgd.yaml"
+    params:
+        experiment=lambda wildcards: STUDY.experiments[wildcards.experiment],
+    script:
+        "../scripts/choose_rates.py"
+
+
+rule paper_tables:
+    input:
+        ends_of_grid,
+        metrics=metrics_of_grid,
+    output:
+        curves="results/paper/{experiment}/curves.tsv",
+        speedup="results/paper/{experiment}/speedup.tsv",
+        summary="results/paper/{experiment}/summary.tsv",
+    log:
+        "results/paper/logs/{experiment}.tables.log",
+    conda:
+        "../envs/ngsgd.yaml"
+    params:
+        experiment=lambda wildcards: STUDY.experiments[wildcards.experiment],
+        turnaround=STUDY.turnaround,
+    script:
+        "../scripts/paper_tables.py"
+
+
+rule paper_cost:
+    input:
+        lambda wildcards: f"results/{grid_of(wildcards.experiment)[0]}/final.safetensors",
+    output:
+        "results/paper/{experiment}/cost.tsv",
+    log:
+        "results/paper/logs/{experiment}.cost.log",
+    conda:
+        "../envs/ngsgd.yaml"
+    # Alone on this machine.
+    threads: workflow.cores or 1
+    params:
+        run=lambda wildcards: f"results/{grid_of(wildcards.experiment)[0]}",
+        optimizers=lambda wildcards: list(STUDY.experiments[wildcards.experiment].rates),
+    script:
+        "../scripts/paper_cost.py"
+
+
+rule paper_figure:
+    input:
+        table_of_figure,
+    output:
+        png="results/paper/{experiment}/{figure}.png",
+        pdf="results/paper/{experiment}/{figure}.pdf",
+    log:
+        "results/paper/logs/{experiment}.{figure}.log",
+    wildcard_constraints:
+        figure="|".join([*FIGURES, "cost"]),
+    conda:
+        "../envs/ngsgd.yaml"
+    script:
+        "../scripts/paper_figure.py"
+
+
+rule paper_figure_of_optimiser:
+    input:
+        "results/paper/{experiment}/curves.tsv",
+    output:
+        png="results/paper/{experiment}/{kind}-{optimizer}.png",
+        pdf="results/paper/{experiment}/{kind}-{optimizer}.pdf",
+    log:
+        "results/paper/logs/{experiment}.{kind}-{optimizer}.log",
+    conda:
+        "../envs/ngsgd.yaml"
+    script:
+        "../scripts/paper_figure.py"
+
+
+rule paper_page:
+    input:
+        [
+            f"results/paper/{experiment}/{table}.tsv"
+            for experiment in STUDY.experiments
+            for table in ("curves", "speedup", "summary", "tuning", "cost")
+        ],
+        infos=lambda wildcards: [f"{RUNS[grid_of(name)[0]].data}/corpus.json" for name in STUDY.experiments],
+    output:
+        "results/results.md",
+    log:
+        "results/paper/logs/page.log",
+    conda:
+        "../envs/ngsgd.yaml"
+    params:
+        study=STUDY,
+    script:
+        "../scripts/paper_page.py"
+
+
+def go_on():
+    """Makes the call anew, if learning rates have been chosen that it did not know."""
+    if CHOSEN != [name for name in STUDY.experiments if rates_of(name) is not None]:
+        print("The learning rates are chosen: going on with the grid.", file=sys.stderr)
+        # At the very end, when this call has put everything away.
+        atexit.register(os.execv, sys.executable, sys.orig_argv)
+
+
+rule paper:
+    input:
+        expand("results/paper/{experiment}/learning_rates.json", experiment=STUDY.experiments),
+        [
+            f"results/paper/{experiment}/{figure}.{suffix}"
+            for experiment in CHOSEN
+            for figure in figures_of(experiment)
+            for suffix in ("png", "pdf")
+        ],
+        ["results/results.md"] if len(CHOSEN) == len(STUDY.experiments) else [],

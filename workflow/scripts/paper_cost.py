@@ -1,0 +1,9 @@
+from ngsgd.faces.program import program
+from ngsgd.files import whole
+from ngsgd.paper.cost import costs
+from ngsgd.procedure.run import Run
+
+with program(snakemake.log[0]):
+    table = costs(Run.open(snakemake.params.run), snakemake.params.optimizers)
+    with whole(snakemake.output[0]) as temporary:
+        table.to_csv(temporary, sep="\t", index=False)
