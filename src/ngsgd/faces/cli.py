@@ -63,7 +63,9 @@ def _average(arguments: argparse.Namespace) -> None:
     lost = settle(jobs, outputs, run.ledger, arguments.min_jobs or None)
     made = [output for job, output in zip(jobs, outputs, strict=True) if job.job not in lost]
     gap = run.settings.max_log_probability_gap
-    end_iteration(made, run.model(x), gap, run.model(x + 1), run.report(x + 1), lost)
+    step = run.settings.outer_step()
+    momenta = (run.momentum(x), run.momentum(x + 1)) if step.momentum else None
+    end_iteration(made, run.model(x), gap, run.model(x + 1), run.report(x + 1), lost, step, momenta)
     reporter.done()
     _prune(run, arguments, needed=[x + 1])
 

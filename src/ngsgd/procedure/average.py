@@ -12,6 +12,7 @@ import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,13 @@ from ngsgd.errors import ModelError, TrainingError
 from ngsgd.files import write_text
 from ngsgd.network.storage import Arrays, Header, Rows, opened_model, read_header, read_model, write_model
 from ngsgd.procedure.losses import LOST
+from ngsgd.procedure.outer import OuterStep, job_weights, read_momentum, stepped, write_momentum
 from ngsgd.procedure.plan import AVERAGE
 
 BLOCK = 1 << 16  # numbers of each model that are summed up at a time
 RECORD = {"iteration", "job", "action", "frames", "log_probability", "max_change_share", "failure"}
+
+AVERAGING = OuterStep()
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +40,13 @@ def end_iteration(
     output: str | os.PathLike[str],
     report: str | os.PathLike[str],
     lost: Mapping[int, str] | None = None,
+    step: OuterStep = AVERAGING,
+    momenta: tuple[Path, Path] | None = None,
 ) -> None:
     """Makes the next model from those of an iteration's jobs, as their plan's action says, and a report of it.
+
+    An outer step is made where models are averaged; after an iteration of which the best model was taken its momentum
+    is 0.
 
     Args:
         jobs: the jobs' models, in the order of the jobs, without those that are lost.
@@ -47,6 +56,8 @@ def end_iteration(
         output: where the next model is to be written.
         report: where the iteration's report (JSON) is to be written.
         lost: for the number of each lost job the reason.
+        step: what is made of the average.
+        momenta: the files of V_{t-1} and V_t, where the step has a momentum.
 
     Raises:
         ModelError: a model cannot be read, or is not one of this iteration.
@@ -75,7 +86,10 @@ def end_iteration(
             )
         if action != AVERAGE:
             used = [max(used, key=lambda i: (records[i]["log_probability"], -i))]
-        arrays = average_arrays([jobs[i] for i in used])
+        weights = job_weights(step.weights, [records[i]["frames"] for i in used])
+        arrays = average_arrays([jobs[i] for i in used], weights)
+        if weights and not math.isclose(missing := 1.0 - sum(weights), 0.0, abs_tol=1e-12):
+            arrays = {name: array + array.dtype.type(missing) * before_arrays[name] for name, array in arrays.items()}
         # What is not finite in one model is not in the average: each needs to be looked at only then.
         if all(np.isfinite(array).all() for array in arrays.values()):
             break
@@ -96,6 +110,15 @@ def end_iteration(
         entry[LOST] = sorted(lost)
     history = {"iterations": [*past, entry]}
     header = Header(format=headers[0]["format"], architecture=headers[0]["architecture"], history=history)
+    if action == AVERAGE and not step.is_average:
+        velocity: Arrays = {}
+        if momenta and past and past[-1]["action"] == AVERAGE:
+            velocity = read_momentum(momenta[0], before, before_header)
+        arrays, velocity = stepped(before_arrays, arrays, velocity, step)
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise TrainingError(f"iteration {iteration}: the model is not finite; lower outer_lrate or outer_momentum")
+        if momenta:  # before the model: one that is there has its momentum
+            write_momentum(momenta[1], velocity, header)
     summary = entry | {
         "relative_change": _relative_changes(before_arrays, arrays),
         "records": [record | {"left_out": reason} for record, reason in zip(records, reasons, strict=True)],
@@ -132,7 +155,7 @@ def _not_finite(path: str | os.PathLike[str]) -> str | None:
     return next((f"{name} is not finite" for name, a in read_model(path)[0].items() if not np.isfinite(a).all()), None)
 
 
-def average_arrays(paths: Sequence[str | os.PathLike[str]]) -> Arrays:
+def average_arrays(paths: Sequence[str | os.PathLike[str]], weights: Sequence[float] | None = None) -> Arrays:
     """The mean of all arrays (parameters and running statistics) of models of one architecture; see `mean`.
 
     Each model is read once, and beside the mean there is never more than a block of each in memory.
@@ -141,11 +164,11 @@ def average_arrays(paths: Sequence[str | os.PathLike[str]]) -> Arrays:
         ModelError: a model cannot be read, or its arrays are not those of the first.
     """
     with contextlib.ExitStack() as stack:
-        return mean([(os.fspath(path), stack.enter_context(opened_model(path))) for path in paths])
+        return mean([(os.fspath(path), stack.enter_context(opened_model(path))) for path in paths], weights)
 
 
-def mean(models: Sequence[tuple[str, Mapping[str, Rows]]]) -> Arrays:
-    """The mean of models' arrays, each given with its name.
+def mean(models: Sequence[tuple[str, Mapping[str, Rows]]], weights: Sequence[float] | None = None) -> Arrays:
+    """The mean of models' arrays, each given with its name, or their sum with weights.
 
     Sums are taken in double precision in the order of the models, so that the same ones give the same bytes, and block
     by block, of all models at once: a block's sum stays in the processor's cache.
@@ -166,11 +189,14 @@ def mean(models: Sequence[tuple[str, Mapping[str, Rows]]]) -> Arrays:
             wanted = slice(begin, min(begin + rows, shape[0]))
             block = first[key][wanted]
             total = block.astype(np.float64)
-            for _, arrays in models[1:]:
-                total += arrays[key][wanted]
+            if weights:
+                total *= weights[0]
+            for i, (_, arrays) in enumerate(models[1:], start=1):
+                other = arrays[key][wanted]
+                total += weights[i] * other.astype(np.float64) if weights else other
             if mean_array is None:
                 mean_array = made[key] = np.empty(shape, block.dtype)
-            mean_array[wanted] = total / len(models)
+            mean_array[wanted] = total if weights else total / len(models)
     return made
 
 

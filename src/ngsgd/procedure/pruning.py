@@ -43,6 +43,7 @@ def prune(run: Run, plan: Sequence[Job], keeping: Keeping, needed: Collection[in
             if not run.pruned.exists():
                 write_text(run.pruned, "Models have been removed here, as the configuration says.\n")
             run.model(x).unlink(missing_ok=True)
+            run.momentum(x).unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> list[Path]:

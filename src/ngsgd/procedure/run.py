@@ -110,6 +110,10 @@ class Run:
         """The model from which iteration x starts."""
         return self.folder / "models" / f"{x}.safetensors"
 
+    def momentum(self, x: int) -> Path:
+        """The momentum of the outer step that led to model x."""
+        return self.folder / "momenta" / f"{x}.safetensors"
+
     def job(self, iteration: int, job: int) -> Path:
         """The model of one training job, which counts from 1."""
         return self.folder / "jobs" / f"{iteration}.{job}.safetensors"

@@ -17,6 +17,7 @@ from ngsgd.errors import ConfigError
 from ngsgd.files import digest, file_stamp, find, named_files
 from ngsgd.network.splices import Splices, context, parse_splice_indexes
 from ngsgd.procedure.execution import OF_THE_CALL
+from ngsgd.procedure.outer import OuterStep
 
 if TYPE_CHECKING:
     from ngsgd.network.topology import HiddenLayers, Nonlinearity
@@ -98,6 +99,11 @@ class Settings:
     realign_times: list[float]
     max_log_probability_gap: float
     max_models_combine: int
+    job_weights: Literal["equal", "frames", "rescaled"]
+    outer_lrate: float
+    outer_momentum: float
+    outer_nesterov: bool
+    outer_trust_region: float | None
     graph: str | None
     beam: float
     max_active: int
@@ -107,6 +113,12 @@ class Settings:
     device: str
     precision: Precision
     seed: int
+
+    def outer_step(self) -> OuterStep:
+        """What is made of the average of an iteration's jobs."""
+        return OuterStep(
+            self.outer_lrate, self.outer_momentum, self.outer_nesterov, self.outer_trust_region, self.job_weights
+        )
 
     def splices(self) -> Splices:
         return parse_splice_indexes(self.splice_indexes)
@@ -334,6 +346,8 @@ def _check_together(s: Settings, where: str) -> None:
                 refuse(f"corpus: lhotse needs {side}_cuts, or {side}_recordings and {side}_supervisions")
         if (s.label_array is None) == (s.alignment_symbols is None):
             refuse("corpus: lhotse needs label_array or alignment_symbols, and not both")
+    if s.outer_nesterov and not s.outer_momentum:
+        refuse("outer_nesterov: without an outer_momentum there is none of Nesterov's")
     if s.precision == "tf32" and not s.device.startswith("cuda"):
         refuse("precision: tf32 is a way in which GPUs multiply; it needs device: cuda")
     if s.graph is not None and s.corpus != "kaldi":
