@@ -318,6 +318,17 @@ def test_the_final_model_has_the_priors_of_its_posteriors(workplace: Path, setti
     assert model.history["combination"]["candidates"] == 2
 
 
+def test_the_final_model_may_be_a_moving_average(workplace: Path, settings) -> None:
+    models = course(workplace, settings, 3)
+    final, report, name = workplace / "final.safetensors", workplace / "c.json", "components.output_affine.weight"
+    valid, prior = workplace / "valid.npy", workplace / "prior.npy"
+    combine(models, valid, prior, settings.context(), 1, final, report, decay=0.5)
+    first, second, third = (read_model(path)[0][name].astype(np.float64) for path in models)
+    expected = (third + 0.5 * second + 0.25 * first) / 1.75
+    assert read_model(final)[0][name] == pytest.approx(expected, abs=1e-6)
+    assert list(json.loads(report.read_text())["valid_log_probability"]) == ["3"]
+
+
 def test_rescaling_changes_parameters_and_no_output(workplace: Path, settings) -> None:
     model = load_model(course(workplace, settings, 1)[0]).eval()
     x = torch.randn(20, DIM)

@@ -17,4 +17,5 @@ with program(snakemake.log[0]):
         run.combination,
         run.diagnostic_labels(plan[-1].alignment, "valid"),
         read_info(run.data).transition_model,
+        run.settings.combination_decay,
     )

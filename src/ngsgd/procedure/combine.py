@@ -6,6 +6,9 @@ the candidates are the averages of the last 1, 2, 3, ... M models, the choice is
 since the last model and the plain average of all are among them, the final one is on these examples at least as
 good as both. One number is chosen, from M that differ little from one to the next, so that there is next to nothing
 to overfit; ``docs/combination.md`` has the measurements.
+
+Where a decay is given the final model is an exponential moving average instead (arXiv:1703.01024), of which nothing is
+chosen.
 """
 
 from __future__ import annotations
@@ -40,10 +43,17 @@ def suffix_lengths(num_models: int) -> list[int]:
     return [1, *(-(-num_models * g // groups) for g in range(1, groups + 1))]
 
 
-def _averages(paths: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[int, Arrays]]:
-    """The candidates, made one from the other: only a sum and one model are in memory."""
-    lengths = set(suffix_lengths(len(paths)))
+def _averages(paths: Sequence[str | os.PathLike[str]], decay: float | None) -> Iterator[tuple[int, Arrays]]:
+    """The candidates, made one from the other: only a sum and one model are in memory.
+
+    Args:
+        paths: of the models.
+        decay: weight of a model relative to the next one's in the only candidate, which is made of all; None for
+            averages of the last ones.
+    """
+    lengths = set(suffix_lengths(len(paths))) if decay is None else {len(paths)}
     sums: Arrays = {}
+    weight, weights = 1.0, 0.0
     for count, path in enumerate(reversed(paths), start=1):
         arrays, _ = read_model(path)
         if not sums:
@@ -51,10 +61,12 @@ def _averages(paths: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[int, Ar
         elif {n: a.shape for n, a in arrays.items()} != {n: a.shape for n, a in sums.items()}:
             raise ModelError(f"{os.fspath(path)}: its arrays are not those of {os.fspath(paths[-1])}")
         else:
+            weight *= 1.0 if decay is None else decay
             for name, array in arrays.items():
-                sums[name] += array
+                sums[name] += weight * array.astype(np.float64)
+        weights += weight
         if count in lengths:
-            yield count, {name: (total / count).astype(arrays[name].dtype) for name, total in sums.items()}
+            yield count, {name: (total / weights).astype(arrays[name].dtype) for name, total in sums.items()}
 
 
 def combine(
@@ -67,6 +79,7 @@ def combine(
     report: str | os.PathLike[str],
     valid_labels: str | os.PathLike[str] | None = None,
     transition_model: str | None = None,
+    decay: float | None = None,
 ) -> None:
     """Chooses the final model, rescales its layers, gives it priors and writes it.
 
@@ -80,6 +93,7 @@ def combine(
         report: where what was tried is to be written (JSON).
         valid_labels: file with the validation frames' labels, where they are not the archive's own.
         transition_model: of Kaldi's pdf-ids, which goes into the model's history, so that it can go back to Kaldi.
+        decay: of the moving average of all models that the final one is to be; None for the best average.
 
     Raises:
         ModelError: a model cannot be read, or is of another architecture.
@@ -90,7 +104,7 @@ def combine(
     examples = open_archive(valid, valid_labels)
     tried: dict[int, float] = {}
     chosen, best = 0, Arrays()
-    for count, arrays in _averages(models):
+    for count, arrays in _averages(models, decay):
         _set(model, arrays)
         tried[count] = score(model, examples, context, os.fspath(valid)).log_probability
         # Of two that are as good, the longer average: it is the steadier one.

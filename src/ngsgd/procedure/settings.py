@@ -99,6 +99,7 @@ class Settings:
     realign_times: list[float]
     max_log_probability_gap: float
     max_models_combine: int
+    combination_decay: float | None
     job_weights: Literal["equal", "frames", "rescaled"]
     outer_lrate: float
     outer_momentum: float
@@ -247,7 +248,7 @@ _OTHER_SETTINGS = ("num_splits", "graph", "beam", "max_active", "min_lmwt", "max
 # Settings of what is done with the models of training, not of themselves.
 _SCORING_SETTINGS = ("num_valid_frames", "num_train_subset_frames")
 # Settings of where training ends, and of what is made of its last models.
-_ENDING_SETTINGS = ("extra_epochs", "num_prior_frames", "max_models_combine")
+_ENDING_SETTINGS = ("extra_epochs", "num_prior_frames", "max_models_combine", "combination_decay")
 
 
 def run_settings(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Settings]:
