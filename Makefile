@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env run test test-all bench paper clean
+.PHONY: env run test test-all bench paper outer clean
 
 env: .venv/.ready
 
@@ -29,12 +29,18 @@ bench: env
 		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/$$benchmark.py || exit 1; done
 	$(BIN)/python benchmarks/page.py
 
-# Hours: config/paper.yaml says how large it is.
+# Hours: config/paper.yaml and config/outer.yaml say how large they are.
 paper: env
 	$(BIN)/snakemake paper --configfile config/paper.yaml
-	cp results/results.md docs/results.md
+	cp results/digits-synthetic.md docs/results.md
 	for experiment in digits synthetic; do \
 		mkdir -p docs/paper/$$experiment && cp results/paper/$$experiment/*.png docs/paper/$$experiment/ || exit 1; done
+
+outer: env
+	$(BIN)/snakemake paper --configfile config/outer.yaml
+	mkdir -p docs/paper/outer
+	cp results/outer.md docs/outer.md
+	cp results/paper/outer/*.png docs/paper/outer/
 
 clean:
 	rm -rf .venv results .snakemake

@@ -14,6 +14,7 @@ def experiment(**changes: object) -> Experiment:
         "name": "mini",
         "settings": {"corpus": "digits"},
         "sweep": {"num_epochs": 1},
+        "methods": {},
         "rates": {"sgd": (0.01,), "ng-sgd": (0.01, 0.02)},
         "decay": 10.0,
         "jobs": (1, 4),
@@ -23,13 +24,13 @@ def experiment(**changes: object) -> Experiment:
     return Experiment(**(given | changes))
 
 
-def course(optimizer: str, jobs: int, seed: int, rate: float, epochs: float = 4.0, offset: float = 0.0) -> pd.DataFrame:
+def course(method: str, jobs: int, seed: int, rate: float, epochs: float = 4.0, offset: float = 0.0) -> pd.DataFrame:
     """Approaches -1 the faster the higher the rate is."""
     data = np.linspace(0.0, epochs, 81)
     objective = -1.0 - 3.0 * np.exp(-rate * data) - offset
     return pd.DataFrame(
         {
-            "optimizer": optimizer,
+            "method": method,
             "jobs": jobs,
             "seed": seed,
             "epochs": data,
@@ -99,13 +100,13 @@ def test_seeds_are_compared_at_common_places() -> None:
 def outcome(sgd_loss: float, ng_loss: float) -> pd.DataFrame:
     rows = [
         {
-            "optimizer": optimizer,
+            "method": method,
             "jobs": jobs,
             "seed": 0,
             "valid_log_probability": value,
             "train_log_probability": value,
         }
-        for optimizer, loss in (("sgd", sgd_loss), ("ng-sgd", ng_loss))
+        for method, loss in (("sgd", sgd_loss), ("ng-sgd", ng_loss))
         for jobs, value in ((1, -1.0), (8, -1.0 - loss))
     ]
     return pd.DataFrame(rows)
@@ -134,3 +135,16 @@ def test_verdicts(rates: tuple[float, float], offset: float, losses: tuple[float
 def test_seeds_that_get_nowhere_are_not_left_out() -> None:
     assert spread(pd.Series([1.0, 3.0]), ".1f") == "2.0 (1.0 – 3.0)"
     assert spread(pd.Series([1.0, math.nan, 3.0]), ".1f") == "not reached by 1 of 3 seeds"
+
+
+def test_what_averaging_loses_is_won_back() -> None:
+    rows = [
+        {"method": method, "jobs": jobs, "seed": 0, "combined": value}
+        for method, values in (("average", (-1.0, -1.4)), ("much", (-1.0, -1.1)), ("little", (-1.0, -1.3)))
+        for jobs, value in zip((1, 8), values, strict=True)
+    ]
+    found = claims(pd.DataFrame(), pd.DataFrame(), pd.DataFrame(rows), None)
+    assert [(claim.text.split()[0], claim.evidence, claim.holds) for claim in found] == [
+        ("much", "+0.300 of 0.400 nats a frame", True),
+        ("little", "+0.100 of 0.400 nats a frame", False),
+    ]

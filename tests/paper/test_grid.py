@@ -59,7 +59,7 @@ def test_the_study_of_the_paper_is_one(tmp_path: Path) -> None:
     for name, own in study.experiments.items():
         write_rates(
             pd.DataFrame(
-                [{"optimizer": o, "rate": r, "chosen": r == rates[0]} for o, rates in own.rates.items() for r in rates]
+                [{"method": o, "rate": r, "chosen": r == rates[0]} for o, rates in own.rates.items() for r in rates]
             ),
             tmp_path / name / "learning_rates.json",
         )
@@ -69,6 +69,23 @@ def test_the_study_of_the_paper_is_one(tmp_path: Path) -> None:
     assert run_settings(settings, schema).keys() == runs.keys()
     # All runs of a seed share their examples.
     assert len({s.egs_key() for s in run_settings(settings, schema).values()}) == 2 * config["seeds"]
+
+
+def test_methods_may_have_settings_of_their_own() -> None:
+    own = experiment(methods={"heavy": {"optimizer": "ng-sgd", "outer_momentum": 0.9}}, rates={"heavy": (0.01,)})
+    runs = own.grid_runs({"heavy": 0.01})
+    assert {(run["optimizer"], run["outer_momentum"]) for run in runs.values()} == {("ng-sgd", 0.9)}
+
+
+@pytest.mark.parametrize("name", ["paper", "outer"])
+def test_the_studies_of_the_project_are_some(name: str) -> None:
+    config = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
+    defaults = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+    for own in Study.of(config).experiments.values():
+        runs = own.sweep_runs() | own.grid_runs({method: rates[0] for method, rates in own.rates.items()})
+        rest = {key: value for key, value in config.items() if key not in KEYS}
+        assert len(run_settings(defaults | rest | {"runs": runs}, schema)) == len(runs)
 
 
 def test_a_larger_study_has_as_many_iterations() -> None:

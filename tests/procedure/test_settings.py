@@ -116,3 +116,12 @@ def test_a_run_survives_its_file(make_settings, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text('{"settings": {"seed": 1}}')
     with pytest.raises(ConfigError, match=r"settings\.json: not the settings of a run"):
         Run.open(tmp_path)
+
+
+def test_settings_that_came_later_change_nothing_where_they_are_as_it_was_done_before(make_settings) -> None:
+    """Or a new version would make all models of a run anew."""
+    settings = make_settings()
+    assert "outer_momentum" not in settings.of_training()
+    assert "combination_decay" not in settings.of_ending()
+    assert make_settings(outer_momentum=0.5).of_training()["outer_momentum"] == 0.5
+    assert make_settings(combination_decay=0.5).of_ending()["combination_decay"] == 0.5

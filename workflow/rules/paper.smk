@@ -1,6 +1,6 @@
 # The paper's claims: a sweep of learning rates, a grid of runs with the best of them, and what these show.
 
-from ngsgd.paper.figures import FIGURES, OF_OPTIMISERS
+from ngsgd.paper.figures import figures_of
 from ngsgd.paper.grid import read_rates
 
 
@@ -8,6 +8,9 @@ def rates_of(experiment):
     """The learning rates that have been chosen for an experiment; None as long as they have not."""
     return read_rates(PAPER / experiment / "learning_rates.json", STUDY.experiments[experiment])
 
+
+# After what it is about, so that several studies may share the folder.
+PAGE = f"results/{'-'.join(STUDY.experiments)}.md"
 
 # Without its learning rates the runs of a grid cannot be told: once they are there, the call is made anew.
 CHOSEN = [name for name in STUDY.experiments if rates_of(name) is not None]
@@ -17,16 +20,13 @@ localrules:
     choose_rates,
     paper_tables,
     paper_figure,
-    paper_figure_of_optimiser,
     paper_page,
     paper,
 
 
 wildcard_constraints:
     experiment="|".join(map(re.escape, STUDY.experiments)),
-    figure="|".join(FIGURES),
-    kind="|".join(OF_OPTIMISERS),
-    optimizer="ng-sgd-simple|ng-sgd|sgd",
+    figure="|".join(re.escape(name) for experiment in STUDY.experiments.values() for name in figures_of(experiment)),
 
 
 def metrics_of_sweep(wildcards):
@@ -57,15 +57,13 @@ def metrics_of(runs):
 
 
 def table_of_figure(wildcards):
-    table = {"optimisers": "curves", "averaging": "summary", "rates": "tuning"}.get(wildcards.figure, wildcards.figure)
+    table = figures_of(STUDY.experiments[wildcards.experiment])[wildcards.figure]
     return f"results/paper/{wildcards.experiment}/{table}.tsv"
 
 
-def figures_of(experiment):
-    """The names of the figures of an experiment."""
-    optimizers = STUDY.experiments[experiment].rates
-    of_optimisers = [f"{kind}-{optimizer}" for kind in OF_OPTIMISERS for optimizer in optimizers]
-    return [*FIGURES, "cost", *of_optimisers]
+def tables_of(experiment):
+    """The names of an experiment's tables."""
+    return ["curves", "speedup", "summary", "tuning", *([] if experiment.methods else ["cost"])]
 
 
 rule choose_rates:
@@ -129,22 +127,6 @@ rule paper_figure:
         pdf="results/paper/{experiment}/{figure}.pdf",
     log:
         "results/paper/logs/{experiment}.{figure}.log",
-    wildcard_constraints:
-        figure="|".join([*FIGURES, "cost"]),
-    conda:
-        "../envs/ngsgd.yaml"
-    script:
-        "../scripts/paper_figure.py"
-
-
-rule paper_figure_of_optimiser:
-    input:
-        "results/paper/{experiment}/curves.tsv",
-    output:
-        png="results/paper/{experiment}/{kind}-{optimizer}.png",
-        pdf="results/paper/{experiment}/{kind}-{optimizer}.pdf",
-    log:
-        "results/paper/logs/{experiment}.{kind}-{optimizer}.log",
     conda:
         "../envs/ngsgd.yaml"
     script:
@@ -156,11 +138,11 @@ rule paper_page:
         [
             f"results/paper/{experiment}/{table}.tsv"
             for experiment in STUDY.experiments
-            for table in ("curves", "speedup", "summary", "tuning", "cost")
+            for table in tables_of(STUDY.experiments[experiment])
         ],
         infos=lambda wildcards: [f"{RUNS[grid_of(name)[0]].data}/corpus.json" for name in STUDY.experiments],
     output:
-        "results/results.md",
+        PAGE,
     log:
         "results/paper/logs/page.log",
     conda:
@@ -185,7 +167,7 @@ rule paper:
         [
             f"results/paper/{experiment}/{figure}.{suffix}"
             for experiment in CHOSEN
-            for figure in figures_of(experiment)
+            for figure in figures_of(STUDY.experiments[experiment])
             for suffix in ("png", "pdf")
         ],
-        ["results/results.md"] if len(CHOSEN) == len(STUDY.experiments) else [],
+        [PAGE] if len(CHOSEN) == len(STUDY.experiments) else [],

@@ -14,11 +14,12 @@ with program(snakemake.log[0]):
         tables = {
             table: pd.read_csv(f"results/paper/{name}/{table}.tsv", sep="\t")
             for table in ("curves", "speedup", "summary", "tuning", "cost")
+            if table != "cost" or not experiment.methods
         }
         findings[name] = Findings(
             experiment,
             read_info(Path(info).parent),
-            claims(*(tables[table] for table in ("curves", "speedup", "summary", "cost"))),
-            *(tables[table] for table in ("summary", "speedup", "tuning", "cost")),
+            claims(*(tables.get(table) for table in ("curves", "speedup", "summary", "cost"))),
+            *(tables.get(table) for table in ("summary", "speedup", "tuning", "cost")),
         )
     write_text(snakemake.output[0], page(findings, Path("paper")))

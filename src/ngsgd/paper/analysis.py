@@ -38,20 +38,20 @@ def curves(experiment: Experiment, tables: Mapping[str, pd.DataFrame], turnaroun
         turnaround: seconds from one iteration's end to the next one's begin.
 
     Returns:
-        A row for each model. Columns optimizer, jobs (0 where it grows), seed, epochs: data processed by all jobs;
+        A row for each model. Columns method, jobs (0 where it grows), seed, epochs: data processed by all jobs;
         epochs_per_job: by a single one; minutes: on a cluster with a machine for each job, the slowest job, the
         averaging and the turn-around of each iteration summed up; valid_log_probability, train_log_probability.
     """
     parts = []
-    for optimizer, jobs, seed in experiment.points():
-        table = tables[experiment.grid_run(optimizer, jobs, seed)]
+    for method, jobs, seed in experiment.points():
+        table = tables[experiment.grid_run(method, jobs, seed)]
         epochs = table["epochs"].to_numpy(np.float64)
         share = np.diff(epochs) / table["jobs"].to_numpy(np.float64, na_value=np.nan)[:-1]
         seconds = table["seconds"].to_numpy(np.float64)[:-1] + turnaround
         parts.append(
             pd.DataFrame(
                 {
-                    "optimizer": optimizer,
+                    "method": method,
                     "jobs": jobs,
                     "seed": seed,
                     "epochs": epochs,
@@ -100,13 +100,13 @@ def speedups(courses: pd.DataFrame) -> pd.DataFrame:
         courses: as `curves` gives them; jobs that are constant over a run only.
 
     Returns:
-        A row for each optimiser, number of jobs above 1, seed and one of `SHARES`. Columns optimizer, jobs, share,
+        A row for each optimiser, number of jobs above 1, seed and one of `SHARES`. Columns method, jobs, share,
         seed, level: log-probability; data_alone, data_per_job: epochs; speedup: their ratio, NaN where the level is
         never reached.
     """
     objective = OBJECTIVES["valid"]
     rows = []
-    for (optimizer, seed), own in courses.groupby(["optimizer", "seed"], sort=False):
+    for (method, seed), own in courses.groupby(["method", "seed"], sort=False):
         alone = own[own["jobs"] == 1]
         for jobs in sorted(set(own["jobs"]) - {0, 1}):
             for share in SHARES:
@@ -115,7 +115,7 @@ def speedups(courses: pd.DataFrame) -> pd.DataFrame:
                 per_job = reached(own[own["jobs"] == jobs], objective, level, "epochs_per_job")
                 rows.append(
                     {
-                        "optimizer": optimizer,
+                        "method": method,
                         "jobs": jobs,
                         "share": share,
                         "seed": seed,
@@ -128,7 +128,7 @@ def speedups(courses: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def data_needed(courses: pd.DataFrame, optimizer: str, reference: str) -> pd.Series:
+def data_needed(courses: pd.DataFrame, method: str, reference: str) -> pd.Series:
     """The share of its data that an optimiser needs, with one job, to get where another one's training objective ends.
 
     Returns:
@@ -136,8 +136,8 @@ def data_needed(courses: pd.DataFrame, optimizer: str, reference: str) -> pd.Ser
     """
     alone = courses[courses["jobs"] == 1]
     found = {}
-    for seed, own in alone[alone["optimizer"] == optimizer].groupby("seed"):
-        other = alone[(alone["optimizer"] == reference) & (alone["seed"] == seed)]
+    for seed, own in alone[alone["method"] == method].groupby("seed"):
+        other = alone[(alone["method"] == reference) & (alone["seed"] == seed)]
         level = float(other[OBJECTIVES["train"]].iloc[-1])
         found[seed] = reached(own, OBJECTIVES["train"], level, "epochs") / float(other["epochs"].iloc[-1])
     return pd.Series(found, name="share", dtype=np.float64)
@@ -147,17 +147,17 @@ def summary(experiment: Experiment, courses: pd.DataFrame, finishes: Mapping[str
     """What came out of each run.
 
     Returns:
-        Columns optimizer, jobs, seed; valid_log_probability and train_log_probability of the last model, combined: the
+        Columns method, jobs, seed; valid_log_probability and train_log_probability of the last model, combined: the
         former of the final one, which is a combination of the last; test_log_probability, accuracy and error_rate (of
         words or phones) of the final model on the test set; minutes: see `curves`.
     """
     rows = []
-    for optimizer, jobs, seed in experiment.points():
-        own = courses[(courses["optimizer"] == optimizer) & (courses["jobs"] == jobs) & (courses["seed"] == seed)]
-        combination, evaluation = finishes[experiment.grid_run(optimizer, jobs, seed)]
+    for method, jobs, seed in experiment.points():
+        own = courses[(courses["method"] == method) & (courses["jobs"] == jobs) & (courses["seed"] == seed)]
+        combination, evaluation = finishes[experiment.grid_run(method, jobs, seed)]
         rows.append(
             {
-                "optimizer": optimizer,
+                "method": method,
                 "jobs": jobs,
                 "seed": seed,
                 "valid_log_probability": own[OBJECTIVES["valid"]].iloc[-1],

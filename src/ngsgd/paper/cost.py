@@ -29,7 +29,7 @@ def costs(run: Run, optimizers: Sequence[str]) -> pd.DataFrame:
         optimizers: by the names of the configuration.
 
     Returns:
-        A row for each optimiser and repetition. Columns optimizer, repetition, milliseconds, of_sgd: their ratio to
+        A row for each optimiser and repetition. Columns method, repetition, milliseconds, of_sgd: their ratio to
         SGD's in the same repetition, where it is among the optimisers.
 
     Raises:
@@ -53,9 +53,7 @@ def costs(run: Run, optimizers: Sequence[str]) -> pd.DataFrame:
         found = {optimizer: step.go() for optimizer, step in steps.items()}
         for optimizer, milliseconds in found.items():
             ratio = milliseconds / found.get("sgd", np.nan)
-            rows.append(
-                {"optimizer": optimizer, "repetition": repetition, "milliseconds": milliseconds, "of_sgd": ratio}
-            )
+            rows.append({"method": optimizer, "repetition": repetition, "milliseconds": milliseconds, "of_sgd": ratio})
     return pd.DataFrame(rows)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -18,51 +18,57 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from ngsgd.faces.plots import COLOURS, MARKERS
 from ngsgd.files import whole
 from ngsgd.paper.analysis import OBJECTIVES, SHARES, on_grid
+from ngsgd.paper.grid import Experiment
 
 WIDTH = 4.0  # inches
 NAMES = {"sgd": "SGD", "ng-sgd": "NG-SGD online", "ng-sgd-simple": "NG-SGD simple"}
-STYLES = {"sgd": 1, "ng-sgd": 0, "ng-sgd-simple": 2}  # in COLOURS and MARKERS
+STYLES = {"sgd": 1, "ng-sgd": 0, "ng-sgd-simple": 2}  # in COLOURS and MARKERS; of other methods by their order
 OBJECTIVE = "log-probability per frame (nats)"
 SHOWN = 0.75  # of the way from the first model to the best is left out of view
+
+
+def name_of(method: str) -> str:
+    """What a method is called in a legend or a table."""
+    return NAMES.get(method, method.replace("-", " "))
 
 
 def optimisers(courses: pd.DataFrame, path: Path) -> None:
     """Training and validation objective against data, one job, for each optimiser."""
     figure, axes = _axes()
     alone = courses[courses["jobs"] == 1]
-    for optimizer in alone["optimizer"].unique():
-        own = alone[alone["optimizer"] == optimizer]
+    for method, k in _styles(alone).items():
+        own = alone[alone["method"] == method]
         for name, dashes in (("valid", "-"), ("train", "--")):
-            _course(axes, own, "epochs", OBJECTIVES[name], STYLES[optimizer], dashes, NAMES[optimizer], name == "valid")
+            _course(axes, own, "epochs", OBJECTIVES[name], k, dashes, name_of(method), name == "valid")
     axes.plot([], [], "-", color="0.3", label="validation")
     axes.plot([], [], "--", color="0.3", label="training")
     _zoom(axes, alone)
     _finish(figure, axes, path, "data (epochs)", OBJECTIVE, "One job: what an optimiser makes of the data")
 
 
-def numbers_of_jobs(courses: pd.DataFrame, optimizer: str, path: Path) -> None:
+def numbers_of_jobs(courses: pd.DataFrame, method: str, path: Path) -> None:
     """Validation objective against data, for each number of jobs; perfect parallelism would be a single line."""
     figure, axes = _axes()
-    own = courses[courses["optimizer"] == optimizer]
+    own = courses[courses["method"] == method]
     for i, jobs in enumerate(_sorted(own["jobs"])):
         _course(axes, own[own["jobs"] == jobs], "epochs", OBJECTIVES["valid"], i, "-", _jobs(jobs), True)
     _zoom(axes, own)
     _finish(
         figure, axes, path, "data, of all jobs together (epochs)", f"validation {OBJECTIVE}",
-        f"{NAMES[optimizer]}: averaging N jobs",
+        f"{name_of(method)}: averaging N jobs",
     )  # fmt: skip
 
 
-def time_on_a_cluster(courses: pd.DataFrame, optimizer: str, path: Path) -> None:
+def time_on_a_cluster(courses: pd.DataFrame, method: str, path: Path) -> None:
     """Validation objective against the time that training takes on a cluster with a machine for each job."""
     figure, axes = _axes()
-    own = courses[courses["optimizer"] == optimizer]
+    own = courses[courses["method"] == method]
     for i, jobs in enumerate(_sorted(own["jobs"])):
         _course(axes, own[own["jobs"] == jobs], "minutes", OBJECTIVES["valid"], i, "-", _jobs(jobs), True)
     _zoom(axes, own)
     _finish(
         figure, axes, path, "minutes (longest job + averaging + turn-around, summed)", f"validation {OBJECTIVE}",
-        f"{NAMES[optimizer]} on N machines",
+        f"{name_of(method)} on N machines",
     )  # fmt: skip
 
 
@@ -71,18 +77,17 @@ def speedup(table: pd.DataFrame, path: Path) -> None:
     figure, axes = _axes()
     most = int(table["jobs"].max())
     axes.plot([1, most], [1, most], ":", color="0.4", label="perfect")
-    for optimizer in table["optimizer"].unique():
+    for method, k in _styles(table).items():
         for share, dashes in zip(SHARES, ("--", "-"), strict=True):
-            own = table[(table["optimizer"] == optimizer) & (table["share"] == share)].dropna(subset="speedup")
+            own = table[(table["method"] == method) & (table["share"] == share)].dropna(subset="speedup")
             # A mean over those seeds alone that got there would flatter.
             complete = [jobs for jobs, rows in own.groupby("jobs") if len(rows) == table["seed"].nunique()]
             means = own[own["jobs"].isin(complete)].groupby("jobs")["speedup"].agg(["mean", "min", "max"])
             x, mean = [1.0, *map(float, means.index)], np.array([1.0, *means["mean"]])
             spread = np.abs(np.array([[1.0, *means["min"]], [1.0, *means["max"]]]) - mean)
-            k = STYLES[optimizer]
             axes.errorbar(
                 x, mean, spread, fmt=dashes, color=COLOURS[k], marker=MARKERS[k], markersize=4, capsize=2.5,
-                label=f"{NAMES[optimizer]}, {share:.0%} point",
+                label=f"{name_of(method)}, {share:.0%} point",
             )  # fmt: skip
     for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
         scale("log", base=2)
@@ -96,16 +101,16 @@ def speedup(table: pd.DataFrame, path: Path) -> None:
 def cost(table: pd.DataFrame, path: Path) -> None:
     """Milliseconds of a minibatch."""
     figure, axes = _axes(height=2.4)
-    shown = list(table["optimizer"].unique())
-    for i, optimizer in enumerate(shown):
-        own = table[table["optimizer"] == optimizer]["milliseconds"]
+    shown = _styles(table)
+    for i, (method, k) in enumerate(shown.items()):
+        own = table[table["method"] == method]["milliseconds"]
         error = [[own.median() - own.min()], [own.max() - own.median()]]
-        axes.barh(i, own.median(), xerr=error, color=COLOURS[STYLES[optimizer]], capsize=3, height=0.6)
-        ratio = table[table["optimizer"] == optimizer]["of_sgd"].median()
+        axes.barh(i, own.median(), xerr=error, color=COLOURS[k], capsize=3, height=0.6)
+        ratio = table[table["method"] == method]["of_sgd"].median()
         axes.annotate(
             f"{ratio:.2f} x SGD", (own.max(), i), (6, 0), textcoords="offset points", va="center", fontsize="small"
         )
-    axes.set_yticks(range(len(shown)), [NAMES[optimizer] for optimizer in shown])
+    axes.set_yticks(range(len(shown)), [name_of(method) for method in shown])
     axes.invert_yaxis()
     axes.set_xlim(0.0, 1.3 * table["milliseconds"].max())
     _finish(figure, axes, path, "a minibatch (ms, one thread)", "", "Cost of a step", legend=False)
@@ -116,16 +121,16 @@ def averaging(table: pd.DataFrame, path: Path) -> None:
     figure, axes = _axes()
     constant = table[table["jobs"] > 0]
     ticks = _sorted(constant["jobs"])
-    for optimizer in table["optimizer"].unique():
-        own, k = constant[constant["optimizer"] == optimizer], STYLES[optimizer]
+    for method, k in _styles(table).items():
+        own = constant[constant["method"] == method]
         for column, dashes, what in (("valid_log_probability", "--", "last model"), ("combined", "-", "combination")):
             means = own.groupby("jobs")[column].agg(["mean", "min", "max"])
             spread = np.abs(means[["min", "max"]].to_numpy().T - means["mean"].to_numpy())
             axes.errorbar(
                 means.index, means["mean"], spread, fmt=dashes, color=COLOURS[k], marker=MARKERS[k], markersize=4,
-                capsize=2.5, label=f"{NAMES[optimizer]}, {what}",
+                capsize=2.5, label=f"{name_of(method)}, {what}",
             )  # fmt: skip
-        growing = table[(table["optimizer"] == optimizer) & (table["jobs"] == 0)]["combined"]
+        growing = table[(table["method"] == method) & (table["jobs"] == 0)]["combined"]
         if len(growing):
             axes.errorbar(
                 [1.25 * max(ticks)], [growing.mean()],
@@ -144,11 +149,11 @@ def averaging(table: pd.DataFrame, path: Path) -> None:
 def rates(table: pd.DataFrame, path: Path) -> None:
     """What the learning rates of the sweep led to."""
     figure, axes = _axes(height=2.6)
-    for optimizer in table["optimizer"].unique():
-        own, k = table[table["optimizer"] == optimizer].sort_values("rate"), STYLES[optimizer]
+    for method, k in _styles(table).items():
+        own = table[table["method"] == method].sort_values("rate")
         axes.plot(
             own["rate"], own["valid_log_probability"], color=COLOURS[k], marker=MARKERS[k], markersize=4,
-            label=NAMES[optimizer],
+            label=name_of(method),
         )  # fmt: skip
         best = own[own["chosen"]]
         axes.plot(
@@ -162,6 +167,28 @@ def rates(table: pd.DataFrame, path: Path) -> None:
         figure, axes, path, "initial learning rate (per sample)", f"validation\n{OBJECTIVE}",
         "Sweep of learning rates; the chosen are ringed",
     )  # fmt: skip
+
+
+def most_jobs(courses: pd.DataFrame, path: Path) -> None:
+    """Validation objective against data with the most jobs, for each method, beside the first one with one job."""
+    figure, axes = _axes()
+    styles, most = _styles(courses), courses["jobs"].max()
+    first = next(iter(styles))
+    alone = courses[(courses["method"] == first) & (courses["jobs"] == 1)]
+    _course(axes, alone, "epochs", OBJECTIVES["valid"], len(styles), ":", f"{name_of(first)}, N = 1", True)
+    for method, k in styles.items():
+        own = courses[(courses["method"] == method) & (courses["jobs"] == most)]
+        _course(axes, own, "epochs", OBJECTIVES["valid"], k, "-", name_of(method), True)
+    _zoom(axes, courses)
+    _finish(
+        figure, axes, path, "data, of all jobs together (epochs)", f"validation {OBJECTIVE}",
+        f"N = {most} jobs, by what is made of their average",
+    )  # fmt: skip
+
+
+def _styles(table: pd.DataFrame) -> dict[str, int]:
+    """The place in COLOURS and MARKERS of each method."""
+    return {method: STYLES.get(method, i) for i, method in enumerate(table["method"].unique())}
 
 
 def _axes(height: float = 3.2) -> tuple[Figure, Axes]:
@@ -212,9 +239,32 @@ def _finish(figure: Figure, axes: Axes, path: Path, x: str, y: str, title: str, 
     plt.close(figure)
 
 
-FIGURES: Sequence[str] = ("optimisers", "averaging", "speedup", "rates")
-"""Of an experiment, beside those of each optimiser."""
-OF_OPTIMISERS: dict[str, Callable[[pd.DataFrame, str, Path], None]] = {
+OF_METHODS: Mapping[str, tuple[str, Callable[[pd.DataFrame, Path], None]]] = {
+    "optimisers": ("curves", optimisers),
+    "most_jobs": ("curves", most_jobs),
+    "averaging": ("summary", averaging),
+    "speedup": ("speedup", speedup),
+    "rates": ("tuning", rates),
+    "cost": ("cost", cost),
+}
+OF_EACH: Mapping[str, Callable[[pd.DataFrame, str, Path], None]] = {
     "jobs": numbers_of_jobs,
     "time": time_on_a_cluster,
 }
+
+
+def figures_of(experiment: Experiment) -> dict[str, str]:
+    """The names of an experiment's figures, in the order of the page, and the table that each is made from."""
+    left_out = {"optimisers", "cost"} if experiment.methods else {"most_jobs"}
+    first, *others = ((name, table) for name, (table, _) in OF_METHODS.items() if name not in left_out)
+    of_each = [(f"{kind}-{method}", "curves") for kind in OF_EACH for method in experiment.rates]
+    return dict([first, *of_each, *others])
+
+
+def draw(name: str, table: pd.DataFrame, path: Path) -> None:
+    """Draws a figure of `figures_of` from its table, as PNG and PDF."""
+    if name in OF_METHODS:
+        OF_METHODS[name][1](table, path)
+    else:
+        kind, _, method = name.partition("-")
+        OF_EACH[kind](table, method, path)

@@ -1,4 +1,7 @@
-"""The runs of a study: a sweep of learning rates for each optimiser, then a grid of optimisers, jobs and seeds."""
+"""The runs of a study: a sweep of learning rates for each method, then a grid of methods, jobs and seeds.
+
+A method is an optimiser, or one with settings of its own.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,18 @@ class Experiment:
         name: of the experiment.
         settings: of all its runs, beside the configuration's.
         sweep: further ones of the runs of the sweep.
-        rates: for each optimiser the initial effective learning rates that are tried.
+        methods: settings of those that are no mere optimisers.
+        rates: for each method the initial effective learning rates that are tried.
         decay: by which the learning rate falls from a run's begin to its end.
         jobs: the numbers of jobs an iteration.
-        growing: for the optimisers of it a run whose number of jobs grows from the least to the most.
+        growing: for the methods of it a run whose number of jobs grows from the least to the most.
         num_seeds: of each point of the grid.
     """
 
     name: str
     settings: Mapping[str, Any]
     sweep: Mapping[str, Any]
+    methods: Mapping[str, Mapping[str, Any]]
     rates: Mapping[str, tuple[float, ...]]
     decay: float
     jobs: tuple[int, ...]
@@ -43,46 +48,44 @@ class Experiment:
     def sweep_runs(self) -> dict[str, dict[str, Any]]:
         """The runs of the sweep, one job each: their names and settings."""
         return {
-            self.sweep_run(optimizer, rate): dict(self.settings)
+            self.sweep_run(method, rate): dict(self.settings)
             | dict(self.sweep)
-            | self._run(optimizer, rate, (1, 1), seed=0)
-            for optimizer, rates in self.rates.items()
+            | self._run(method, rate, (1, 1), seed=0)
+            for method, rates in self.rates.items()
             for rate in rates
         }
 
-    def sweep_run(self, optimizer: str, rate: float) -> str:
-        return f"paper-{self.name}-{optimizer}-rate{rate:g}"
+    def sweep_run(self, method: str, rate: float) -> str:
+        return f"paper-{self.name}-{method}-rate{rate:g}"
 
     def grid_runs(self, chosen: Mapping[str, float]) -> dict[str, dict[str, Any]]:
         """The runs of the grid: their names and settings.
 
         Args:
-            chosen: the initial effective learning rate of each optimiser.
+            chosen: the initial effective learning rate of each method.
         """
         runs = {}
         for point in self.points():
-            optimizer, jobs, seed = point
+            method, jobs, seed = point
             first, last = (min(self.jobs), max(self.jobs)) if jobs == 0 else (jobs, jobs)
-            runs[self.grid_run(*point)] = dict(self.settings) | self._run(
-                optimizer, chosen[optimizer], (first, last), seed
-            )
+            runs[self.grid_run(*point)] = dict(self.settings) | self._run(method, chosen[method], (first, last), seed)
         return runs
 
     def points(self) -> list[tuple[str, int, int]]:
-        """Optimiser, number of jobs (0 where it grows) and seed of each run of the grid."""
+        """Method, number of jobs (0 where it grows) and seed of each run of the grid."""
         return [
-            (optimizer, jobs, seed)
-            for optimizer in self.rates
-            for jobs in (*self.jobs, *((0,) if optimizer in self.growing else ()))
+            (method, jobs, seed)
+            for method in self.rates
+            for jobs in (*self.jobs, *((0,) if method in self.growing else ()))
             for seed in range(self.num_seeds)
         ]
 
-    def grid_run(self, optimizer: str, jobs: int, seed: int) -> str:
-        return f"paper-{self.name}-{optimizer}-{jobs or 'growing'}-seed{seed}"
+    def grid_run(self, method: str, jobs: int, seed: int) -> str:
+        return f"paper-{self.name}-{method}-{jobs or 'growing'}-seed{seed}"
 
-    def _run(self, optimizer: str, rate: float, jobs: tuple[int, int], seed: int) -> dict[str, Any]:
+    def _run(self, method: str, rate: float, jobs: tuple[int, int], seed: int) -> dict[str, Any]:
         return {
-            "optimizer": optimizer,
+            **self.methods.get(method, {"optimizer": method}),
             "initial_effective_lrate": rate,
             "final_effective_lrate": rate / self.decay,
             "num_jobs_initial": jobs[0],
@@ -126,7 +129,8 @@ class Study:
                     name=str(name),
                     settings=settings,
                     sweep=given["sweep"],
-                    rates={optimizer: tuple(map(float, rates)) for optimizer, rates in given["rates"].items()},
+                    methods=given.get("methods", {}),
+                    rates={method: tuple(map(float, rates)) for method, rates in given["rates"].items()},
                     decay=float(given["decay"]),
                     jobs=tuple(map(int, given["jobs"])),
                     growing=tuple(given["growing"]),
@@ -162,15 +166,15 @@ def tuning(experiment: Experiment, tables: Mapping[str, pd.DataFrame]) -> pd.Dat
         tables: the metrics of its runs, by name.
 
     Returns:
-        Columns optimizer, rate, valid_log_probability and train_log_probability of the last model, chosen.
+        Columns method, rate, valid_log_probability and train_log_probability of the last model, chosen.
     """
     rows: list[dict[str, Any]] = []
-    for optimizer, rates in experiment.rates.items():
-        ends = [tables[experiment.sweep_run(optimizer, rate)].iloc[-1] for rate in rates]
+    for method, rates in experiment.rates.items():
+        ends = [tables[experiment.sweep_run(method, rate)].iloc[-1] for rate in rates]
         best = max(range(len(rates)), key=lambda i, ends=ends: ends[i]["valid_log_probability"])  # type: ignore[misc]
         for i, (rate, end) in enumerate(zip(rates, ends, strict=True)):
             scores = {c: float(end[c]) for c in ("valid_log_probability", "train_log_probability")}
-            rows.append({"optimizer": optimizer, "rate": rate} | scores | {"chosen": i == best})
+            rows.append({"method": method, "rate": rate} | scores | {"chosen": i == best})
     return pd.DataFrame(rows)
 
 
@@ -181,8 +185,8 @@ def write_rates(table: pd.DataFrame, path: Path) -> None:
         OSError: the file cannot be written.
     """
     chosen = {
-        str(optimizer): {"candidates": own["rate"].tolist(), "chosen": float(own[own["chosen"]]["rate"].iloc[0])}
-        for optimizer, own in table.groupby("optimizer", sort=False)
+        str(method): {"candidates": own["rate"].tolist(), "chosen": float(own[own["chosen"]]["rate"].iloc[0])}
+        for method, own in table.groupby("method", sort=False)
     }
     write_text(path, json.dumps(chosen, indent=1) + "\n")
 
@@ -195,7 +199,7 @@ def read_rates(path: Path, experiment: Experiment) -> dict[str, float] | None:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        candidates = {optimizer: tuple(given["candidates"]) for optimizer, given in found.items()}
+        candidates = {method: tuple(given["candidates"]) for method, given in found.items()}
         return {o: float(found[o]["chosen"]) for o in found} if candidates == dict(experiment.rates) else None
     except FileNotFoundError:
         return None

@@ -10,10 +10,10 @@ import pandas as pd
 
 from ngsgd.data.corpus import CorpusInfo
 from ngsgd.paper.claims import Claim, spread
-from ngsgd.paper.figures import FIGURES, NAMES, OF_OPTIMISERS
+from ngsgd.paper.figures import figures_of, name_of
 from ngsgd.paper.grid import Experiment
 
-COMMAND = "snakemake {target} --configfile config/paper.yaml"
+COMMAND = "snakemake {target} --configfile ..."
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Findings:
         outcome: see `analysis.summary`.
         speedup: see `analysis.speedups`.
         tuning: see `grid.tuning`.
-        costs: see `cost.costs`.
+        costs: see `cost.costs`; None where the methods are no mere optimisers.
     """
 
     experiment: Experiment
@@ -36,7 +36,7 @@ class Findings:
     outcome: pd.DataFrame
     speedup: pd.DataFrame
     tuning: pd.DataFrame
-    costs: pd.DataFrame
+    costs: pd.DataFrame | None
 
 
 def page(findings: Mapping[str, Findings], figures: Path) -> str:
@@ -48,8 +48,9 @@ def page(findings: Mapping[str, Findings], figures: Path) -> str:
     """
     parts = [
         "# The paper's claims",
-        "Made by `make paper` (`config/paper.yaml`) from the files of its runs; nothing here is typed. The paper: "
-        "Povey, Zhang and Khudanpur, arXiv:1410.7455. Means over the seeds, in brackets least and most.",
+        "Made from the files of its runs, by `make paper` (`config/paper.yaml`) or `make outer` (`config/outer.yaml`), "
+        "which the commands below take as their configuration; nothing here is typed. The paper: Povey, Zhang and "
+        "Khudanpur, arXiv:1410.7455. Means over the seeds, in brackets least and most.",
         "| claim | on | held to | found | verdict |\n| --- | --- | --- | --- | --- |\n"
         + "\n".join(
             f"| {c.text} | {name} | {c.measure} | {c.evidence} | {'holds' if c.holds else '**does not hold**'} |"
@@ -63,8 +64,6 @@ def page(findings: Mapping[str, Findings], figures: Path) -> str:
 
 
 def _experiment(name: str, f: Findings, figures: Path) -> list[str]:
-    optimizers = [optimizer for optimizer in NAMES if optimizer in f.experiment.rates]
-    names = [*FIGURES[:1], *(f"{kind}-{optimizer}" for kind in OF_OPTIMISERS for optimizer in optimizers), *FIGURES[1:]]
     frames = f.data.num_frames
     told = (
         f"{f.data.num_utterances['train']:,} utterances, {frames['train']:,} frames in {len(f.data.class_counts)} "
@@ -74,13 +73,13 @@ def _experiment(name: str, f: Findings, figures: Path) -> list[str]:
         + "."
     )
     parts = [f"## {name.capitalize()}", told]
-    parts += [f"![{figure}]({figures}/{figure}.png)" for figure in [*names, "cost"]]
+    parts += [f"![{figure}]({figures}/{figure}.png)" for figure in figures_of(f.experiment)]
     folder = f"results/paper/{name}"
     for title, target, table in (
         ("What came out", "summary", summary_table(f.outcome)),
         ("Speed-ups", "speedup", speedup_table(f.speedup)),
         ("Learning rates", "tuning", tuning_table(f.tuning)),
-        ("Cost of a minibatch", "cost", cost_table(f.costs)),
+        *([] if f.costs is None else [("Cost of a minibatch", "cost", cost_table(f.costs))]),
     ):
         parts += [f"### {title}", table, f"`{COMMAND.format(target=f'{folder}/{target}.tsv')}`"]
     return parts
@@ -89,10 +88,10 @@ def _experiment(name: str, f: Findings, figures: Path) -> list[str]:
 def summary_table(outcome: pd.DataFrame) -> str:
     """A row for each optimiser and number of jobs."""
     rows = []
-    for (optimizer, jobs), own in outcome.groupby(["optimizer", "jobs"], sort=False):
+    for (method, jobs), own in outcome.groupby(["method", "jobs"], sort=False):
         rows.append(
             [
-                NAMES[str(optimizer)],
+                name_of(str(method)),
                 f"{jobs}" if jobs else "growing",
                 *(
                     spread(own[c], ".3f")
@@ -102,7 +101,7 @@ def summary_table(outcome: pd.DataFrame) -> str:
                 spread(own["minutes"], ".1f"),
             ]
         )
-    header = ["optimiser", "jobs", "training, last model", "validation, last model", "validation, combination", "test"]
+    header = ["method", "jobs", "training, last model", "validation, last model", "validation, combination", "test"]
     return markdown([*header, "words or phones wrong, %", "minutes on N machines"], rows)
 
 
@@ -110,37 +109,37 @@ def speedup_table(speedup: pd.DataFrame) -> str:
     """A row for each optimiser, number of jobs and share of the way."""
     rows = [
         [
-            NAMES[str(optimizer)],
+            name_of(str(method)),
             f"{jobs}",
             f"{share:.0%}",
             spread(own["data_alone"], ".2f"),
             spread(own["data_per_job"], ".2f"),
             spread(own["speedup"], ".2f"),
         ]
-        for (optimizer, jobs, share), own in speedup.groupby(["optimizer", "jobs", "share"], sort=False)
+        for (method, jobs, share), own in speedup.groupby(["method", "jobs", "share"], sort=False)
     ]
-    return markdown(["optimiser", "jobs", "point", "epochs of one job", "epochs of each of N", "speed-up"], rows)
+    return markdown(["method", "jobs", "point", "epochs of one job", "epochs of each of N", "speed-up"], rows)
 
 
 def tuning_table(tuning: pd.DataFrame) -> str:
     """A row for each optimiser: the validation objective at each learning rate, the chosen one in bold."""
     rates = sorted(tuning["rate"].unique())
     rows = []
-    for optimizer, own in tuning.groupby("optimizer", sort=False):
+    for method, own in tuning.groupby("method", sort=False):
         found = {row.rate: f"{row.valid_log_probability:.3f}" for row in own.itertuples()}
         best = float(own[own["chosen"]]["rate"].iloc[0])
         cells = [f"**{found[rate]}**" if rate == best else found.get(rate, "") for rate in rates]
-        rows.append([NAMES[str(optimizer)], *cells])
+        rows.append([name_of(str(method)), *cells])
     return markdown(["validation, last model", *(f"{rate:g}" for rate in rates)], rows)
 
 
 def cost_table(costs: pd.DataFrame) -> str:
     """A row for each optimiser."""
     rows = [
-        [NAMES[str(optimizer)], spread(own["milliseconds"], ".2f"), spread(own["of_sgd"], ".2f")]
-        for optimizer, own in costs.groupby("optimizer", sort=False)
+        [name_of(str(method)), spread(own["milliseconds"], ".2f"), spread(own["of_sgd"], ".2f")]
+        for method, own in costs.groupby("method", sort=False)
     ]
-    return markdown(["optimiser", "ms", "of SGD's"], rows)
+    return markdown(["method", "ms", "of SGD's"], rows)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -192,7 +192,8 @@ class Settings:
             others.remove("num_prior_frames")
         # What it is made of stands for it; see `Run.origin`.
         others.add("initial_model")
-        return {name: value for name, value in asdict(self).items() if name not in others}
+        values = {name: value for name, value in asdict(self).items() if name not in others}
+        return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
 
     def of_scoring(self) -> dict[str, Any]:
         """The settings on which the diagnostics depend, beside those of training."""
@@ -200,7 +201,8 @@ class Settings:
 
     def of_ending(self) -> dict[str, Any]:
         """The settings on which the plan's length and the final model depend, beside those of training and scoring."""
-        return {name: getattr(self, name) for name in _ENDING_SETTINGS}
+        values = {name: getattr(self, name) for name in _ENDING_SETTINGS}
+        return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
 
     def graph_stamps(self) -> list[str]:
         """Stands for the contents of the decoding graph."""
@@ -249,6 +251,15 @@ _OTHER_SETTINGS = ("num_splits", "graph", "beam", "max_active", "min_lmwt", "max
 _SCORING_SETTINGS = ("num_valid_frames", "num_train_subset_frames")
 # Settings of where training ends, and of what is made of its last models.
 _ENDING_SETTINGS = ("extra_epochs", "num_prior_frames", "max_models_combine", "combination_decay")
+# What was done before there were these settings: models made then are those that these values make.
+_LATER = {
+    "job_weights": "equal",
+    "outer_lrate": 1.0,
+    "outer_momentum": 0.0,
+    "outer_nesterov": False,
+    "outer_trust_region": None,
+    "combination_decay": None,
+}
 
 
 def run_settings(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Settings]:
