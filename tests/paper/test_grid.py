@@ -53,7 +53,7 @@ def test_a_grid_has_a_run_for_each_point() -> None:
     assert (growing["num_jobs_initial"], growing["num_jobs_final"]) == (1, 4)
 
 
-def test_the_study_of_the_paper_is_one(tmp_path: Path) -> None:
+def test_the_study_of_the_paper_is_whole(tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text()) | paper()
     study = Study.of(config)
     for name, own in study.experiments.items():

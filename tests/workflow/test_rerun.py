@@ -275,3 +275,27 @@ def test_a_job_ends_with_its_scheduler(tmp_path: Path) -> None:
     started = time.monotonic()
     assert scheduler.stdout.read() == ""
     assert time.monotonic() - started < 5.0
+
+
+@pytest.mark.slow
+def test_momentum_goes_with_its_models(empty: Workplace) -> None:
+    empty.config |= {"outer_momentum": 0.5, "outer_lrate": 0.7, "outer_nesterov": True, "pnorm_input_dim": 300}
+    assert empty.snakemake("results/run/final.safetensors").status == 0
+    models, momenta = empty.models(), empty.run / "momenta"
+    last = max(int(path.stem) for path in momenta.iterdir())
+    made = {path.name: path.read_bytes() for path in momenta.iterdir()}
+    # A model made again is made with the momentum of the one before, which stays.
+    for x in (last - 1, last):
+        (empty.run / f"models/{x}.safetensors").unlink()
+        (momenta / f"{x}.safetensors").unlink()
+    (empty.run / "final.safetensors").unlink()
+    assert empty.snakemake("results/run/final.safetensors").status == 0
+    assert empty.models() == models
+    assert {path.name: path.read_bytes() for path in momenta.iterdir()} == made
+    # Without it nothing is made up.
+    (momenta / f"{last - 1}.safetensors").unlink()
+    for name in (f"models/{last}.safetensors", "final.safetensors"):
+        (empty.run / name).unlink()
+    outcome = empty.snakemake("results/run/final.safetensors")
+    assert outcome.status == 1
+    assert outcome.last_line.startswith(f"error: results/run/momenta/{last - 1}.safetensors: the momentum of")

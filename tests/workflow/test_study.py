@@ -1,0 +1,67 @@
+"""A study as a whole: one call sweeps, chooses, runs the grid and writes the page; the next makes what is missing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from .conftest import Workplace
+
+STUDY: dict[str, Any] = {
+    "scale": 1,
+    "seeds": 1,
+    "turnaround_seconds": 0.8,
+    "num_valid_frames": 2000,
+    "num_train_subset_frames": 2000,
+    "pnorm_input_dim": 100,
+    "pnorm_output_dim": 20,
+    "num_hidden_layers": 1,
+    "splice_indexes": "layer0/-2:-1:0:1:2",
+    "paper": {
+        "digits": {
+            "settings": {"corpus": "digits", "samples_per_iter": 16000, "num_epochs": 2},
+            "sweep": {"num_epochs": 1},
+            "rates": {"sgd": [0.005, 0.02], "ng-sgd": [0.02]},
+            "decay": 10,
+            "jobs": [1, 2],
+            "growing": [],
+        }
+    },
+}
+
+
+@pytest.mark.slow
+def test_one_call_makes_the_page_and_the_next_one_what_is_missing(tmp_path: Path) -> None:
+    place = Workplace(tmp_path, STUDY)
+    outcome = place.snakemake("paper")
+    assert outcome.status == 0, outcome.text
+    made = tmp_path / "results/paper/digits"
+    assert json.loads((made / "learning_rates.json").read_text())["sgd"]["chosen"] in (0.005, 0.02)
+    summary = pd.read_csv(made / "summary.tsv", sep="\t")
+    assert set(zip(summary["method"], summary["jobs"], strict=True)) == {
+        (method, jobs) for method in ("sgd", "ng-sgd") for jobs in (1, 2)
+    }
+    page = (tmp_path / "results/digits.md").read_text()
+    for figure in ("optimisers", "jobs-ng-sgd", "time-sgd", "speedup", "averaging", "rates", "cost"):
+        assert f"paper/digits/{figure}.png" in page
+        assert (made / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert (made / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    first = (made / "speedup.png").read_bytes()
+    (made / "speedup.png").unlink()
+    again = place.snakemake("paper")
+    assert again.status == 0, again.text
+    assert again.jobs == {"paper": 1, "paper_figure": 1}
+    assert (made / "speedup.png").read_bytes() == first
+    # Other candidates are another choice.
+    place.config["paper"]["digits"]["rates"]["ng-sgd"] = [0.02, 0.01]
+    planned = place.snakemake("paper", "--dry-run")
+    assert planned.jobs.get("choose_rates") == 1, planned.text
+
+
+def test_a_study_that_is_none_is_refused_in_a_line(tmp_path: Path) -> None:
+    place = Workplace(tmp_path, STUDY | {"paper": {"digits": {"settings": {}}}})
+    outcome = place.snakemake("paper", "--dry-run")
+    assert outcome.status == 1
+    assert outcome.last_line.startswith("error: paper: KeyError('sweep')")
