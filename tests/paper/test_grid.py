@@ -88,11 +88,27 @@ def test_the_studies_of_the_project_are_some(name: str) -> None:
         assert len(run_settings(defaults | rest | {"runs": runs}, schema)) == len(runs)
 
 
-def test_a_larger_study_has_as_many_iterations() -> None:
+def test_a_larger_study_has_more_iterations_of_one_size() -> None:
     one, ten = (Study.of(paper() | {"scale": scale}).experiments["synthetic"].settings for scale in (1, 10))
     assert ten["hours"] == 10 * one["hours"]
-    assert ten["samples_per_iter"] == 10 * one["samples_per_iter"]
+    assert ten["samples_per_iter"] == one["samples_per_iter"]
     assert Study.of(paper() | {"scale": 10}).experiments["digits"] == Study.of(paper()).experiments["digits"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"jobs": (2, 4)}, "speed-ups are measured against 1"),
+        ({"rates": {"sgd": (), "ng-sgd": (0.1,)}}, "rates: sgd: none"),
+        ({"rates": {"sgd": (0.1,)}, "growing": ()}, "sgd and ng-sgd are compared"),
+        ({"methods": {"plain": {}}}, "must be of the same"),
+        ({"growing": ("adam",)}, "adam is not among"),
+    ],
+)
+def test_what_could_not_be_told_in_the_end_is_refused_at_once(changes: dict, message: str) -> None:
+    experiment().check()
+    with pytest.raises(ConfigError, match=message):
+        experiment(**changes).check()
 
 
 @pytest.mark.parametrize("wrong", [{"scale": 0}, {"seeds": 0}, {"seeds": None}, {"paper": {"x": {}}}, {"paper": []}])

@@ -45,6 +45,26 @@ class Experiment:
     growing: tuple[str, ...]
     num_seeds: int
 
+    def check(self) -> None:
+        """Sees that what is to be told in the end can be told.
+
+        Raises:
+            ConfigError: a method has no learning rate, or there is nothing to compare with.
+        """
+        where = f"paper: {self.name}:"
+        if 1 not in self.jobs or min(self.jobs) < 1:
+            raise ConfigError(f"{where} jobs: {list(self.jobs)}: speed-ups are measured against 1")
+        if empty := [method for method, rates in self.rates.items() if not rates]:
+            raise ConfigError(f"{where} rates: {empty[0]}: none is given")
+        if self.methods and self.methods.keys() != self.rates.keys():
+            raise ConfigError(
+                f"{where} methods and rates must be of the same, got {[*self.methods]} and {[*self.rates]}"
+            )
+        if not self.methods and not {"sgd", "ng-sgd"} <= self.rates.keys():
+            raise ConfigError(f"{where} rates: without methods sgd and ng-sgd are compared; {[*self.rates]} are given")
+        if other := set(self.growing) - self.rates.keys():
+            raise ConfigError(f"{where} growing: {sorted(other)[0]} is not among the rates")
+
     def sweep_runs(self) -> dict[str, dict[str, Any]]:
         """The runs of the sweep, one job each: their names and settings."""
         return {
@@ -110,7 +130,7 @@ class Study:
     def of(cls, config: Mapping[str, Any]) -> Self:
         """That of a configuration with the `KEYS`; ``config/paper.yaml`` explains them.
 
-        ``scale`` multiplies the hours of speech, and the examples of an archive, so that iterations are as many.
+        ``scale`` multiplies the hours of speech; archives stay as they are, so that there are more iterations.
 
         Raises:
             ConfigError: a key is missing or malformed.
@@ -124,18 +144,18 @@ class Study:
                 settings = dict(given["settings"])
                 if "hours" in settings:
                     settings["hours"] *= scale
-                    settings["samples_per_iter"] = round(settings["samples_per_iter"] * scale)
-                experiments[name] = Experiment(
+                experiments[name] = made = Experiment(
                     name=str(name),
                     settings=settings,
-                    sweep=given["sweep"],
-                    methods=given.get("methods", {}),
+                    sweep=dict(given["sweep"]),
+                    methods={method: dict(own) for method, own in given.get("methods", {}).items()},
                     rates={method: tuple(map(float, rates)) for method, rates in given["rates"].items()},
                     decay=float(given["decay"]),
                     jobs=tuple(map(int, given["jobs"])),
                     growing=tuple(given["growing"]),
                     num_seeds=num_seeds,
                 )
+                made.check()
             return cls(experiments, float(config["turnaround_seconds"]))
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise ConfigError(f"paper: {e!r}; config/paper.yaml shows what is expected") from None
