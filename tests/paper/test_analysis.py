@@ -20,6 +20,7 @@ def experiment(**changes: object) -> Experiment:
         "jobs": (1, 4),
         "growing": ("ng-sgd",),
         "num_seeds": 2,
+        "base": {},
     }
     return Experiment(**(given | changes))
 
@@ -148,3 +149,5 @@ def test_what_averaging_loses_is_won_back() -> None:
         ("much", "+0.300 of 0.400 nats a frame", True),
         ("little", "+0.100 of 0.400 nats a frame", False),
     ]
+    nothing_lost = pd.DataFrame([row | {"combined": -1.0 + 0.01 * row["jobs"]} for row in rows])
+    assert not any(claim.holds for claim in claims(pd.DataFrame(), pd.DataFrame(), nothing_lost, None))

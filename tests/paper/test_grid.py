@@ -28,10 +28,12 @@ def test_the_best_rate_of_each_optimiser_is_chosen(tmp_path: Path) -> None:
     table = tuning(own, tables)
     assert table["chosen"].tolist() == [True, False, True]
     assert read_rates(path, own) is None
-    write_rates(table, path)
+    write_rates(table, own, path)
     assert read_rates(path, own) == {"sgd": 0.01, "ng-sgd": 0.02}
     # What was chosen among others is not a choice.
     assert read_rates(path, experiment(rates={"sgd": (0.01, 0.5), "ng-sgd": (0.01, 0.02)})) is None
+    assert read_rates(path, experiment(settings={"corpus": "digits", "samples_per_iter": 9})) is None
+    assert read_rates(path, experiment(base={"pnorm_input_dim": 9})) is None
     path.write_text('{"sgd": 3}')
     with pytest.raises(ConfigError, match="not the learning rates of a sweep"):
         read_rates(path, own)
@@ -53,17 +55,24 @@ def test_a_grid_has_a_run_for_each_point() -> None:
     assert (growing["num_jobs_initial"], growing["num_jobs_final"]) == (1, 4)
 
 
+def test_a_rate_that_breaks_is_not_the_best() -> None:
+    own = experiment(rates={"sgd": (0.01, 0.02), "ng-sgd": (0.01,)})
+    ends = {("sgd", 0.01): float("nan"), ("sgd", 0.02): -3.0, ("ng-sgd", 0.01): -2.0}
+    tables = {
+        own.sweep_run(*point): pd.DataFrame({"valid_log_probability": [end], "train_log_probability": [end]})
+        for point, end in ends.items()
+    }
+    assert tuning(own, tables)["chosen"].tolist() == [False, True, True]
+
+
 def test_the_study_of_the_paper_is_whole(tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text()) | paper()
     study = Study.of(config)
+    assert study.rates(tmp_path) == {}
     for name, own in study.experiments.items():
-        write_rates(
-            pd.DataFrame(
-                [{"method": o, "rate": r, "chosen": r == rates[0]} for o, rates in own.rates.items() for r in rates]
-            ),
-            tmp_path / name / "learning_rates.json",
-        )
-    runs = study.runs(tmp_path)
+        chosen = [{"method": m, "rate": r, "chosen": r == rates[0]} for m, rates in own.rates.items() for r in rates]
+        write_rates(pd.DataFrame(chosen), own, tmp_path / name / "learning_rates.json")
+    runs = study.runs(study.rates(tmp_path))
     settings = {name: value for name, value in config.items() if name not in KEYS} | {"runs": runs}
     schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
     assert run_settings(settings, schema).keys() == runs.keys()
@@ -98,7 +107,8 @@ def test_a_larger_study_has_more_iterations_of_one_size() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"jobs": (2, 4)}, "speed-ups are measured against 1"),
+        ({"jobs": (1,)}, "1 is needed, and more"),
+        ({"jobs": (2, 4)}, "1 is needed, and more"),
         ({"rates": {"sgd": (), "ng-sgd": (0.1,)}}, "rates: sgd: none"),
         ({"rates": {"sgd": (0.1,)}, "growing": ()}, "sgd and ng-sgd are compared"),
         ({"methods": {"plain": {}}}, "must be of the same"),

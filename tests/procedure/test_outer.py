@@ -11,7 +11,7 @@ import torch
 from ngsgd.errors import ModelError, TrainingError
 from ngsgd.network.storage import Arrays, Header, read_header, read_model, write_model
 from ngsgd.procedure.average import end_iteration
-from ngsgd.procedure.outer import OuterStep, job_weights, stepped
+from ngsgd.procedure.outer import OuterStep, job_weights, lengthened, stepped
 from ngsgd.procedure.plan import AVERAGE, BEST
 
 NAME = "components.affine.weight"
@@ -101,7 +101,7 @@ def test_a_momentum_that_is_missing_or_of_another_model_is_not_taken_for_0(tmp_p
     chain.iterate(one, one)
     kept = chain.momentum(2).read_bytes()
     chain.momentum(2).unlink()
-    with pytest.raises(ModelError, match=r"2\.safetensors is missing; delete .*2\.safetensors and run again"):
+    with pytest.raises(ModelError, match=r"2\.safetensors is missing; delete .*2\.safetensors, and those before"):
         chain.iterate(one, one)
     assert not (tmp_path / "3.safetensors").exists()
     chain.momentum(2).write_bytes(chain.momentum(1).read_bytes())
@@ -153,9 +153,10 @@ def test_statistics_and_new_layers_are_averaged_and_no_more() -> None:
 
 
 def test_jobs_count_by_their_frames_or_as_if_these_were_as_many(tmp_path: Path) -> None:
-    assert job_weights("frames", [100, 300]) == [0.25, 0.75]
-    assert job_weights("rescaled", [100, 300]) == pytest.approx([1.0, 1 / 3])
-    assert job_weights("frames", [7, 7]) is None
+    assert job_weights("frames", [100, 300]) == ([0.25, 0.75], 1.0)
+    weights, factor = job_weights("rescaled", [100, 300])
+    assert [factor * weight for weight in weights] == pytest.approx([1.0, 1 / 3])
+    assert job_weights("frames", [7, 7]) == (None, 1.0)
     with pytest.raises(ModelError, match="on no frame"):
         job_weights("rescaled", [0, 1])
     change = np.ones((3, 2))
@@ -165,6 +166,25 @@ def test_jobs_count_by_their_frames_or_as_if_these_were_as_many(tmp_path: Path) 
         before = chain.value()
         # The second job got through three times as much, and moved three times as far.
         assert chain.iterate(change, 3 * change, frames=(100, 300)) == pytest.approx(before + expected, abs=1e-5)
+
+
+def test_statistics_are_averaged_however_jobs_are_rescaled() -> None:
+    before: Arrays = {"components.n.running_var": np.ones(1, np.float32), "components.a.bias": np.ones(1, np.float32)}
+    average: Arrays = {name: np.full(1, 0.2, np.float32) for name in before}
+    made = lengthened(before, average, 4 / 3)
+    assert made["components.n.running_var"] == np.float32(0.2)
+    assert made["components.a.bias"] == pytest.approx(1.0 - 0.8 * 4 / 3)
+
+
+def test_a_job_of_another_model_is_not_taken(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, OuterStep())
+    own = {"iterations": [{"iteration": 0, "action": AVERAGE, "lost": [2]}]}
+    model(tmp_path / "1.safetensors", np.zeros((3, 2)), {"iterations": [{"iteration": 0, "action": AVERAGE}]})
+    record = read_header(job(tmp_path / "j", np.zeros((3, 2)), 1, 1))["history"]["job"]
+    path = model(tmp_path / "j", np.ones((3, 2)), own | {"job": record})
+    with pytest.raises(ModelError, match="trained from another model than"):
+        end_iteration([path], tmp_path / "1.safetensors", 1.0, tmp_path / "2.safetensors", tmp_path / "r.json")
+    assert chain.x == 0
 
 
 def test_without_any_of_it_the_bytes_are_those_of_the_average(tmp_path: Path) -> None:

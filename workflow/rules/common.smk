@@ -31,16 +31,18 @@ try:
     # A study is a grid of runs.
     STUDY = Study.of(config) if "paper" in config else None
     if STUDY:
+        # Read once: the files change while this call is at work.
+        RATES = STUDY.rates(PAPER)
         config = {name: value for name, value in config.items() if name not in PAPER_KEYS}
-        config["runs"] = STUDY.runs(PAPER)
+        config["runs"] = STUDY.runs(RATES)
     SETTINGS = run_settings(config, yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
     EXECUTION = Execution.of(config)
+    # Corpora and examples belong to all runs whose settings for them agree.
+    DATA = {settings.data_key(): settings for settings in SETTINGS.values()}
+    EGS = {settings.egs_key(): settings for settings in SETTINGS.values()}
 except NgsgdError as e:
     sys.exit(f"error: {e}")
 
-# Corpora and examples belong to all runs whose settings for them agree.
-DATA = {settings.data_key(): settings for settings in SETTINGS.values()}
-EGS = {settings.egs_key(): settings for settings in SETTINGS.values()}
 RUNS = {}
 
 

@@ -1,24 +1,15 @@
 # The paper's claims: a sweep of learning rates, a grid of runs with the best of them, and what these show.
 
 from ngsgd.paper.figures import figures_of
-from ngsgd.paper.grid import read_rates
-
-
-def rates_of(experiment):
-    """The learning rates that have been chosen for an experiment; None as long as they have not."""
-    return read_rates(PAPER / experiment / "learning_rates.json", STUDY.experiments[experiment])
-
 
 # After what it is about, so that several studies may share the folder.
 PAGE = f"results/{'-'.join(STUDY.experiments)}.md"
-
-# Without its learning rates the runs of a grid cannot be told: once they are there, the call is made anew.
-CHOSEN = [name for name in STUDY.experiments if rates_of(name) is not None]
 
 
 localrules:
     choose_rates,
     paper_tables,
+    paper_cost,
     paper_figure,
     paper_page,
     paper,
@@ -47,7 +38,9 @@ def ends_of_grid(wildcards):
 
 def grid_of(experiment):
     """The names of the runs of an experiment's grid."""
-    return list(STUDY.experiments[experiment].grid_runs(rates_of(experiment)))
+    if experiment not in RATES:
+        raise WorkflowError(f"{experiment}: its learning rates are not chosen yet, which the target paper does first")
+    return list(STUDY.experiments[experiment].grid_runs(RATES[experiment]))
 
 
 def metrics_of(runs):
@@ -111,7 +104,7 @@ rule paper_cost:
     conda:
         "../envs/ngsgd.yaml"
     # Alone on this machine.
-    threads: workflow.cores or 1
+    threads: CORES or 1
     params:
         run=lambda wildcards: f"results/{grid_of(wildcards.experiment)[0]}",
         optimizers=lambda wildcards: list(STUDY.experiments[wildcards.experiment].rates),
@@ -154,8 +147,8 @@ rule paper_page:
 
 
 def go_on():
-    """Makes the call anew, if learning rates have been chosen that it did not know."""
-    if CHOSEN != [name for name in STUDY.experiments if rates_of(name) is not None]:
+    """Makes the call anew, if learning rates have been chosen that it did not know: it could not tell their grids."""
+    if STUDY.rates(PAPER) != RATES:
         print("The learning rates are chosen: going on with the grid.", file=sys.stderr)
         # At the very end, when this call has put everything away.
         atexit.register(os.execv, sys.executable, sys.orig_argv)
@@ -166,8 +159,8 @@ rule paper:
         expand("results/paper/{experiment}/learning_rates.json", experiment=STUDY.experiments),
         [
             f"results/paper/{experiment}/{figure}.{suffix}"
-            for experiment in CHOSEN
+            for experiment in RATES
             for figure in figures_of(STUDY.experiments[experiment])
             for suffix in ("png", "pdf")
         ],
-        [PAGE] if len(CHOSEN) == len(STUDY.experiments) else [],
+        [PAGE] if len(RATES) == len(STUDY.experiments) else [],

@@ -14,4 +14,4 @@ with program(snakemake.log[0]):
     table = tuning(experiment, tables)
     with whole(snakemake.output.table) as temporary:
         table.to_csv(temporary, sep="\t", index=False)
-    write_rates(table, Path(snakemake.output.rates))
+    write_rates(table, experiment, Path(snakemake.output.rates))

@@ -117,7 +117,7 @@ def _won_back(outcome: pd.DataFrame) -> list[Claim]:
                     f"{method.replace('-', ' ')} wins back what averaging {jobs} jobs loses.",
                     f"at least {WON_BACK:.0%} of the validation objective (final model) that averaging costs",
                     f"{spread(won, '+.3f')} of {spread(lost, '.3f')} nats a frame",
-                    bool(won.mean() >= WON_BACK * lost.mean()),
+                    bool(won.mean() >= WON_BACK * lost.mean() > 0.0),
                 )
             )
     return found

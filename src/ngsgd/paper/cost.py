@@ -1,9 +1,11 @@
-"""What a minibatch costs with each optimiser: measured in turn, in one process."""
+"""What a minibatch costs with each optimiser: measured in turn, in one process, trained as a job does it."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,17 +13,20 @@ import torch
 from torch import nn
 
 from ngsgd.data.egs import minibatches, open_archive
+from ngsgd.errors import DataError
 from ngsgd.memory import keep_freed_memory
 from ngsgd.network.model import AcousticModel, load_model
-from ngsgd.optim.ngsgd import NGSGD, Method
+from ngsgd.optim.ngsgd import NGSGD
+from ngsgd.procedure.job import optimizer_of
 from ngsgd.procedure.run import Run
+from ngsgd.procedure.settings import Optimizer
 
-METHODS: Mapping[str, Method] = {"sgd": "none", "ng-sgd": "online", "ng-sgd-simple": "simple"}
 MINIBATCHES = 24  # of a repetition: estimates are renewed at every fourth
 REPETITIONS = 7
+LRATE = 1.0e-6  # so small that the model stays as it is
 
 
-def costs(run: Run, optimizers: Sequence[str]) -> pd.DataFrame:
+def costs(run: Run, optimizers: Sequence[Optimizer]) -> pd.DataFrame:
     """Milliseconds of a minibatch, by the network and the examples of a run.
 
     Args:
@@ -45,24 +50,31 @@ def costs(run: Run, optimizers: Sequence[str]) -> pd.DataFrame:
     for features, labels in minibatches(open_archive(run.archive(0)), 0, context, needed, size, 0):
         if len(labels) == size and len(taken) < MINIBATCHES:
             taken.append((torch.from_numpy(features), torch.from_numpy(labels).long()))
-    steps = {optimizer: _Trainer(models[optimizer], METHODS[optimizer], taken) for optimizer in optimizers}
-    for step in steps.values():
-        step.go()  # past the first minibatches, of which each renews the estimates
+    if not taken:
+        raise DataError(f"{run.archive(0)}: fewer than {size} examples, a minibatch of the run's")
     rows = []
-    for repetition in range(REPETITIONS):
-        found = {optimizer: step.go() for optimizer, step in steps.items()}
-        for optimizer, milliseconds in found.items():
-            ratio = milliseconds / found.get("sgd", np.nan)
-            rows.append({"method": optimizer, "repetition": repetition, "milliseconds": milliseconds, "of_sgd": ratio})
+    with contextlib.ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(model.interleaved())
+        steps = {
+            name: _Trainer(model, optimizer_of(model, replace(run.settings, optimizer=name), LRATE), taken)
+            for name, model in models.items()
+        }
+        for step in steps.values():
+            step.go()  # past the first minibatches, of which each renews the estimates
+        for repetition in range(REPETITIONS):
+            found = {name: step.go() for name, step in steps.items()}
+            for name, milliseconds in found.items():
+                ratio = milliseconds / found.get("sgd", np.nan)
+                rows.append({"method": name, "repetition": repetition, "milliseconds": milliseconds, "of_sgd": ratio})
     return pd.DataFrame(rows)
 
 
 class _Trainer:
     def __init__(
-        self, model: AcousticModel, method: Method, taken: Sequence[tuple[torch.Tensor, torch.Tensor]]
+        self, model: AcousticModel, optimizer: NGSGD, taken: Sequence[tuple[torch.Tensor, torch.Tensor]]
     ) -> None:
-        self._model, self._taken = model, taken
-        self._optimizer = NGSGD(model, lr=1e-6, preconditioner=method)  # so small that the model stays as it is
+        self._model, self._optimizer, self._taken = model, optimizer, taken
 
     def go(self) -> float:
         """Milliseconds a minibatch, over all of them."""

@@ -51,7 +51,7 @@ def numbers_of_jobs(courses: pd.DataFrame, method: str, path: Path) -> None:
     figure, axes = _axes()
     own = courses[courses["method"] == method]
     for i, jobs in enumerate(_sorted(own["jobs"])):
-        _course(axes, own[own["jobs"] == jobs], "epochs", OBJECTIVES["valid"], i, "-", _jobs(jobs), True)
+        _course(axes, own[own["jobs"] == jobs], "epochs", OBJECTIVES["valid"], _style(i), "-", _jobs(jobs), True)
     _zoom(axes, own)
     _finish(
         figure, axes, path, "data, of all jobs together (epochs)", f"validation {OBJECTIVE}",
@@ -64,7 +64,7 @@ def time_on_a_cluster(courses: pd.DataFrame, method: str, path: Path) -> None:
     figure, axes = _axes()
     own = courses[courses["method"] == method]
     for i, jobs in enumerate(_sorted(own["jobs"])):
-        _course(axes, own[own["jobs"] == jobs], "minutes", OBJECTIVES["valid"], i, "-", _jobs(jobs), True)
+        _course(axes, own[own["jobs"] == jobs], "minutes", OBJECTIVES["valid"], _style(i), "-", _jobs(jobs), True)
     _zoom(axes, own)
     _finish(
         figure, axes, path, "minutes (longest job + averaging + turn-around, summed)", f"validation {OBJECTIVE}",
@@ -175,7 +175,7 @@ def most_jobs(courses: pd.DataFrame, path: Path) -> None:
     styles, most = _styles(courses), courses["jobs"].max()
     first = next(iter(styles))
     alone = courses[(courses["method"] == first) & (courses["jobs"] == 1)]
-    _course(axes, alone, "epochs", OBJECTIVES["valid"], len(styles), ":", f"{name_of(first)}, N = 1", True)
+    _course(axes, alone, "epochs", OBJECTIVES["valid"], len(COLOURS) - 1, ":", f"{name_of(first)}, N = 1", True)
     for method, k in styles.items():
         own = courses[(courses["method"] == method) & (courses["jobs"] == most)]
         _course(axes, own, "epochs", OBJECTIVES["valid"], k, "-", name_of(method), True)
@@ -188,7 +188,7 @@ def most_jobs(courses: pd.DataFrame, path: Path) -> None:
 
 def _styles(table: pd.DataFrame) -> dict[str, int]:
     """The place in COLOURS and MARKERS of each method."""
-    return {method: STYLES.get(method, i) for i, method in enumerate(table["method"].unique())}
+    return {method: _style(STYLES.get(method, i)) for i, method in enumerate(table["method"].unique())}
 
 
 def _axes(height: float = 3.2) -> tuple[Figure, Axes]:
@@ -198,6 +198,10 @@ def _axes(height: float = 3.2) -> tuple[Figure, Axes]:
 
 def _sorted(values: Iterable[float]) -> list[int | float]:
     return sorted({value.item() if hasattr(value, "item") else value for value in values})
+
+
+def _style(place: int) -> int:
+    return place % len(COLOURS)
 
 
 def _jobs(jobs: float) -> str:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 
 from ngsgd.errors import ConfigError
-from ngsgd.files import write_text
+from ngsgd.files import digest, write_text
+from ngsgd.procedure.execution import OF_THE_CALL
 
 KEYS = ("paper", "scale", "seeds", "turnaround_seconds")  # of the configuration, beside the settings of runs
 
@@ -33,6 +35,7 @@ class Experiment:
         jobs: the numbers of jobs an iteration.
         growing: for the methods of it a run whose number of jobs grows from the least to the most.
         num_seeds: of each point of the grid.
+        base: the configuration's settings, over which those of the experiment go.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Experiment:
     jobs: tuple[int, ...]
     growing: tuple[str, ...]
     num_seeds: int
+    base: Mapping[str, Any]
 
     def check(self) -> None:
         """Sees that what is to be told in the end can be told.
@@ -52,8 +56,8 @@ class Experiment:
             ConfigError: a method has no learning rate, or there is nothing to compare with.
         """
         where = f"paper: {self.name}:"
-        if 1 not in self.jobs or min(self.jobs) < 1:
-            raise ConfigError(f"{where} jobs: {list(self.jobs)}: speed-ups are measured against 1")
+        if min(self.jobs, default=0) != 1 or max(self.jobs) == 1:
+            raise ConfigError(f"{where} jobs: {list(self.jobs)}: 1 is needed, and more, which are measured against it")
         if empty := [method for method, rates in self.rates.items() if not rates]:
             raise ConfigError(f"{where} rates: {empty[0]}: none is given")
         if self.methods and self.methods.keys() != self.rates.keys():
@@ -74,6 +78,10 @@ class Experiment:
             for method, rates in self.rates.items()
             for rate in rates
         }
+
+    def key(self) -> str:
+        """Stands for the sweep: what was chosen of another one is no choice."""
+        return digest([self.sweep_runs(), self.base])
 
     def sweep_run(self, method: str, rate: float) -> str:
         return f"paper-{self.name}-{method}-rate{rate:g}"
@@ -140,10 +148,12 @@ class Study:
             if not (scale > 0.0 and num_seeds > 0):
                 raise ConfigError("scale and seeds must be above 0")
             experiments = {}
+            others = {*KEYS, *OF_THE_CALL, "runs"}
+            base = {key: value for key, value in config.items() if key not in others}
             for name, given in config["paper"].items():
                 settings = dict(given["settings"])
-                if "hours" in settings:
-                    settings["hours"] *= scale
+                if settings.get("corpus", config.get("corpus")) == "synthetic":
+                    settings["hours"] = scale * settings.get("hours", config.get("hours", 1.0))
                 experiments[name] = made = Experiment(
                     name=str(name),
                     settings=settings,
@@ -154,27 +164,40 @@ class Study:
                     jobs=tuple(map(int, given["jobs"])),
                     growing=tuple(given["growing"]),
                     num_seeds=num_seeds,
+                    base=base,
                 )
                 made.check()
             return cls(experiments, float(config["turnaround_seconds"]))
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise ConfigError(f"paper: {e!r}; config/paper.yaml shows what is expected") from None
 
-    def runs(self, folder: Path) -> dict[str, dict[str, Any]]:
-        """The runs that can be told already: those of the sweeps, and of each grid whose learning rates are chosen.
+    def rates(self, folder: Path) -> dict[str, dict[str, float]]:
+        """The learning rates of each experiment for which they are chosen.
 
         Args:
-            folder: in which `choose` has written what it chose.
+            folder: in which `write_rates` has written them.
 
         Raises:
             ConfigError: such a file is damaged.
         """
+        found = {}
+        for name, experiment in self.experiments.items():
+            rates = read_rates(folder / name / "learning_rates.json", experiment)
+            if rates is not None:
+                found[name] = rates
+        return found
+
+    def runs(self, rates: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+        """The runs that can be told already: those of the sweeps, and of each grid whose learning rates are chosen.
+
+        Args:
+            rates: as `rates` gives them.
+        """
         runs: dict[str, dict[str, Any]] = {}
         for name, experiment in self.experiments.items():
             runs |= experiment.sweep_runs()
-            chosen = read_rates(folder / name / "learning_rates.json", experiment)
-            if chosen is not None:
-                runs |= experiment.grid_runs(chosen)
+            if name in rates:
+                runs |= experiment.grid_runs(rates[name])
         return runs
 
 
@@ -191,36 +214,36 @@ def tuning(experiment: Experiment, tables: Mapping[str, pd.DataFrame]) -> pd.Dat
     rows: list[dict[str, Any]] = []
     for method, rates in experiment.rates.items():
         ends = [tables[experiment.sweep_run(method, rate)].iloc[-1] for rate in rates]
-        best = max(range(len(rates)), key=lambda i, ends=ends: ends[i]["valid_log_probability"])  # type: ignore[misc]
+        # A rate at which training broke is not the best one.
+        objectives = np.nan_to_num([float(end["valid_log_probability"]) for end in ends], nan=-np.inf)
+        best = int(objectives.argmax())
         for i, (rate, end) in enumerate(zip(rates, ends, strict=True)):
             scores = {c: float(end[c]) for c in ("valid_log_probability", "train_log_probability")}
             rows.append({"method": method, "rate": rate} | scores | {"chosen": i == best})
     return pd.DataFrame(rows)
 
 
-def write_rates(table: pd.DataFrame, path: Path) -> None:
-    """Writes which learning rates were chosen, and among which (JSON).
+def write_rates(table: pd.DataFrame, experiment: Experiment, path: Path) -> None:
+    """Writes which learning rates were chosen, and of which sweep (JSON).
 
     Raises:
         OSError: the file cannot be written.
     """
-    chosen = {
-        str(method): {"candidates": own["rate"].tolist(), "chosen": float(own[own["chosen"]]["rate"].iloc[0])}
-        for method, own in table.groupby("method", sort=False)
-    }
-    write_text(path, json.dumps(chosen, indent=1) + "\n")
+    best = table[table["chosen"]]
+    chosen = {str(method): float(rate) for method, rate in zip(best["method"], best["rate"], strict=True)}
+    write_text(path, json.dumps({"sweep": experiment.key(), "chosen": chosen}, indent=1) + "\n")
 
 
 def read_rates(path: Path, experiment: Experiment) -> dict[str, float] | None:
-    """The learning rates that were chosen; None where that has not been done yet, or among others.
+    """The learning rates that were chosen; None where that has not been done yet, or of another sweep.
 
     Raises:
         ConfigError: the file is damaged.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        candidates = {method: tuple(given["candidates"]) for method, given in found.items()}
-        return {o: float(found[o]["chosen"]) for o in found} if candidates == dict(experiment.rates) else None
+        chosen = {str(method): float(rate) for method, rate in found["chosen"].items()}
+        return chosen if found["sweep"] == experiment.key() else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:

@@ -22,7 +22,7 @@ from ngsgd.errors import ModelError, TrainingError
 from ngsgd.files import write_text
 from ngsgd.network.storage import Arrays, Header, Rows, opened_model, read_header, read_model, write_model
 from ngsgd.procedure.losses import LOST
-from ngsgd.procedure.outer import OuterStep, job_weights, read_momentum, stepped, write_momentum
+from ngsgd.procedure.outer import OuterStep, job_weights, lengthened, read_momentum, stepped, write_momentum
 from ngsgd.procedure.plan import AVERAGE
 
 BLOCK = 1 << 16  # numbers of each model that are summed up at a time
@@ -73,6 +73,10 @@ def end_iteration(
     for path, header, record in zip(jobs, headers, records, strict=True):
         if record["iteration"] != iteration or header["architecture"] != headers[0]["architecture"]:
             raise ModelError(f"{os.fspath(path)}: not of iteration {iteration}, or of another architecture; delete it")
+        if header["history"].get("iterations", past) != past:
+            raise ModelError(
+                f"{os.fspath(path)}: trained from another model than {os.fspath(before)}; delete it and run again"
+            )
     action = records[0]["action"]
     damaged: dict[int, str] = {}
     while True:
@@ -86,10 +90,10 @@ def end_iteration(
             )
         if action != AVERAGE:
             used = [max(used, key=lambda i: (records[i]["log_probability"], -i))]
-        weights = job_weights(step.weights, [records[i]["frames"] for i in used])
+        weights, factor = job_weights(step.weights, [records[i]["frames"] for i in used])
         arrays = average_arrays([jobs[i] for i in used], weights)
-        if weights and not math.isclose(missing := 1.0 - sum(weights), 0.0, abs_tol=1e-12):
-            arrays = {name: array + array.dtype.type(missing) * before_arrays[name] for name, array in arrays.items()}
+        if factor != 1.0:
+            arrays = lengthened(before_arrays, arrays, factor)
         # What is not finite in one model is not in the average: each needs to be looked at only then.
         if all(np.isfinite(array).all() for array in arrays.values()):
             break

@@ -83,17 +83,7 @@ def run_job(
     where = device(settings)
     model.to(where).train()
     with model.interleaved():
-        optimizer = NGSGD(
-            model,
-            lr=job.learning_rate,
-            preconditioner=PRECONDITIONERS[settings.optimizer],
-            alpha=settings.alpha,
-            rank_in=settings.rank_in,
-            rank_out=settings.rank_out,
-            num_samples_history=settings.num_samples_history,
-            update_period=settings.update_period,
-            max_change_per_sample=settings.max_change_per_sample,
-        )
+        optimizer = optimizer_of(model, settings, job.learning_rate)
         batches = minibatches(
             archive, job.frame, context, (model.left_context, model.right_context), job.minibatch_size, job.seed
         )
@@ -109,6 +99,21 @@ def run_job(
     model.history = model.history | {"job": job._asdict() | course.summary() | {"failure": failure}}
     model.save(output)
     reporter.done(course.frames, course.objective)
+
+
+def optimizer_of(model: AcousticModel, settings: Settings, lr: float) -> NGSGD:
+    """The optimiser that the settings ask for, at a learning rate per sample."""
+    return NGSGD(
+        model,
+        lr=lr,
+        preconditioner=PRECONDITIONERS[settings.optimizer],
+        alpha=settings.alpha,
+        rank_in=settings.rank_in,
+        rank_out=settings.rank_out,
+        num_samples_history=settings.num_samples_history,
+        update_period=settings.update_period,
+        max_change_per_sample=settings.max_change_per_sample,
+    )
 
 
 def device(settings: Settings) -> torch.device:

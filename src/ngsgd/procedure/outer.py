@@ -50,8 +50,8 @@ class OuterStep:
         return self.lrate == 1.0 and self.momentum == 0.0 and self.trust_region is None
 
 
-def job_weights(kind: Weights, frames: Sequence[int]) -> list[float] | None:
-    """The weights of the jobs' changes; None where all are 1 / N.
+def job_weights(kind: Weights, frames: Sequence[int]) -> tuple[list[float] | None, float]:
+    """The weights of the jobs' models, None where all are 1 / N, and the factor of the change that they make together.
 
     Args:
         kind: ``frames``: in proportion to the frames that each was trained on, so that these count alike; ``rescaled``:
@@ -62,13 +62,24 @@ def job_weights(kind: Weights, frames: Sequence[int]) -> list[float] | None:
         ModelError: a job was trained on nothing.
     """
     if kind == "equal" or len(set(frames)) == 1:
-        return None
+        return None, 1.0
     if min(frames) <= 0:
         raise ModelError(f"job_weights: {kind}: a job was trained on no frame; leave it out with min_jobs")
     if kind == "frames":
-        return [f / sum(frames) for f in frames]
+        return [f / sum(frames) for f in frames], 1.0
     expected = sum(frames) / len(frames)
-    return [expected / f / len(frames) for f in frames]
+    weights = [expected / f / len(frames) for f in frames]
+    return [weight / sum(weights) for weight in weights], sum(weights)
+
+
+def lengthened(before: Arrays, average: Arrays, factor: float) -> Arrays:
+    """The average with its change from W_t multiplied, but for statistics."""
+    return {
+        name: array
+        if name.endswith(STATISTICS) or name not in before
+        else (before[name] + factor * (array.astype(np.float64) - before[name])).astype(array.dtype)
+        for name, array in average.items()
+    }
 
 
 def stepped(before: Arrays, average: Arrays, momentum: Arrays, step: OuterStep) -> tuple[Arrays, Arrays]:
@@ -124,7 +135,10 @@ def read_momentum(path: str | os.PathLike[str], model: str | os.PathLike[str], h
     Raises:
         ModelError: it is missing or damaged, or of another model.
     """
-    hint = f"; delete {os.fspath(model)} and run again, which makes both anew"
+    hint = (
+        f"; delete {os.fspath(model)}, and those before it as far back as their momenta are missing, too, and run "
+        "again: averages are made anew, jobs are not"
+    )
     if not Path(path).exists():
         raise ModelError(f"{os.fspath(path)}: the momentum of {os.fspath(model)} is missing{hint}")
     momentum, own = read_model(path)

@@ -31,6 +31,10 @@ def prune(run: Run, plan: Sequence[Job], keeping: Keeping, needed: Collection[in
     for path in _files(run.job(0, 1).parent):
         if int(path.name.split(".")[0]) + 1 in made:
             path.unlink(missing_ok=True)
+    if idle:  # what a call left that was killed between the two
+        for path in _files(run.momentum(0).parent):
+            if int(path.stem) not in made:
+                path.unlink(missing_ok=True)
     newest = min(max(made, default=0), plan[-1].iteration + 1)  # a run may have been longer
     awaited = set(needed)
     if not run.final.exists():

