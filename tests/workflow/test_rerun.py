@@ -299,3 +299,13 @@ def test_momentum_goes_with_its_models(empty: Workplace) -> None:
     outcome = empty.snakemake("results/run/final.safetensors")
     assert outcome.status == 1
     assert outcome.last_line.startswith(f"error: results/run/momenta/{last - 1}.safetensors: the momentum of")
+
+
+def test_metrics_alone_are_made_where_the_settings_were_set_aside(finished: Workplace) -> None:
+    table = (finished.run / "metrics.tsv").read_bytes()
+    (finished.run / "metrics.tsv").unlink()
+    (finished.run / "settings.json").unlink()
+    outcome = finished.snakemake("results/run/metrics.tsv")
+    assert outcome.status == 0, outcome.text
+    assert outcome.jobs == {"renew": 1, "plan": 1, "metrics": 1} or outcome.jobs == {"plan": 1, "metrics": 1}
+    assert (finished.run / "metrics.tsv").read_bytes() == table

@@ -206,7 +206,9 @@ def for_metrics(wildcards):
 
     reports = (run.report(x) for x in range(1, num_iters + 1) if needed(x))
     diagnostics = (run.diagnostics(x) for x in range(num_iters + 1))
-    return [str(path) for path in (run.plan, run.data / "corpus.json", *diagnostics, *reports)]
+    # Asked for alone it may be that the settings have been set aside, and nothing else.
+    settings = [] if run.settings_file.exists() else [run.settings_file]
+    return [str(path) for path in (run.plan, *settings, run.data / "corpus.json", *diagnostics, *reports)]
 
 
 def metrics_of_all_runs(wildcards):

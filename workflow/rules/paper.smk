@@ -96,7 +96,11 @@ rule paper_tables:
 
 rule paper_cost:
     input:
-        lambda wildcards: f"results/{grid_of(wildcards.experiment)[0]}/final.safetensors",
+        lambda wildcards: expand(
+            "results/{run}/{file}",
+            run=grid_of(wildcards.experiment)[0],
+            file=["final.safetensors", "settings.json"],
+        ),
     output:
         "results/paper/{experiment}/cost.tsv",
     log:

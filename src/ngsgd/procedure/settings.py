@@ -159,7 +159,9 @@ class Settings:
                 versions = [f"{name} {importlib.metadata.version(name)}" for name in ("espeakng-loader", "lhotse")]
             except importlib.metadata.PackageNotFoundError as e:
                 raise ConfigError(f"corpus: synthetic: the package {e.name} is not installed; see `make env`") from None
-            return [*versions, *self._stamps("feature_extractor")]
+            # Lhotse's own extractors are those of its version.
+            own_file = not self.feature_extractor.startswith("kaldi-")
+            return [*versions, *(self._stamps("feature_extractor") if own_file else [])]
         return [stamp for name in _SOURCES[self.corpus] for stamp in self._stamps(name)]
 
     def _stamps(self, name: str) -> list[str]:
