@@ -24,6 +24,7 @@ WIDTH = 4.0  # inches
 NAMES = {"sgd": "SGD", "ng-sgd": "NG-SGD online", "ng-sgd-simple": "NG-SGD simple"}
 STYLES = {"sgd": 1, "ng-sgd": 0, "ng-sgd-simple": 2}  # in COLOURS and MARKERS; of other methods by their order
 OBJECTIVE = "log-probability per frame (nats)"
+VALIDATION = f"validation\n{OBJECTIVE}"
 SHOWN = 0.75  # of the way from the first model to the best is left out of view
 
 
@@ -42,7 +43,7 @@ def optimisers(courses: pd.DataFrame, path: Path) -> None:
             _course(axes, own, "epochs", OBJECTIVES[name], k, dashes, name_of(method), name == "valid")
     axes.plot([], [], "-", color="0.3", label="validation")
     axes.plot([], [], "--", color="0.3", label="training")
-    _zoom(axes, alone)
+    _zoom(axes, alone, *OBJECTIVES.values())
     _finish(figure, axes, path, "data (epochs)", OBJECTIVE, "One job: what an optimiser makes of the data")
 
 
@@ -50,11 +51,11 @@ def numbers_of_jobs(courses: pd.DataFrame, method: str, path: Path) -> None:
     """Validation objective against data, for each number of jobs; perfect parallelism would be a single line."""
     figure, axes = _axes()
     own = courses[courses["method"] == method]
-    for i, jobs in enumerate(_sorted(own["jobs"])):
+    for i, jobs in enumerate(sorted(_sorted(own["jobs"]), key=lambda jobs: (jobs == 0, jobs))):
         _course(axes, own[own["jobs"] == jobs], "epochs", OBJECTIVES["valid"], _style(i), "-", _jobs(jobs), True)
-    _zoom(axes, own)
+    _zoom(axes, own, OBJECTIVES["valid"])
     _finish(
-        figure, axes, path, "data, of all jobs together (epochs)", f"validation {OBJECTIVE}",
+        figure, axes, path, "data, of all jobs together (epochs)", VALIDATION,
         f"{name_of(method)}: averaging N jobs",
     )  # fmt: skip
 
@@ -63,11 +64,11 @@ def time_on_a_cluster(courses: pd.DataFrame, method: str, path: Path) -> None:
     """Validation objective against the time that training takes on a cluster with a machine for each job."""
     figure, axes = _axes()
     own = courses[courses["method"] == method]
-    for i, jobs in enumerate(_sorted(own["jobs"])):
+    for i, jobs in enumerate(sorted(_sorted(own["jobs"]), key=lambda jobs: (jobs == 0, jobs))):
         _course(axes, own[own["jobs"] == jobs], "minutes", OBJECTIVES["valid"], _style(i), "-", _jobs(jobs), True)
-    _zoom(axes, own)
+    _zoom(axes, own, OBJECTIVES["valid"])
     _finish(
-        figure, axes, path, "minutes (longest job + averaging + turn-around, summed)", f"validation {OBJECTIVE}",
+        figure, axes, path, "minutes (longest job + averaging\n+ turn-around of each iteration, summed)", VALIDATION,
         f"{name_of(method)} on N machines",
     )  # fmt: skip
 
@@ -143,7 +144,7 @@ def averaging(table: pd.DataFrame, path: Path) -> None:
         ticks, labels = [*ticks, 1.25 * max(ticks)], [*labels, "\ngrowing"]
     axes.set_xticks(ticks, labels)
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _finish(figure, axes, path, "jobs (N)", f"validation {OBJECTIVE}", "What averaging costs, and combination gives")
+    _finish(figure, axes, path, "jobs (N)", VALIDATION, "What averaging costs, and combination gives")
 
 
 def rates(table: pd.DataFrame, path: Path) -> None:
@@ -164,8 +165,8 @@ def rates(table: pd.DataFrame, path: Path) -> None:
     axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
     _finish(
-        figure, axes, path, "initial learning rate (per sample)", f"validation\n{OBJECTIVE}",
-        "Sweep of learning rates; the chosen are ringed",
+        figure, axes, path, "initial learning rate (per sample)", VALIDATION,
+        "Learning rates; the chosen are ringed",
     )  # fmt: skip
 
 
@@ -179,9 +180,9 @@ def most_jobs(courses: pd.DataFrame, path: Path) -> None:
     for method, k in styles.items():
         own = courses[(courses["method"] == method) & (courses["jobs"] == most)]
         _course(axes, own, "epochs", OBJECTIVES["valid"], k, "-", name_of(method), True)
-    _zoom(axes, courses)
+    _zoom(axes, courses, OBJECTIVES["valid"])
     _finish(
-        figure, axes, path, "data, of all jobs together (epochs)", f"validation {OBJECTIVE}",
+        figure, axes, path, "data, of all jobs together (epochs)", VALIDATION,
         f"N = {most} jobs, by what is made of their average",
     )  # fmt: skip
 
@@ -221,10 +222,9 @@ def _course(
         axes.fill_between(places, values.min(axis=0), values.max(axis=0), color=COLOURS[style], alpha=0.2, linewidth=0)
 
 
-def _zoom(axes: Axes, courses: pd.DataFrame) -> None:
+def _zoom(axes: Axes, courses: pd.DataFrame, *objectives: str) -> None:
     """Leaves the first models out of view, which would press everything else together."""
-    columns = list(OBJECTIVES.values())
-    first, best = courses[columns].min().min(), courses[columns].max().max()
+    first, best = courses[[*objectives]].min().min(), courses[[*objectives]].max().max()
     axes.set_ylim(first + SHOWN * (best - first), best + 0.03 * (best - first))
 
 
