@@ -307,5 +307,6 @@ def test_metrics_alone_are_made_where_the_settings_were_set_aside(finished: Work
     (finished.run / "settings.json").unlink()
     outcome = finished.snakemake("results/run/metrics.tsv")
     assert outcome.status == 0, outcome.text
-    assert outcome.jobs == {"renew": 1, "plan": 1, "metrics": 1} or outcome.jobs == {"plan": 1, "metrics": 1}
+    assert outcome.jobs["metrics"] == 1
+    assert not outcome.jobs.keys() & {"train", "average", "diagnose"}
     assert (finished.run / "metrics.tsv").read_bytes() == table
