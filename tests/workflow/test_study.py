@@ -38,7 +38,7 @@ def test_one_call_makes_the_page_and_the_next_one_what_is_missing(tmp_path: Path
     outcome = place.snakemake("paper")
     assert outcome.status == 0, outcome.text
     made = tmp_path / "results/paper/digits"
-    assert json.loads((made / "learning_rates.json").read_text())["sgd"]["chosen"] in (0.005, 0.02)
+    assert json.loads((made / "learning_rates.json").read_text())["chosen"]["sgd"] in (0.005, 0.02)
     summary = pd.read_csv(made / "summary.tsv", sep="\t")
     assert set(zip(summary["method"], summary["jobs"], strict=True)) == {
         (method, jobs) for method in ("sgd", "ng-sgd") for jobs in (1, 2)
