@@ -49,28 +49,23 @@ def optimisers(courses: pd.DataFrame, path: Path) -> None:
 
 def numbers_of_jobs(courses: pd.DataFrame, method: str, path: Path) -> None:
     """Validation objective against data, for each number of jobs; perfect parallelism would be a single line."""
-    figure, axes = _axes()
-    own = courses[courses["method"] == method]
-    for i, jobs in enumerate(sorted(_sorted(own["jobs"]), key=lambda jobs: (jobs == 0, jobs))):
-        _course(axes, own[own["jobs"] == jobs], "epochs", OBJECTIVES["valid"], _style(i), "-", _jobs(jobs), True)
-    _zoom(axes, own, OBJECTIVES["valid"])
-    _finish(
-        figure, axes, path, "data, of all jobs together (epochs)", VALIDATION,
-        f"{name_of(method)}: averaging N jobs",
-    )  # fmt: skip
+    title = f"{name_of(method)}: averaging N jobs"
+    _by_jobs(courses, method, "epochs", path, "data, of all jobs together (epochs)", title)
 
 
 def time_on_a_cluster(courses: pd.DataFrame, method: str, path: Path) -> None:
     """Validation objective against the time that training takes on a cluster with a machine for each job."""
+    told = "minutes (longest job + averaging\n+ turn-around of each iteration, summed)"
+    _by_jobs(courses, method, "minutes", path, told, f"{name_of(method)} on N machines")
+
+
+def _by_jobs(courses: pd.DataFrame, method: str, along: str, path: Path, x: str, title: str) -> None:
     figure, axes = _axes()
     own = courses[courses["method"] == method]
     for i, jobs in enumerate(sorted(_sorted(own["jobs"]), key=lambda jobs: (jobs == 0, jobs))):
-        _course(axes, own[own["jobs"] == jobs], "minutes", OBJECTIVES["valid"], _style(i), "-", _jobs(jobs), True)
+        _course(axes, own[own["jobs"] == jobs], along, OBJECTIVES["valid"], _style(i), "-", _jobs(jobs), True)
     _zoom(axes, own, OBJECTIVES["valid"])
-    _finish(
-        figure, axes, path, "minutes (longest job + averaging\n+ turn-around of each iteration, summed)", VALIDATION,
-        f"{name_of(method)} on N machines",
-    )  # fmt: skip
+    _finish(figure, axes, path, x, VALIDATION, title)
 
 
 def speedup(table: pd.DataFrame, path: Path) -> None:
