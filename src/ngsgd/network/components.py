@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ngsgd.kernels.rows import TINY, normalize, normalize_derivative, two_norm, two_norm_derivative_
+
 MAX_OFFSET = 10000  # frames
-NORM_FLOOR = 2.0**-66  # Kaldi's kNormFloor: the smallest mean square that Normalize divides by
-TINY = 1.0e-20  # a 2-norm that only members whose squares underflow have
 BATCHNORM_EPSILON = 1.0e-3
 BATCHNORM_MOMENTUM = 0.1  # share of a minibatch in the running statistics
 
@@ -148,29 +148,24 @@ class _TwoNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, groups: Tensor, dim: int) -> Tensor:
+        ctx.dim = dim
         if dim == -1:
             y = torch.mv(groups.square().reshape(-1, groups.shape[-1]), groups.new_ones(groups.shape[-1]))
             y = y.sqrt_().view(groups.shape[:-1])
         else:
-            # Member after member: their squares, as large as all of the input, would be memory that has to be fetched.
-            first, *others = groups.unbind(dim)
-            y = first * first
-            for member in others:
-                y.addcmul_(member, member)
-            y.sqrt_()
+            y = two_norm(groups)
         ctx.save_for_backward(groups, y)
-        ctx.dim = dim
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         groups, y = ctx.saved_tensors
-        # Where all of a group is 0, so is its derivative.
-        factor = (grad_outputs[0] / y.clamp(min=TINY)).unsqueeze(ctx.dim)
+        if ctx.dim == -1:
+            return groups * (grad_outputs[0] / y.clamp(min=TINY)).unsqueeze(-1), None
         # Interleaved, the groups are the output of an affine component, which nobody needs any more: no further memory
         # has to be fetched for the derivative. (Autograd would notice if somebody did.)
-        return (groups * factor if ctx.dim == -1 else groups.mul_(factor)), None
+        return two_norm_derivative_(groups, y, grad_outputs[0]), None
 
 
 class PNorm(Component):
@@ -208,24 +203,19 @@ class PNorm(Component):
 
 
 class _Normalize(torch.autograd.Function):
-    """y = x / rms(x) for each row, with few passes over it."""
+    """y = x / rms(x) for each row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        mean_square: Tensor = torch.linalg.vecdot(x, x)[..., None] / x.shape[-1]
-        scale = mean_square.clamp(min=NORM_FLOOR).rsqrt_()
-        y: Tensor = x * scale
-        ctx.save_for_backward(y, scale, mean_square)
+        y, scale = normalize(x)
+        ctx.save_for_backward(y, scale)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        y, scale, mean_square = ctx.saved_tensors
-        (dy,) = grad_outputs
-        # A row at the floor is scaled by a constant.
-        along = (torch.linalg.vecdot(dy, y)[..., None] / y.shape[-1]).masked_fill_(mean_square < NORM_FLOOR, 0.0)
-        return torch.addcmul(dy, y, along, value=-1).mul_(scale)
+        y, scale = ctx.saved_tensors
+        return normalize_derivative(y, scale, grad_outputs[0])
 
 
 class Normalize(Elementwise):

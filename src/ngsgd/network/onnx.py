@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ngsgd.errors import ModelError
 from ngsgd.files import whole
+from ngsgd.kernels.rows import NORM_FLOOR
 from ngsgd.network import components as c
 from ngsgd.network.model import LOG_FLOOR, PRIOR_FLOOR, AcousticModel
 
@@ -92,7 +93,7 @@ class _Graph:
                 return self._pnorm(component, x)
             case c.Normalize():
                 mean = self.node("ReduceMean", self.node("Mul", x, x), self._ints(1), keepdims=1)
-                floored = self.node("Max", mean, self.constant(np.array(c.NORM_FLOOR, np.float32)))
+                floored = self.node("Max", mean, self.constant(np.array(NORM_FLOOR, np.float32)))
                 return self.node("Div", x, self.node("Sqrt", floored))
             case c.BatchNorm():
                 scale = (component.running_var + c.BATCHNORM_EPSILON).rsqrt()

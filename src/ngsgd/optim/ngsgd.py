@@ -14,6 +14,7 @@ with l the learning rate and s the limit that max-change sets.
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections import defaultdict
@@ -23,8 +24,10 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from ngsgd.kernels.native import in_reach
+from ngsgd.kernels.rows import append_ones
 from ngsgd.optim.online import OnlineNaturalGradient, renew
-from ngsgd.optim.preconditioner import Preconditioned, Preconditioner, room_for_rows, scales, unchanged
+from ngsgd.optim.preconditioner import Preconditioned, Preconditioner, Rows, scales, unchanged
 from ngsgd.optim.simple import SimpleNaturalGradient
 
 Method = Literal["online", "simple", "none"]
@@ -119,22 +122,30 @@ class _AffineLayer:
         X = (xs[0] if len(xs) == 1 else torch.cat(xs)).to(self.weight.dtype)
         Y = (ys[0] if len(ys) == 1 else torch.cat(ys)).to(self.weight.dtype)
         if with_ones and self.bias is not None:
-            N, D_in = X.shape
-            rows = room_for_rows(N, D_in + 1, X)
-            rows[:, :D_in] = X
-            rows[:, D_in] = 1.0
-            X = rows
+            X = append_ones(X)
         return X, Y
 
-    def descend(self, X: Tensor, Y: Tensor, step: float) -> None:
-        """W,b <- W,b - step Y^T X; a loss is minimised, so the rows of Y are *minus* the objective's derivative.
+    def descend(self, x: Rows, y: Rows, step: float | Tensor) -> None:
+        """W,b <- W,b - step Y^^T X^; a loss is minimised, so the rows of Y are *minus* the objective's derivative.
 
         Args:
-            X: (N, D_in + 1), or (N, D_in) where 1 is to be taken to follow.
-            Y: (N, D_out).
-            step: by which the gradient is multiplied.
+            x: X^, (N, D_in + 1), or (N, D_in) where 1 is to be taken to follow.
+            y: Y^, (N, D_out).
+            step: by which the gradient is multiplied; a 0-d tensor where reading it would be waiting for a GPU.
         """
         self.num_steps += 1
+        X_hat = x.formed()
+        if isinstance(step, Tensor):
+            X_hat, step = X_hat * step, 1.0
+        (N, D_out), D_in = y.X.shape, X_hat.shape[1]
+        if y.H is not None and y.W is not None and N * D_out > D_in * (N + D_out):
+            # Y^^T X^ = Y^T X^ - W^T (H^T X^), where that is less work than to form Y^.
+            self._subtract(y.X, X_hat, step)
+            self._subtract(y.W, torch.mm(y.H.t(), X_hat), -step)
+        else:
+            self._subtract(y.formed(), X_hat, step)
+
+    def _subtract(self, Y: Tensor, X: Tensor, step: float) -> None:
         D_in = self.weight.shape[1]
         self.weight.addmm_(Y.t(), X[:, :D_in], alpha=-step)
         if self.bias is None:
@@ -273,7 +284,7 @@ class NGSGD(torch.optim.Optimizer):
         taken = [(layer, rows) for layer in self._layers if (rows := layer.take(with_ones=not self._plain)) is not None]
         if self._plain:
             for layer, (X, Y) in taken:
-                layer.descend(X, Y, lr)
+                layer.descend(Rows(X), Rows(Y), lr)
         else:
             self._precondition(taken, lr)
         for group in self.param_groups:
@@ -299,30 +310,20 @@ class NGSGD(torch.optim.Optimizer):
 
     def _descend(self, applied: list[tuple[_AffineLayer, Preconditioned, Preconditioned]], lr: float) -> None:
         """The step of the affine layers that lie in one place, given their rows."""
-        before_x, before_y, after_x, after_y, lengths = (
-            torch.stack(
-                [
-                    number
-                    for _, x, y in applied
-                    for number in (x.before, y.before, x.after, y.after, torch.dot(x.lengths, y.lengths))
-                ]
-            )
-            .view(-1, 5)
-            .unbind(1)
-        )
-        step = scales(before_x, after_x).mul_(scales(before_y, after_y)).mul_(lr)
+        traces = torch.cat([traces for _, x, y in applied for traces in (x.traces, y.traces)]).view(-1, 2, 2)
+        step = scales(*traces.unbind(2)).prod(dim=1).mul_(lr)
+        limited: Iterable[Any] = itertools.repeat(0)
         if self.max_change_per_sample > 0.0:
-            change, limit = step * lengths, self._limit(tuple(len(x.x_hat) for _, x, _ in applied), step)
+            change = step * torch.stack([torch.dot(x.lengths, y.lengths) for _, x, y in applied])
+            limit = self._limit(tuple(len(x.lengths) for _, x, _ in applied), step)
             step = step * (limit / change).clamp_(max=1.0)
-            for (layer, _, _), limited in zip(applied, change > limit, strict=True):
-                layer.num_limited = layer.num_limited + limited
-        for (layer, x, y), number in zip(applied, step, strict=True):
-            X_hat, Y_hat = x.x_hat, y.x_hat
-            if X_hat.shape[1] < Y_hat.shape[1]:  # into the narrower matrix
-                X_hat = X_hat * number
-            else:
-                Y_hat = Y_hat * number
-            layer.descend(X_hat, Y_hat, 1.0)
+            limited = change > limit
+        steps: Iterable[Any] = step
+        if in_reach(step):  # numbers are faster than tensors there
+            steps, limited = step.tolist(), limited.tolist() if isinstance(limited, Tensor) else limited
+        for (layer, x, y), number, was_limited in zip(applied, steps, limited, strict=False):
+            layer.num_limited = layer.num_limited + was_limited
+            layer.descend(x.x_hat, y.x_hat, number)
 
     def _limit(self, num_rows: tuple[int, ...], like: Tensor) -> Tensor:
         """m N of each layer; kept, since to send numbers to a GPU is to wait for it."""

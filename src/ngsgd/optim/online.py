@@ -30,7 +30,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ngsgd.optim.preconditioner import Preconditioned, room_for_rows, scales, unchanged
+from ngsgd.kernels.fisher import Doubles, a_of, z_of
+from ngsgd.kernels.native import in_reach
+from ngsgd.kernels.rows import row_lengths
+from ngsgd.optim.preconditioner import Preconditioned, Rows, scales, unchanged
 
 EPSILON = 1.0e-10  # smallest value of rho_t and d_t
 DELTA = 5.0e-4  # smallest value of rho_t and d_t relative to the largest eigenvalue
@@ -39,8 +42,6 @@ NUM_START_PASSES = 3  # passes over the first minibatch that turn the arbitrary 
 CONDITION_THRESHOLD = 1.0e6  # beyond this ratio of eigenvalues R_t is checked for orthonormality
 ORTHONORMALITY_TOLERANCE = 1.0e-3
 LARGEST_CHOLESKY_ELEMENT = 100.0  # a larger element of the inverse factor means a repair that is not to be trusted
-
-Doubles = npt.NDArray[np.float64]
 
 
 class FisherEstimate(NamedTuple):
@@ -119,19 +120,13 @@ def update(renewals: Sequence[Renewal]) -> list[FisherEstimate]:
             made |= dict(zip(there, update([renewals[i] for i in there]), strict=True))
         return [made[i] for i in range(len(renewals))]
     products = [_products(renewal) for renewal in renewals]
-    # Everything that is small goes to the host in one piece.
-    small = torch.cat([part.reshape(-1) for _, *parts in products for part in parts])
-    on_host = small.double().cpu().numpy()
-    if not np.isfinite(on_host).all():
-        raise FloatingPointError("natural gradient: the minibatch holds values that are not finite, or overflow")
-    ranks = [len(renewal.estimate.d_t) for renewal in renewals]
-    pieces = np.split(on_host, np.cumsum([2 * R * R + 1 for R in ranks])[:-1])
+    small = _on_host([part for _, *parts in products for part in parts])
     of_rank: dict[int, list[int]] = defaultdict(list)
-    for i, R in enumerate(ranks):
-        of_rank[R].append(i)
+    for i, renewal in enumerate(renewals):
+        of_rank[len(renewal.estimate.d_t)].append(i)
     solutions: dict[int, _Solution] = {}
-    for R, members in of_rank.items():
-        solved = _solve([renewals[i] for i in members], np.stack([pieces[i] for i in members]), R)
+    for members in of_rank.values():
+        solved = _solve([renewals[i] for i in members], [small[3 * i : 3 * i + 3] for i in members])
         solutions |= dict(zip(members, solved, strict=True))
     return _renewed(renewals, [J_t for J_t, *_ in products], [solutions[i] for i in range(len(renewals))])
 
@@ -139,7 +134,7 @@ def update(renewals: Sequence[Renewal]) -> list[FisherEstimate]:
 class _Solution(NamedTuple):
     """What becomes of an estimate: W_{t+1} = A_t (J_t + B_t W_t), with A_t (R x R) and B_t (R), its diagonal."""
 
-    A_t: Doubles
+    A_t: Tensor
     B_t: Doubles
     d_1: Doubles
     rho_1: float
@@ -161,37 +156,44 @@ def _products(renewal: Renewal) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return J_t, J_t @ J_t.T, H.T @ H if X.shape[0] < X.shape[1] else W_t @ J_t.T, tr_XX
 
 
-def _solve(renewals: Sequence[Renewal], small: Doubles, R: int) -> list[_Solution]:
+def _on_host(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The tensors in the host's memory; from a GPU in one piece, so that it is waited for once."""
+    if in_reach(tensors[0]):
+        return tensors
+    host = torch.cat([tensor.reshape(-1) for tensor in tensors]).cpu()
+    pieces = torch.split(host, [tensor.numel() for tensor in tensors])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+
+def _solve(renewals: Sequence[Renewal], small: Sequence[Sequence[Tensor]]) -> list[_Solution]:
     """The part of the update in the R dimensions of the estimates, for n estimates of one rank.
 
     Args:
         renewals: the estimates and minibatches.
-        small: (n, 2 R^2 + 1), of each K_t, L_t and tr(X X^T).
-        R: the rank.
+        small: of each K_t, L_t (R x R) and tr(X X^T), on the host.
     """
-    n = len(renewals)
-    K_t, L_t, tr_XX = small[:, : R * R].reshape(n, R, R), small[:, R * R : -1].reshape(n, R, R), small[:, -1]
+    tr_XX = np.array([trace.numpy() for *_, trace in small], np.float64)
     d_t = np.stack([renewal.estimate.d_t for renewal in renewals])
     rho_t = np.array([renewal.estimate.rho_t for renewal in renewals])
     alpha, eta = np.array([(renewal.alpha, renewal.eta) for renewal in renewals]).T
     N, D = np.array([renewal.X.shape for renewal in renewals]).T
+    n, R = d_t.shape
     learn, keep = eta / N, 1.0 - eta
 
     # Z_t grows with the fourth power of the data: double precision, and scaled to a trace of 1 for the solver.
     inv_sqrt_e = 1.0 / np.sqrt(_e(d_t, rho_t, alpha, D))
     dr = d_t + rho_t[:, None]
-    around = (learn[:, None] * inv_sqrt_e)[:, :, None] * inv_sqrt_e[:, None, :]
-    # (1-eta) L (D + rho I) + (1-eta) (D + rho I) L, between E^{-1/2} as K is.
-    Z_t = (keep[:, None] * dr)[:, None, :] + (keep[:, None] * dr)[:, :, None]
-    Z_t *= L_t
-    Z_t += learn[:, None, None] * K_t
-    Z_t *= around
-    Z_t.reshape(n, -1)[:, :: R + 1] += keep[:, None] ** 2 * dr**2
-    z_scale = np.maximum(1.0, np.trace(Z_t, axis1=1, axis2=2))
+    kept = keep[:, None] * dr
+    Z_t = torch.empty(n, R, R, dtype=torch.float64)
+    trace = np.array(
+        [z_of(small[i][0], small[i][1], kept[i], inv_sqrt_e[i], float(learn[i]), Z_t[i]) for i in range(n)]
+    )
+    # A value of X that is not finite is on the diagonals, too.
+    if not (np.isfinite(trace).all() and np.isfinite(tr_XX).all()):
+        raise FloatingPointError("natural gradient: the minibatch holds values that are not finite, or overflow")
     # torch's solver, whose number of threads is the job's.
-    Z_t /= z_scale[:, None, None]
-    values, vectors = torch.linalg.eigh(torch.from_numpy(Z_t))
-    c_t, U_t = values.numpy()[:, ::-1] * z_scale[:, None], vectors.numpy()[:, :, ::-1]  # sorted from the largest
+    values, U_t = torch.linalg.eigh(Z_t)
+    c_t = values.numpy()[:, ::-1] * np.maximum(1.0, trace)[:, None]  # sorted from the largest
     c_floor = (rho_t * keep) ** 2
     was_floored = (c_t < c_floor[:, None]).any(axis=1)
     c_t = np.maximum(c_t, c_floor[:, None])
@@ -204,11 +206,15 @@ def _solve(renewals: Sequence[Renewal], small: Doubles, R: int) -> list[_Solutio
     d_1 = np.maximum(d_1, floor[:, None])
 
     e_1 = _e(d_1, rho_1, alpha, D)
-    A_t = (learn[:, None] * np.sqrt(e_1) / sqrt_c)[:, :, None] * U_t.swapaxes(1, 2)
-    A_t *= inv_sqrt_e[:, None, :]
+    by = learn[:, None] * np.sqrt(e_1) / sqrt_c
     B_t = (keep / learn)[:, None] * dr
     doubtful = was_floored | (c_t[:, 0] > CONDITION_THRESHOLD * c_t[:, -1])
-    return [_Solution(A_t[i], B_t[i], d_1[i], float(rho_1[i]), e_1[i], bool(doubtful[i])) for i in range(n)]
+    return [
+        _Solution(
+            a_of(U_t[i], by[i], inv_sqrt_e[i], renewal.X), B_t[i], d_1[i], float(rho_1[i]), e_1[i], bool(doubtful[i])
+        )
+        for i, renewal in enumerate(renewals)
+    ]
 
 
 def _renewed(
@@ -216,17 +222,17 @@ def _renewed(
 ) -> list[FisherEstimate]:
     """F_{t+1} of each estimate, given its J_t."""
     W = renewals[0].estimate.W_t
-    # It goes back in one piece, too.
-    parts = [part for s in solutions for part in (s.A_t.ravel(), s.B_t, 2.0 - s.e_1)]
-    host = torch.from_numpy(np.concatenate(parts)).to(W.dtype)
-    if W.is_cuda:
-        host = host.pin_memory()  # else the copy would wait for the device
-    pieces = iter(torch.split(host.to(W.device, non_blocking=True), [part.size for part in parts]))
+    vectors = torch.from_numpy(np.concatenate([part for s in solutions for part in (s.B_t, 2.0 - s.e_1)])).to(W.dtype)
+    parts = [*(s.A_t for s in solutions), *torch.split(vectors, [len(s.B_t) for s in solutions for _ in range(2)])]
+    if W.is_cuda:  # it goes there in one piece, too; pinned, else the copy would wait for the device
+        host = torch.cat([part.reshape(-1) for part in parts]).pin_memory()
+        there = torch.split(host.to(W.device, non_blocking=True), [part.numel() for part in parts])
+        parts = [piece.view(part.shape) for piece, part in zip(there, parts, strict=True)]
     estimates = []
-    for renewal, J_t, solution in zip(renewals, products, solutions, strict=True):
+    for i, (renewal, J_t, solution) in enumerate(zip(renewals, products, solutions, strict=True)):
         W_t = renewal.estimate.W_t
-        A_t, B_t, shrunk = (next(pieces) for _ in range(3))
-        W_1 = A_t.view(len(W_t), -1) @ torch.addcmul(J_t, B_t[:, None], W_t)
+        A_t, (B_t, shrunk) = parts[i], parts[len(solutions) + 2 * i :][:2]
+        W_1 = A_t @ torch.addcmul(J_t, B_t[:, None], W_t)
         if solution.doubtful:
             W_1 = orthonormalise(W_1, torch.from_numpy(solution.e_1))
         estimates.append(FisherEstimate(W_1, shrunk, solution.d_1, solution.rho_1))
@@ -313,7 +319,7 @@ class OnlineNaturalGradient:
             raise ValueError(f"expected a matrix of rows (N, D), got shape {tuple(x.shape)}")
         applied = self.apply(x)
         renew([self])
-        return applied.x_hat, scales(applied.before, applied.after)
+        return applied.x_hat.formed(), scales(*applied.traces)
 
     def apply(self, x: Tensor) -> Preconditioned:
         """Preconditions the rows x (N, D) by the estimate as it is; where it is due, `renew` is to renew it.
@@ -333,16 +339,12 @@ class OnlineNaturalGradient:
             raise ValueError(f"rows have dimension {D}, those before had {W_t.shape[1]}")
 
         H_t = torch.mm(x, W_t.t())
-        x_hat = torch.addmm(x, H_t, W_t, alpha=-1, out=room_for_rows(N, D, x))
-        lengths = torch.linalg.vector_norm(x_hat, dim=1)
-        after = torch.dot(lengths, lengths)
-        # Another pass over X would give the same.
-        before = after + torch.mv(H_t.square(), shrunk).sum()
+        lengths, traces = row_lengths(x, H_t, shrunk)
         if self.t < NUM_INITIAL_UPDATES or self._num_skipped >= self.update_period - 1:
-            self._renewal = Renewal(self._estimate, x, H_t, before, self.alpha, self._eta(N))
+            self._renewal = Renewal(self._estimate, x, H_t, traces[0], self.alpha, self._eta(N))
         else:
             self._num_skipped += 1
-        return Preconditioned(x_hat, lengths, before, after)
+        return Preconditioned(Rows(x, H_t, W_t), lengths, traces)
 
     def _start(self, x: Tensor) -> None:
         estimate = start(x, min(self.rank, x.shape[1] - 1), self.alpha, self.order)

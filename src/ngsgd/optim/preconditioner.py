@@ -7,34 +7,41 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-ALIGNMENT = 16  # of a row's beginning, in numbers
+from ngsgd.kernels.rows import room_for_rows
 
 
-def room_for_rows(N: int, D: int, like: Tensor) -> Tensor:
-    """Memory for a matrix (N, D), its values arbitrary. Products of rows that begin just anywhere take longer.
+class Rows(NamedTuple):
+    """The rows of X^ = X - H W, or of X itself. They need not be formed to be measured and multiplied.
 
-    Args:
-        N: number of rows.
-        D: their dimension.
-        like: says where they are to lie, and of which type they are.
+    Attributes:
+        X: (N, D).
+        H: (N, R), or None.
+        W: (R, D), or None.
     """
-    return like.new_empty(N, -(-D // ALIGNMENT) * ALIGNMENT)[:, :D]
+
+    X: Tensor
+    H: Tensor | None = None
+    W: Tensor | None = None
+
+    def formed(self) -> Tensor:
+        """X^, (N, D)."""
+        if self.H is None or self.W is None:
+            return self.X
+        return torch.addmm(self.X, self.H, self.W, alpha=-1, out=room_for_rows(len(self.X), self.X.shape[1], self.X))
 
 
 class Preconditioned(NamedTuple):
     """The rows of a minibatch, preconditioned.
 
     Attributes:
-        x_hat: (N, D), not rescaled.
+        x_hat: X^, not rescaled.
         lengths: (N,) of its rows.
-        before: tr(X X^T), 0-d; see `scales`.
-        after: tr(X^ X^^T), 0-d.
+        traces: tr(X X^T) and tr(X^ X^^T), (2,); see `scales`.
     """
 
-    x_hat: Tensor
+    x_hat: Rows
     lengths: Tensor
-    before: Tensor
-    after: Tensor
+    traces: Tensor
 
 
 def scales(before: Tensor, after: Tensor) -> Tensor:
@@ -45,8 +52,7 @@ def scales(before: Tensor, after: Tensor) -> Tensor:
 def unchanged(x_hat: Tensor) -> Preconditioned:
     """Rows (N, D) whose scale is 1."""
     lengths = torch.linalg.vector_norm(x_hat, dim=1)
-    one = x_hat.new_ones(())
-    return Preconditioned(x_hat, lengths, one, one)
+    return Preconditioned(Rows(x_hat), lengths, x_hat.new_ones(2))
 
 
 class Preconditioner(Protocol):

@@ -45,7 +45,7 @@ class SimpleNaturalGradient:
         """
         if x.dim() != 2:
             raise ValueError(f"expected a matrix of rows (N, D), got shape {tuple(x.shape)}")
-        return self.apply(x).x_hat, x.new_ones(())
+        return self.apply(x).x_hat.formed(), x.new_ones(())
 
     def apply(self, x: Tensor) -> Preconditioned:
         """The same for the optimiser.

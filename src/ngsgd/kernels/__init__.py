@@ -1,0 +1,1 @@
+"""What a training step does to rows beside matrix products, each in one pass over memory."""

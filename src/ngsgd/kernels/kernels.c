@@ -1,0 +1,133 @@
+/* The parts of a training step that are not matrix products, each in one pass over its rows; see __init__.py.
+
+   All matrices are of floats, row after row. Sums over a row run in LANES strands, whatever the processor, and products
+   are not contracted with sums (-ffp-contract=off): the bytes are the same on every machine. */
+
+#include <math.h>
+
+#define LANES 16
+
+#ifdef KERNEL
+/* As the one who compiles wants it. */
+#elif defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define KERNEL
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE float sum(float *strands) {
+    for (int half = LANES / 2; half; half /= 2)
+        for (int lane = 0; lane < half; lane++) strands[lane] += strands[lane + half];
+    return strands[0];
+}
+
+/* sum x_i y_i */
+INLINE float dot(const float *restrict x, const float *restrict y, long D) {
+    float strands[LANES] = {0};
+    long i = 0;
+    for (; i + LANES <= D; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) strands[lane] += x[i + lane] * y[i + lane];
+    for (int lane = 0; i + lane < D; lane++) strands[lane] += x[i + lane] * y[i + lane];
+    return sum(strands);
+}
+
+/* sum x_i y_i z_i */
+INLINE float dot3(const float *restrict x, const float *restrict y, const float *restrict z, long D) {
+    float strands[LANES] = {0};
+    long i = 0;
+    for (; i + LANES <= D; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) strands[lane] += x[i + lane] * y[i + lane] * z[i + lane];
+    for (int lane = 0; i + lane < D; lane++) strands[lane] += x[i + lane] * y[i + lane] * z[i + lane];
+    return sum(strands);
+}
+
+/* y (N, G): the 2-norms of groups whose k members lie G apart, in x (N, k G). */
+KERNEL void two_norm(const float *restrict x, float *restrict y, long N, long k, long G) {
+    for (long n = 0; n < N; n++, y += G, x += k * G) {
+        for (long g = 0; g < G; g++) y[g] = x[g] * x[g];
+        for (long m = 1; m < k; m++)
+            for (long g = 0; g < G; g++) y[g] += x[m * G + g] * x[m * G + g];
+        for (long g = 0; g < G; g++) y[g] = sqrtf(y[g]);
+    }
+}
+
+/* x (N, k G) becomes the derivative at x, given y and the derivative dy at y (N, G); factor is room for G numbers. */
+KERNEL void two_norm_derivative(float *restrict x, const float *restrict y, const float *restrict dy,
+                                float *restrict factor, long N, long k, long G, float tiny) {
+    for (long n = 0; n < N; n++, y += G, dy += G, x += k * G) {
+        for (long g = 0; g < G; g++) factor[g] = dy[g] / (y[g] < tiny ? tiny : y[g]);
+        for (long m = 0; m < k; m++)
+            for (long g = 0; g < G; g++) x[m * G + g] *= factor[g];
+    }
+}
+
+/* y (N, D): the rows of x brought to root-mean-square 1 by scale (N), which is 0 for a row below the floor: such a row
+   is multiplied by a constant. */
+KERNEL void normalize(const float *restrict x, float *restrict y, float *restrict scale, long N, long D, float floor) {
+    for (long n = 0; n < N; n++, x += D, y += D) {
+        float mean_square = dot(x, x, D) / D;
+        float by = 1.0f / sqrtf(mean_square < floor ? floor : mean_square);
+        for (long i = 0; i < D; i++) y[i] = x[i] * by;
+        scale[n] = mean_square < floor ? 0.0f : by;
+    }
+}
+
+/* dx (N, D): the derivative at the input of `normalize`. */
+KERNEL void normalize_derivative(const float *restrict y, const float *restrict scale, const float *restrict dy,
+                                 float *restrict dx, long N, long D, float floor) {
+    for (long n = 0; n < N; n++, y += D, dy += D, dx += D) {
+        float along = scale[n] == 0.0f ? 0.0f : dot(dy, y, D) / D;
+        float by = scale[n] == 0.0f ? 1.0f / sqrtf(floor) : scale[n];
+        for (long i = 0; i < D; i++) dx[i] = (dy[i] - y[i] * along) * by;
+    }
+}
+
+/* The lengths (N) of the rows of X - H W, and the traces before = tr(X X^T) and after, of these rows: given x (N, D),
+   whose rows begin `stride` apart, H (N, R) and 2 - e (R). */
+KERNEL void row_lengths(const float *restrict x, long N, long D, long stride, const float *restrict H,
+                        const float *restrict shrunk, long R, float *restrict lengths, float *restrict traces) {
+    double before = 0.0, after = 0.0;
+    for (long n = 0; n < N; n++, x += stride, H += R) {
+        float square = dot(x, x, D), taken = dot3(shrunk, H, H, R);
+        float left = square < taken ? 0.0f : square - taken;
+        lengths[n] = sqrtf(left);
+        before += square;
+        after += left;
+    }
+    traces[0] = (float)before;
+    traces[1] = (float)after;
+}
+
+/* rows (N, D + 1), which begin `stride` apart: those of x (N, D) with a 1 after each. */
+KERNEL void append_ones(const float *restrict x, float *restrict rows, long N, long D, long stride) {
+    for (long n = 0; n < N; n++, x += D, rows += stride) {
+        for (long i = 0; i < D; i++) rows[i] = x[i];
+        rows[D] = 1.0f;
+    }
+}
+
+/* Z (R, R) = l E^{-1/2} ((keep dr_i + keep dr_j) L_ij + l K_ij) E^{-1/2} + (keep dr)^2 I, divided by its trace where that is above
+   1. K and L (R, R) are of floats, kept = keep dr (R), inv_sqrt_e (R). Returns the trace. */
+KERNEL double fisher_z(const float *restrict K, const float *restrict L, const double *restrict kept,
+                       const double *restrict inv_sqrt_e, double l, double *restrict Z, long R) {
+    double trace = 0.0;
+    for (long i = 0; i < R; i++) {
+        double around = l * inv_sqrt_e[i];
+        for (long j = 0; j < R; j++)
+            Z[i * R + j] = ((kept[i] + kept[j]) * L[i * R + j] + l * K[i * R + j]) * (around * inv_sqrt_e[j]);
+        Z[i * R + i] += kept[i] * kept[i];
+        trace += Z[i * R + i];
+    }
+    if (trace > 1.0)
+        for (long i = 0; i < R * R; i++) Z[i] /= trace;
+    return trace;
+}
+
+/* A (R, R): row i is by_i times the i-th last row of U (R, R), times inv_sqrt_e (R). */
+KERNEL void fisher_a(const double *restrict U, const double *restrict by, const double *restrict inv_sqrt_e,
+                     float *restrict A, long R) {
+    for (long i = 0; i < R; i++)
+        for (long j = 0; j < R; j++) A[i * R + j] = (float)(by[i] * U[(R - 1 - i) * R + j] * inv_sqrt_e[j]);
+}

@@ -1,0 +1,57 @@
+"""The functions of ``kernels.c``, which the installation compiles where there is a C compiler.
+
+They take the addresses of tensors; who calls one has asked `serves` first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SIGNATURES = {  # p: address, l: number of rows or the like, f, d: float and double
+    "two_norm": "pplll",
+    "two_norm_derivative": "pppplllf",
+    "normalize": "pppllf",
+    "normalize_derivative": "ppppllf",
+    "row_lengths": "plllpplpp",
+    "append_ones": "pplll",
+    "fisher_z": "ppppdpl",
+    "fisher_a": "ppppl",
+}
+TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float, "d": ctypes.c_double}
+
+
+def _load() -> Any:
+    file = Path(__file__).with_name(f"kernels{sysconfig.get_config_var('EXT_SUFFIX')}")
+    if not file.exists():
+        return None
+    library = ctypes.CDLL(str(file))
+    for name, signature in SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes = [TYPES[letter] for letter in signature]
+        function.restype = ctypes.c_double if name == "fisher_z" else None
+    return library
+
+
+#: None where the installation found no compiler.
+library = _load()
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether the functions are there and can be used on these: matrices of floats on the CPU, row after row."""
+    if library is None:
+        return False
+    for t in tensors:  # noqa: SIM110  called often, and a generator takes longer than the question
+        if not (t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
+            return False
+    return True
+
+
+def in_reach(tensor: Tensor) -> bool:
+    """Whether the host can read a tensor's numbers at once. To read those of a GPU is to wait for it."""
+    return tensor.is_cpu

@@ -1,0 +1,123 @@
+"""Functions of the rows of a matrix: compiled ones for floats on a CPU, PyTorch's for whatever else.
+
+Both forms compute the same but for rounding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ngsgd.kernels.native import library, serves
+
+ALIGNMENT = 16  # of a row's beginning, in numbers
+NORM_FLOOR = 2.0**-66  # Kaldi's kNormFloor: the smallest mean square that `normalize` divides by
+TINY = 1.0e-20  # a 2-norm that only members whose squares underflow have
+
+
+def room_for_rows(N: int, D: int, like: Tensor) -> Tensor:
+    """Memory for a matrix (N, D), its values arbitrary. Products of rows that begin just anywhere take longer.
+
+    Args:
+        N: number of rows.
+        D: their dimension.
+        like: says where they are to lie, and of which type they are.
+    """
+    return like.new_empty(N, -(-D // ALIGNMENT) * ALIGNMENT)[:, :D]
+
+
+def append_ones(x: Tensor) -> Tensor:
+    """The rows of x (N, D) with a 1 after each, (N, D + 1)."""
+    N, D = x.shape
+    rows = room_for_rows(N, D + 1, x)
+    if serves(x):
+        library.append_ones(x.data_ptr(), rows.data_ptr(), N, D, rows.stride(0))
+    else:
+        rows[:, :D] = x
+        rows[:, D] = 1.0
+    return rows
+
+
+def row_lengths(x: Tensor, H: Tensor, shrunk: Tensor) -> tuple[Tensor, Tensor]:
+    """The lengths (N,) of the rows of X^ = X - H W, and the traces tr(X X^T) and tr(X^ X^^T), (2,).
+
+    X^ need not be there for it: |x^|^2 = |x|^2 - sum_r (2 - e_r) h_r^2, with orthogonal rows of W.
+
+    Args:
+        x: (N, D), X.
+        H: (N, R), X W^T.
+        shrunk: (R,), 2 - e, of which e holds the squared lengths of the rows of W.
+    """
+    if serves(H, shrunk) and x.dtype is torch.float32 and x.stride(1) == 1:
+        (N, D), lengths, traces = x.shape, x.new_empty(len(x)), x.new_empty(2)
+        library.row_lengths(
+            x.data_ptr(), N, D, x.stride(0), H.data_ptr(), shrunk.data_ptr(), len(shrunk),
+            lengths.data_ptr(), traces.data_ptr(),
+        )  # fmt: skip
+        return lengths, traces
+    before = torch.linalg.vecdot(x, x)
+    after = (before - torch.mv(H.square(), shrunk)).clamp_(min=0.0)
+    return after.sqrt(), torch.stack((before.sum(), after.sum()))
+
+
+def two_norm(groups: Tensor) -> Tensor:
+    """The 2-norms (..., G) of groups (..., k, G), whose members lie G apart."""
+    *N, k, G = groups.shape
+    if serves(groups):
+        y = groups.new_empty(*N, G)
+        library.two_norm(groups.data_ptr(), y.data_ptr(), math.prod(N), k, G)
+        return y
+    # Member after member: their squares, as large as all of the input, would be memory that has to be fetched.
+    first, *others = groups.unbind(-2)
+    y = first * first
+    for member in others:
+        y.addcmul_(member, member)
+    return y.sqrt_()
+
+
+def two_norm_derivative_(groups: Tensor, y: Tensor, dy: Tensor) -> Tensor:
+    """The derivative at groups (..., k, G), which it overwrites, from y and the derivative dy at y, (..., G).
+
+    Where all of a group is 0, so is its derivative.
+    """
+    *N, k, G = groups.shape
+    if serves(groups, y, dy):
+        room = y.new_empty(G)
+        library.two_norm_derivative(
+            groups.data_ptr(), y.data_ptr(), dy.data_ptr(), room.data_ptr(), math.prod(N), k, G, TINY
+        )
+        return groups
+    return groups.mul_((dy / y.clamp(min=TINY)).unsqueeze(-2))
+
+
+def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of x (..., D) at root-mean-square 1, and what each was multiplied by, (...): 0 where the floor held."""
+    *N, D = x.shape
+    if serves(x):
+        y, scale = torch.empty_like(x), x.new_empty(N)
+        library.normalize(x.data_ptr(), y.data_ptr(), scale.data_ptr(), math.prod(N), D, NORM_FLOOR)
+        return y, scale
+    mean_square = torch.linalg.vecdot(x, x) / D
+    scale = mean_square.clamp(min=NORM_FLOOR).rsqrt_()
+    y = x * scale[..., None]
+    return y, scale.masked_fill_(mean_square < NORM_FLOOR, 0.0)
+
+
+def normalize_derivative(y: Tensor, scale: Tensor, dy: Tensor) -> Tensor:
+    """The derivative at the input of `normalize` (..., D), from what it gave and the derivative dy at y.
+
+    A row at the floor was multiplied by a constant.
+    """
+    *N, D = y.shape
+    if serves(y, scale, dy):
+        dx = torch.empty_like(y)
+        library.normalize_derivative(
+            y.data_ptr(), scale.data_ptr(), dy.data_ptr(), dx.data_ptr(), math.prod(N), D, NORM_FLOOR
+        )
+        return dx
+    floored = scale == 0.0
+    along = (torch.linalg.vecdot(dy, y) / D).masked_fill_(floored, 0.0)
+    by = scale.masked_fill(floored, NORM_FLOOR**-0.5)
+    return torch.addcmul(dy, y, along[..., None], value=-1).mul_(by[..., None])

@@ -1,0 +1,177 @@
+"""The compiled functions beside PyTorch's and NumPy's operators, which do the same."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import ngsgd.kernels.fisher
+import ngsgd.kernels.native
+import ngsgd.kernels.rows
+from ngsgd.kernels.fisher import a_of, z_of
+from ngsgd.kernels.native import library, serves
+from ngsgd.kernels.rows import (
+    append_ones,
+    normalize,
+    normalize_derivative,
+    row_lengths,
+    two_norm,
+    two_norm_derivative_,
+)
+
+WIDTHS = [1, 7, 16, 33, 80]
+SOURCE = Path(ngsgd.kernels.native.__file__).with_name("kernels.c")
+
+compiled = pytest.mark.skipif(library is None, reason="installed without a C compiler")
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def operators(monkeypatch: pytest.MonkeyPatch):
+    """What has a function computed by the operators."""
+
+    def use(function, *args):
+        with monkeypatch.context() as m:
+            for module in (ngsgd.kernels.rows, ngsgd.kernels.fisher):
+                m.setattr(module, "serves", lambda *tensors: False)
+            return function(*args)
+
+    return use
+
+
+def test_they_are_there_where_a_compiler_is() -> None:
+    assert library is not None or shutil.which("gcc") is None
+
+
+def test_they_serve_floats_on_the_cpu_that_lie_row_after_row() -> None:
+    x = random(4, 6)
+    assert serves(x) == (library is not None)
+    assert not serves(x.double())
+    assert not serves(x.T)
+    assert not serves(x, x[:, :3])
+    assert not serves(x.to("meta"))
+
+
+@compiled
+@pytest.mark.parametrize("width", WIDTHS)
+def test_norms_of_groups(operators, width: int) -> None:
+    groups = random(2, 3, 5, width)
+    groups[0, 1] = 0.0
+    groups[1, 2] = 1e-25  # squares that underflow
+    y, dy = two_norm(groups), random(2, 3, width, seed=1)
+    torch.testing.assert_close(y, operators(two_norm, groups))
+    expected = operators(two_norm_derivative_, groups.clone(), y, dy)
+    derivative = two_norm_derivative_(groups, y, dy)
+    assert derivative is groups
+    torch.testing.assert_close(derivative, expected)
+    assert not derivative[0, 1].any()
+
+
+@compiled
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rows_of_one_size(operators, width: int) -> None:
+    x, dy = random(2, 3, width), random(2, 3, width, seed=1)
+    x[0, 1] = 1e-11  # below the floor
+    x[1, 0] = 0.0
+    (y, scale), (y_, scale_) = normalize(x), operators(normalize, x)
+    torch.testing.assert_close(y, y_)
+    torch.testing.assert_close(scale, scale_)
+    assert (scale == 0.0).tolist() == [[False, True, False], [True, False, False]]
+    dx = normalize_derivative(y, scale, dy)
+    # Along its own direction a row cannot be changed; what is left there is rounding.
+    torch.testing.assert_close(
+        dx, operators(normalize_derivative, y, scale, dy), rtol=1e-5, atol=1e-5 * float(scale.max())
+    )
+
+
+@compiled
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rows_with_a_one(operators, width: int) -> None:
+    x = random(9, width)
+    rows = append_ones(x)
+    assert torch.equal(rows, torch.cat((x, torch.ones(9, 1)), dim=1))
+    assert torch.equal(rows, operators(append_ones, x))
+
+
+@compiled
+@pytest.mark.parametrize("width", WIDTHS)
+def test_lengths_of_rows_that_are_not_formed(operators, width: int) -> None:
+    R = min(3, width)
+    e = torch.linspace(0.9, 0.3, R)
+    W = e.sqrt()[:, None] * torch.linalg.qr(random(width, R)).Q.T
+    x = append_ones(random(40, width - 1, seed=1)) if width > 1 else random(40, 1, seed=1)  # rows that lie apart
+    H = x @ W.T
+    lengths, traces = row_lengths(x, H, 2.0 - e)
+    x_hat = x - H @ W
+    torch.testing.assert_close(lengths, x_hat.norm(dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(traces, torch.stack((x.square().sum(), x_hat.square().sum())))
+    for ours, theirs in zip((lengths, traces), operators(row_lengths, x, H, 2.0 - e), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@compiled
+def test_what_is_not_a_number_stays_so() -> None:
+    x = random(3, 4, 16)
+    x[1, 2, 3] = torch.nan
+    y, (z, scale) = two_norm(x), normalize(x[:, 0].contiguous() + two_norm(x))
+    assert y.isnan().any(dim=1).tolist() == z.isnan().any(dim=1).tolist() == [False, True, False]
+    assert two_norm_derivative_(x, y, torch.ones_like(y))[1].isnan().any()
+    assert normalize_derivative(z, scale, torch.ones_like(z))[1].isnan().all()
+    assert row_lengths(z, random(3, 2), torch.ones(2))[0].isnan().tolist() == [False, True, False]
+
+
+@compiled
+@pytest.mark.parametrize("R", WIDTHS)
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+def test_matrices_of_an_estimate(operators, R: int, size: float) -> None:
+    generator = np.random.default_rng(R)
+    K, L = (size * (m @ m.T) for m in (random(R, R), random(R, R, seed=1)))
+    kept, inv_sqrt_e, by = generator.uniform(0.1, 2.0, (3, R))
+    Z, Z_ = torch.empty(2, R, R, dtype=torch.float64)
+    trace = z_of(K, L, kept, inv_sqrt_e, 0.01, Z)
+    assert trace == pytest.approx(operators(z_of, K, L, kept, inv_sqrt_e, 0.01, Z_))
+    torch.testing.assert_close(Z, Z_)
+    torch.testing.assert_close(Z, Z.T)
+    assert float(Z.trace()) == pytest.approx(min(1.0, trace))
+    U = torch.linalg.eigh(Z).eigenvectors
+    torch.testing.assert_close(a_of(U, by, inv_sqrt_e, K), operators(a_of, U, by, inv_sqrt_e, K))
+
+
+@compiled
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Those compiled for the instructions of this one, and for such as all have."""
+    assert library is not None
+    plain = tmp_path / f"plain{sysconfig.get_config_var('EXT_SUFFIX')}"
+    options = ["-O3", "-fno-math-errno", "-ffp-contract=off", "-DKERNEL=", "-shared", "-fPIC"]
+    subprocess.run(["gcc", *options, str(SOURCE), "-o", str(plain), "-lm"], check=True)
+    others = ctypes.CDLL(str(plain))
+    N, k, G = 50, 5, 83
+    x, dy = random(N, k, G), random(N, G, seed=1)
+    made = []
+    for functions in (library, others):
+        y, z, scale, dx, lengths, traces = (torch.empty(n) for n in ((N, G), (N, G), N, (N, G), N, 2))
+        for name, arguments in {
+            "two_norm": (x, y, N, k, G),
+            "normalize": (y, z, scale, N, G, ctypes.c_float(1e-20)),
+            "normalize_derivative": (z, scale, dy, dx, N, G, ctypes.c_float(1e-20)),
+            "row_lengths": (x, N, k * G, k * G, dx, y, G, lengths, traces),
+        }.items():
+            values = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
+            types = ngsgd.kernels.native.SIGNATURES[name]
+            getattr(functions, name)(
+                *(ctypes.c_void_p(v) if t == "p" else v for v, t in zip(values, types, strict=True))
+            )
+        made.append([t.numpy().tobytes() for t in (y, z, scale, dx, lengths, traces)])
+    assert made[0] == made[1]
