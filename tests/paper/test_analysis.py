@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 from ngsgd.paper.analysis import curves, data_needed, level_of, on_grid, reached, speedups
 from ngsgd.paper.claims import claims, spread
 from ngsgd.paper.grid import Experiment
+from ngsgd.paper.recorded import COLUMNS, beside, read
 
 
 def experiment(**changes: object) -> Experiment:
@@ -21,6 +23,7 @@ def experiment(**changes: object) -> Experiment:
         "growing": ("ng-sgd",),
         "num_seeds": 2,
         "base": {},
+        "recorded": None,
     }
     return Experiment(**(given | changes))
 
@@ -129,8 +132,35 @@ def test_verdicts(rates: tuple[float, float], offset: float, losses: tuple[float
             *(course("ng-sgd", jobs, 0, rates[0], offset=offset) for jobs in (4, 8)),
         ]
     )
-    found = claims(courses, speedups(courses), outcome(*losses), pd.DataFrame())
+    tables = {"curves": courses, "speedup": speedups(courses), "summary": outcome(*losses), "cost": pd.DataFrame()}
+    found = claims(tables)
     assert [claim.holds for claim in found] == verdicts
+
+
+@pytest.mark.parametrize(("offset", "holds"), [(0.0, True), (0.04, True), (0.06, False), (-0.5, True)])
+def test_beside_what_was_recorded(offset: float, holds: bool, tmp_path: Path) -> None:
+    """The other program's numbers are those of seed 0; seed 1 is worse than these by an offset."""
+    courses = pd.concat([course(m, 1, seed, 1.0, offset=offset * seed) for m in ("sgd", "ng-sgd") for seed in range(2)])
+    path = tmp_path / "recorded.tsv"
+    lines = [f"{m}\t1\t{t}\t{-1.0 - 3.0 * math.exp(-t)}\t-2.0" for m in ("sgd", "ng-sgd") for t in (0.5, 2.0)]
+    path.write_text("# Theirs.\n" + "\t".join(COLUMNS) + "\n" + "\n".join(lines) + "\n")
+    known = read(str(path))
+    assert known.source == "Theirs."
+    table = beside(courses, known.table)
+    assert len(table) == 8
+    ahead = table["valid_log_probability"] - table["valid_log_probability_recorded"]
+    np.testing.assert_allclose(ahead, -offset * table["seed"], atol=1e-3)
+    tables = {"curves": courses, "speedup": pd.DataFrame([], columns=["method", "jobs", "share"]), "recorded": table}
+    found = claims(tables | {"summary": outcome(0.3, 0.1), "cost": pd.DataFrame()})
+    assert found[-1].holds == holds
+    assert "4 places" in found[-1].evidence
+
+
+def test_another_table_is_not_taken_for_a_recorded_one(tmp_path: Path) -> None:
+    path = tmp_path / "recorded.tsv"
+    path.write_text("method\tjobs\n")
+    with pytest.raises(ValueError, match=r"recorded\.tsv: expected a line"):
+        read(str(path))
 
 
 def test_seeds_that_get_nowhere_are_not_left_out() -> None:
@@ -144,10 +174,10 @@ def test_what_averaging_loses_is_won_back() -> None:
         for method, values in (("average", (-1.0, -1.4)), ("much", (-1.0, -1.1)), ("little", (-1.0, -1.3)))
         for jobs, value in zip((1, 8), values, strict=True)
     ]
-    found = claims(pd.DataFrame(), pd.DataFrame(), pd.DataFrame(rows), None)
+    found = claims({"summary": pd.DataFrame(rows)})
     assert [(claim.text.split()[0], claim.evidence, claim.holds) for claim in found] == [
         ("much", "+0.300 of 0.400 nats a frame", True),
         ("little", "+0.100 of 0.400 nats a frame", False),
     ]
     nothing_lost = pd.DataFrame([row | {"combined": -1.0 + 0.01 * row["jobs"]} for row in rows])
-    assert not any(claim.holds for claim in claims(pd.DataFrame(), pd.DataFrame(), nothing_lost, None))
+    assert not any(claim.holds for claim in claims({"summary": nothing_lost}))

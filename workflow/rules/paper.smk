@@ -10,6 +10,7 @@ localrules:
     choose_rates,
     paper_tables,
     paper_cost,
+    paper_recorded,
     paper_figure,
     paper_page,
     paper,
@@ -56,7 +57,11 @@ def table_of_figure(wildcards):
 
 def tables_of(experiment):
     """The names of an experiment's tables."""
-    return ["curves", "speedup", "summary", "tuning", *([] if experiment.methods else ["cost"])]
+    return [
+        *("curves", "speedup", "summary", "tuning"),
+        *([] if experiment.methods else ["cost"]),
+        *(["recorded"] if experiment.recorded else []),
+    ]
 
 
 rule choose_rates:
@@ -116,6 +121,20 @@ rule paper_cost:
         "../scripts/paper_cost.py"
 
 
+rule paper_recorded:
+    input:
+        curves="results/paper/{experiment}/curves.tsv",
+        recorded=lambda wildcards: f"{workflow.basedir}/{STUDY.experiments[wildcards.experiment].recorded}",
+    output:
+        "results/paper/{experiment}/recorded.tsv",
+    log:
+        "results/paper/logs/{experiment}.recorded.log",
+    conda:
+        "../envs/ngsgd.yaml"
+    script:
+        "../scripts/paper_recorded.py"
+
+
 rule paper_figure:
     input:
         table_of_figure,
@@ -146,6 +165,8 @@ rule paper_page:
         "../envs/ngsgd.yaml"
     params:
         study=STUDY,
+        tables=lambda wildcards: {name: tables_of(experiment) for name, experiment in STUDY.experiments.items()},
+        root=workflow.basedir,
     script:
         "../scripts/paper_page.py"
 

@@ -36,6 +36,7 @@ class Experiment:
         growing: for the methods of it a run whose number of jobs grows from the least to the most.
         num_seeds: of each point of the grid.
         base: the configuration's settings, over which those of the experiment go.
+        recorded: a table of what another program came to with the same, see `recorded.beside`; or None.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Experiment:
     growing: tuple[str, ...]
     num_seeds: int
     base: Mapping[str, Any]
+    recorded: str | None
 
     def check(self) -> None:
         """Sees that what is to be told in the end can be told.
@@ -163,8 +165,9 @@ class Study:
                     decay=float(given["decay"]),
                     jobs=tuple(map(int, given["jobs"])),
                     growing=tuple(given["growing"]),
-                    num_seeds=num_seeds,
+                    num_seeds=int(given.get("seeds", num_seeds)),
                     base=base,
+                    recorded=given.get("recorded"),
                 )
                 made.check()
             return cls(experiments, float(config["turnaround_seconds"]))

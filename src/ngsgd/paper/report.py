@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from ngsgd.data.corpus import CorpusInfo
-from ngsgd.paper.claims import Claim, spread
+from ngsgd.paper.analysis import OBJECTIVES
+from ngsgd.paper.claims import claims, spread
 from ngsgd.paper.figures import figures_of, name_of
 from ngsgd.paper.grid import Experiment
 
@@ -23,20 +24,14 @@ class Findings:
     Attributes:
         experiment: the experiment.
         data: the corpus.
-        claims: with their verdicts.
-        outcome: see `analysis.summary`.
-        speedup: see `analysis.speedups`.
-        tuning: see `grid.tuning`.
-        costs: see `cost.costs`; None where the methods are no mere optimisers.
+        tables: by name, see `claims.claims`; also tuning, see `grid.tuning`.
+        source: of the recorded numbers, if there are any.
     """
 
     experiment: Experiment
     data: CorpusInfo
-    claims: Sequence[Claim]
-    outcome: pd.DataFrame
-    speedup: pd.DataFrame
-    tuning: pd.DataFrame
-    costs: pd.DataFrame | None
+    tables: Mapping[str, pd.DataFrame]
+    source: str | None
 
 
 def page(findings: Mapping[str, Findings], figures: Path) -> str:
@@ -55,7 +50,7 @@ def page(findings: Mapping[str, Findings], figures: Path) -> str:
         + "\n".join(
             f"| {c.text} | {name} | {c.measure} | {c.evidence} | {'holds' if c.holds else '**does not hold**'} |"
             for name, f in findings.items()
-            for c in f.claims
+            for c in claims(f.tables)
         ),
     ]
     for name, f in findings.items():
@@ -75,13 +70,11 @@ def _experiment(name: str, f: Findings, figures: Path) -> list[str]:
     parts = [f"## {name.capitalize()}", told]
     parts += [f"![{figure}]({figures}/{figure}.png)" for figure in figures_of(f.experiment)]
     folder = f"results/paper/{name}"
-    for title, target, table in (
-        ("What came out", "summary", summary_table(f.outcome)),
-        ("Speed-ups", "speedup", speedup_table(f.speedup)),
-        ("Learning rates", "tuning", tuning_table(f.tuning)),
-        *([] if f.costs is None else [("Cost of a minibatch", "cost", cost_table(f.costs))]),
-    ):
-        parts += [f"### {title}", table, f"`{COMMAND.format(target=f'{folder}/{target}.tsv')}`"]
+    for title, target, form in TABLES:
+        if target in f.tables:
+            parts += [f"### {title}", form(f.tables[target]), f"`{COMMAND.format(target=f'{folder}/{target}.tsv')}`"]
+    if f.source:
+        parts.append(f"Recorded: {f.source}")
     return parts
 
 
@@ -142,6 +135,26 @@ def cost_table(costs: pd.DataFrame) -> str:
     return markdown(["method", "ms", "of SGD's"], rows)
 
 
+def recorded_table(table: pd.DataFrame) -> str:
+    """A row for each place at which another program's numbers are known."""
+    rows = []
+    for (method, jobs, epochs), own in table.groupby(["method", "jobs", "epochs"], sort=False):
+        cells = [name_of(str(method)), f"{jobs}", f"{epochs:.2f}"]
+        for objective in OBJECTIVES.values():
+            cells += [f"{own[f'{objective}_recorded'].iloc[0]:.3f}", spread(own[objective], ".3f")]
+        rows.append(cells)
+    return markdown(["method", "jobs", "epochs", "validation, recorded", "ours", "training, recorded", "ours"], rows)
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+TABLES = (
+    ("What came out", "summary", summary_table),
+    ("Speed-ups", "speedup", speedup_table),
+    ("Beside another program", "recorded", recorded_table),
+    ("Learning rates", "tuning", tuning_table),
+    ("Cost of a minibatch", "cost", cost_table),
+)
