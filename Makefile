@@ -1,4 +1,4 @@
-# `make run` and `make test` need nothing but Python 3.11 and the package registry.
+# `make run` and `make test` need nothing but Python 3.11 and the package registry, and are faster with a C compiler.
 
 PYTHON ?= python3
 BIN := .venv/bin
