@@ -101,6 +101,15 @@ def test_seeds_are_compared_at_common_places() -> None:
     assert np.abs(values[0] - values[1]).max() < 0.002
 
 
+def test_a_method_without_a_single_job_is_measured_against_the_first() -> None:
+    courses = pd.concat([course("average", jobs, 0, 1.0) for jobs in (1, 8)] + [course("momentum", 8, 0, 2.0)])
+    table = speedups(courses).set_index(["method", "share"])["speedup"]
+    assert len(table) == 4
+    assert table["average", 0.95] == pytest.approx(8.0)
+    # Twice as fast as one job is, on data of which each job has an eighth.
+    assert table["momentum", 0.95] == pytest.approx(16.0, rel=0.02)
+
+
 def outcome(sgd_loss: float, ng_loss: float) -> pd.DataFrame:
     rows = [
         {

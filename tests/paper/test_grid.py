@@ -55,6 +55,17 @@ def test_a_grid_has_a_run_for_each_point() -> None:
     assert (growing["num_jobs_initial"], growing["num_jobs_final"]) == (1, 4)
 
 
+def test_of_several_methods_only_the_first_has_a_single_job() -> None:
+    rates = {"average": (0.02,), "momentum": (0.01,)}
+    own = experiment(rates=rates, methods=dict.fromkeys(rates, {}), growing=(), sweep={"num_jobs_final": 4})
+    assert own.points() == [
+        *(("average", jobs, seed) for jobs in (1, 4) for seed in range(2)),
+        *(("momentum", 4, seed) for seed in range(2)),
+    ]
+    # What the sweep says goes before the one job that it has otherwise.
+    assert {run["num_jobs_final"] for run in own.sweep_runs().values()} == {4}
+
+
 def test_a_rate_that_breaks_is_not_the_best() -> None:
     own = experiment(rates={"sgd": (0.01, 0.02), "ng-sgd": (0.01,)})
     ends = {("sgd", 0.01): float("nan"), ("sgd", 0.02): -3.0, ("ng-sgd", 0.01): -2.0}

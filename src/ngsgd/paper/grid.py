@@ -72,11 +72,11 @@ class Experiment:
             raise ConfigError(f"{where} growing: {sorted(other)[0]} is not among the rates")
 
     def sweep_runs(self) -> dict[str, dict[str, Any]]:
-        """The runs of the sweep, one job each: their names and settings."""
+        """The runs of the sweep, one job each unless it says otherwise: their names and settings."""
         return {
             self.sweep_run(method, rate): dict(self.settings)
-            | dict(self.sweep)
             | self._run(method, rate, (1, 1), seed=0)
+            | dict(self.sweep)
             for method, rates in self.rates.items()
             for rate in rates
         }
@@ -102,11 +102,16 @@ class Experiment:
         return runs
 
     def points(self) -> list[tuple[str, int, int]]:
-        """Method, number of jobs (0 where it grows) and seed of each run of the grid."""
+        """Method, number of jobs (0 where it grows) and seed of each run of the grid.
+
+        What is made of an average of one model is of no interest: of several `methods` only the first has a single job.
+        """
+        first = next(iter(self.rates))
         return [
             (method, jobs, seed)
             for method in self.rates
             for jobs in (*self.jobs, *((0,) if method in self.growing else ()))
+            if jobs != 1 or method == first or not self.methods
             for seed in range(self.num_seeds)
         ]
 
