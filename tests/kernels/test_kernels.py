@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 import ngsgd.kernels.fisher
 import ngsgd.kernels.native
@@ -61,6 +62,8 @@ def test_they_serve_floats_on_the_cpu_that_lie_row_after_row() -> None:
     assert not serves(x.T)
     assert not serves(x, x[:, :3])
     assert not serves(x.to("meta"))
+    with FakeTensorMode():
+        assert not serves(torch.empty(4, 6))
 
 
 @compiled

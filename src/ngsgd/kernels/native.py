@@ -43,11 +43,14 @@ library = _load()
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether the functions are there and can be used on these: matrices of floats on the CPU, row after row."""
+    """Whether the functions are there and can be used on these: matrices of floats on the CPU, row after row.
+
+    Subclasses of tensors may have no memory of their own, as those by which PyTorch traces.
+    """
     if library is None:
         return False
     for t in tensors:  # noqa: SIM110  called often, and a generator takes longer than the question
-        if not (t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
+        if not (type(t) is Tensor and t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
             return False
     return True
 
