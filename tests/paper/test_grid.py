@@ -57,7 +57,7 @@ def test_a_grid_has_a_run_for_each_point() -> None:
 
 def test_of_several_methods_only_the_first_has_a_single_job() -> None:
     rates = {"average": (0.02,), "momentum": (0.01,)}
-    own = experiment(rates=rates, methods=dict.fromkeys(rates, {}), growing=(), sweep={"num_jobs_final": 4})
+    own = experiment(rates=rates, methods={method: {} for method in rates}, growing=(), sweep={"num_jobs_final": 4})
     assert own.points() == [
         *(("average", jobs, seed) for jobs in (1, 4) for seed in range(2)),
         *(("momentum", 4, seed) for seed in range(2)),
