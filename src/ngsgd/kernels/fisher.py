@@ -35,12 +35,13 @@ def z_of(K: Tensor, L: Tensor, kept: Doubles, inv_sqrt_e: Doubles, l: float, Z: 
         )
         return trace
     z = Z.numpy()
-    np.multiply(kept[:, None] + kept, L.double().numpy(), out=z)
-    z += l * K.double().numpy()
-    z *= (l * inv_sqrt_e)[:, None] * inv_sqrt_e
-    z.reshape(-1)[:: len(z) + 1] += kept**2
-    trace = float(np.trace(z))
-    z /= max(1.0, trace)
+    with np.errstate(all="ignore"):  # who calls looks at the trace
+        np.multiply(kept[:, None] + kept, L.double().numpy(), out=z)
+        z += l * K.double().numpy()
+        z *= (l * inv_sqrt_e)[:, None] * inv_sqrt_e
+        z.reshape(-1)[:: len(z) + 1] += kept**2
+        trace = float(np.trace(z))
+        z /= max(1.0, trace)
     return trace
 
 
