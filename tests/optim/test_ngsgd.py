@@ -246,6 +246,24 @@ def test_it_works_under_autocast() -> None:
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
+@pytest.mark.parametrize("preconditioner", ["online", "none"])
+def test_a_step_within_autocast_is_that_outside(preconditioner: str) -> None:
+    stepped = []
+    for within in (False, True):
+        model = small_model(dtype=torch.float32)
+        optimizer = NGSGD(model, lr=0.05, preconditioner=preconditioner)
+        x, y = small_batch(dtype=torch.float32)
+        nn.functional.cross_entropy(model(x), y, reduction="sum").backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=within):
+            optimizer.step()
+        stepped.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*stepped, strict=True))
+    x = torch.randn(20, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        within, _ = OnlineNaturalGradient(2).precondition(x)
+    assert torch.equal(within, OnlineNaturalGradient(2).precondition(x)[0])
+
+
 class Waits(TorchDispatchMode):
     """Counts what makes the host wait where tensors lie on a GPU."""
 

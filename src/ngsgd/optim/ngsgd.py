@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ngsgd.kernels.native import in_reach
 from ngsgd.kernels.rows import append_ones
 from ngsgd.optim.online import OnlineNaturalGradient, renew
-from ngsgd.optim.preconditioner import Preconditioned, Preconditioner, Rows, scales, unchanged
+from ngsgd.optim.preconditioner import Preconditioned, Preconditioner, Rows, at_full_precision, scales, unchanged
 from ngsgd.optim.simple import SimpleNaturalGradient
 
 Method = Literal["online", "simple", "none"]
@@ -282,16 +282,17 @@ class NGSGD(torch.optim.Optimizer):
                 loss = closure()
         lr = float(self.param_groups[0]["lr"])
         taken = [(layer, rows) for layer in self._layers if (rows := layer.take(with_ones=not self._plain)) is not None]
-        if self._plain:
-            for layer, (X, Y) in taken:
-                layer.descend(Rows(X), Rows(Y), lr)
-        else:
-            self._precondition(taken, lr)
+        with at_full_precision(self.param_groups[0]["params"][0].device):
+            if self._plain:
+                for layer, (X, Y) in taken:
+                    layer.descend(Rows(X), Rows(Y), lr)
+            else:
+                self._precondition(taken, lr)
+            renew(self._online)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     p.add_(p.grad, alpha=-lr)
-        renew(self._online)
         return loss
 
     def _precondition(self, taken: list[tuple[_AffineLayer, tuple[Tensor, Tensor]]], lr: float) -> None:

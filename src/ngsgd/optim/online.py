@@ -33,7 +33,7 @@ from torch import Tensor
 from ngsgd.kernels.fisher import Doubles, a_of, z_of
 from ngsgd.kernels.native import in_reach
 from ngsgd.kernels.rows import row_lengths
-from ngsgd.optim.preconditioner import Preconditioned, Rows, scales, unchanged
+from ngsgd.optim.preconditioner import Preconditioned, Rows, at_full_precision, scales, unchanged
 
 EPSILON = 1.0e-10  # smallest value of rho_t and d_t
 DELTA = 5.0e-4  # smallest value of rho_t and d_t relative to the largest eigenvalue
@@ -317,9 +317,10 @@ class OnlineNaturalGradient:
         """
         if x.dim() != 2:
             raise ValueError(f"expected a matrix of rows (N, D), got shape {tuple(x.shape)}")
-        applied = self.apply(x)
-        renew([self])
-        return applied.x_hat.formed(), scales(*applied.traces)
+        with at_full_precision(x.device):
+            applied = self.apply(x)
+            renew([self])
+            return applied.x_hat.formed(), scales(*applied.traces)
 
     def apply(self, x: Tensor) -> Preconditioned:
         """Preconditions the rows x (N, D) by the estimate as it is; where it is due, `renew` is to renew it.

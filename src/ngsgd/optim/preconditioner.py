@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ngsgd.kernels.rows import room_for_rows
+
+
+def at_full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A block in which autocast, where the caller has it on, does not reach."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 class Rows(NamedTuple):
