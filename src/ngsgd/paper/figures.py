@@ -72,6 +72,7 @@ def speedup(table: pd.DataFrame, path: Path) -> None:
     """How much less data a job needs where there are N of them, with the line of perfect speed-up."""
     figure, axes = _axes()
     most = int(table["jobs"].max())
+    missed = []
     axes.plot([1, most], [1, most], ":", color="0.4", label="perfect")
     for method, k in _styles(table).items():
         for share, dashes in zip(SHARES, ("--", "-"), strict=True):
@@ -79,6 +80,9 @@ def speedup(table: pd.DataFrame, path: Path) -> None:
             # A mean over those seeds alone that got there would flatter.
             complete = [jobs for jobs, rows in own.groupby("jobs") if len(rows) == table["seed"].nunique()]
             means = own[own["jobs"].isin(complete)].groupby("jobs")["speedup"].agg(["mean", "min", "max"])
+            if means.empty:
+                missed.append(f"{name_of(method)}: {share:.0%} point never reached")
+                continue
             x, mean = [1.0, *map(float, means.index)], np.array([1.0, *means["mean"]])
             spread = np.abs(np.array([[1.0, *means["min"]], [1.0, *means["max"]]]) - mean)
             axes.errorbar(
@@ -91,7 +95,8 @@ def speedup(table: pd.DataFrame, path: Path) -> None:
         axis.set_minor_formatter(NullFormatter())
     axes.set_xticks(_sorted({1, *table["jobs"]}))
     axes.set_yticks(_sorted({1, *table["jobs"]}))
-    _finish(figure, axes, path, "jobs (N)", "speed-up (data of one job / data a job)", "Speed-up by N jobs")
+    axes.text(0.99, 0.02, "\n".join(missed), transform=axes.transAxes, ha="right", va="bottom", fontsize="x-small")
+    _finish(figure, axes, path, "jobs (N)", "speed-up\n(data of one job / data a job)", "Speed-up by N jobs")
 
 
 def cost(table: pd.DataFrame, path: Path) -> None:
