@@ -62,7 +62,7 @@ def _experiment(name: str, f: Findings, figures: Path) -> list[str]:
     frames = f.data.num_frames
     told = (
         f"{f.data.num_utterances['train']:,} utterances, {frames['train']:,} frames in {len(f.data.class_counts)} "
-        f"classes; {frames['test']:,} frames for the test. {f.experiment.num_seeds} seeds. "
+        f"classes; {frames['test']:,} frames for the test. {f.experiment.num_seeds} seed{'s' if f.experiment.num_seeds > 1 else ''}. "
         "Beside the default settings: "
         + ", ".join(f"`{key}: {value}`" for key, value in f.experiment.settings.items())
         + "."
