@@ -60,9 +60,10 @@ def page(findings: Mapping[str, Findings], figures: Path) -> str:
 
 def _experiment(name: str, f: Findings, figures: Path) -> list[str]:
     frames = f.data.num_frames
+    seeds = "1 seed" if f.experiment.num_seeds == 1 else f"{f.experiment.num_seeds} seeds"
     told = (
         f"{f.data.num_utterances['train']:,} utterances, {frames['train']:,} frames in {len(f.data.class_counts)} "
-        f"classes; {frames['test']:,} frames for the test. {f.experiment.num_seeds} seed{'s' if f.experiment.num_seeds > 1 else ''}. "
+        f"classes; {frames['test']:,} frames for the test. {seeds}. "
         "Beside the default settings: "
         + ", ".join(f"`{key}: {value}`" for key, value in f.experiment.settings.items())
         + "."
