@@ -15,7 +15,7 @@ from ngsgd.kernels.native import library, serves
 Doubles = npt.NDArray[np.float64]
 
 
-def z_of(K: Tensor, L: Tensor, kept: Doubles, inv_sqrt_e: Doubles, l: float, Z: Tensor) -> float:  # noqa: E741
+def z_of(K: Tensor, L: Tensor, kept: Doubles, inv_sqrt_e: Doubles, learn: float, Z: Tensor) -> float:
     """Z_t = E^{-1/2} (l L D' + l D' L + l^2 K) E^{-1/2} + D'^2, divided by the largest of 1, its trace. D' is diagonal.
 
     Args:
@@ -23,7 +23,7 @@ def z_of(K: Tensor, L: Tensor, kept: Doubles, inv_sqrt_e: Doubles, l: float, Z: 
         L: (R, R).
         kept: (R,), the diagonal of D' = (1 - eta) (D_t + rho_t I).
         inv_sqrt_e: (R,), the diagonal of E^{-1/2}.
-        l: eta / N.
+        learn: eta / N, l above.
         Z: (R, R), of doubles, for the outcome.
 
     Returns:
@@ -31,14 +31,14 @@ def z_of(K: Tensor, L: Tensor, kept: Doubles, inv_sqrt_e: Doubles, l: float, Z: 
     """
     if serves(K, L):
         trace: float = library.fisher_z(
-            K.data_ptr(), L.data_ptr(), kept.ctypes.data, inv_sqrt_e.ctypes.data, l, Z.data_ptr(), len(K)
+            K.data_ptr(), L.data_ptr(), kept.ctypes.data, inv_sqrt_e.ctypes.data, learn, Z.data_ptr(), len(K)
         )
         return trace
     z = Z.numpy()
     with np.errstate(all="ignore"):  # who calls looks at the trace
         np.multiply(kept[:, None] + kept, L.double().numpy(), out=z)
-        z += l * K.double().numpy()
-        z *= (l * inv_sqrt_e)[:, None] * inv_sqrt_e
+        z += learn * K.double().numpy()
+        z *= (learn * inv_sqrt_e)[:, None] * inv_sqrt_e
         z.reshape(-1)[:: len(z) + 1] += kept**2
         trace = float(np.trace(z))
         z /= max(1.0, trace)

@@ -47,12 +47,9 @@ def serves(*tensors: Tensor) -> bool:
 
     Subclasses of tensors may have no memory of their own, as those by which PyTorch traces.
     """
-    if library is None:
-        return False
-    for t in tensors:  # noqa: SIM110  called often, and a generator takes longer than the question
-        if not (type(t) is Tensor and t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
-            return False
-    return True
+    return library is not None and all(
+        type(t) is Tensor and t.dtype is torch.float32 and t.is_cpu and t.is_contiguous() for t in tensors
+    )
 
 
 def in_reach(tensor: Tensor) -> bool:
