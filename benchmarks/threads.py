@@ -18,8 +18,8 @@ PROGRAM = """\
 import sys, time, torch
 sys.path.insert(0, "benchmarks")
 from step import network, step
-from ngsgd.memory import keep_freed_memory
-keep_freed_memory()
+from ngsgd.memory import settle
+settle()
 torch.set_num_threads(int(sys.argv[1]))
 model = network(int(sys.argv[2]), int(sys.argv[3]))
 with model.interleaved():

@@ -24,6 +24,7 @@ from ngsgd.kernels.rows import (
     normalize,
     normalize_derivative,
     row_lengths,
+    side_by_side,
     two_norm,
     two_norm_derivative_,
 )
@@ -68,16 +69,24 @@ def test_they_serve_floats_on_the_cpu_that_lie_row_after_row() -> None:
 
 @compiled
 @pytest.mark.parametrize("width", WIDTHS)
-def test_norms_of_groups(operators, width: int) -> None:
+@pytest.mark.parametrize("normalized", [False, True])
+def test_norms_of_groups(operators, normalized: bool, width: int) -> None:
     groups = random(2, 3, 5, width)
-    groups[0, 1] = 0.0
+    groups[0, 1] = 0.0  # below the floor
     groups[1, 2] = 1e-25  # squares that underflow
-    y, dy = two_norm(groups), random(2, 3, width, seed=1)
-    torch.testing.assert_close(y, operators(two_norm, groups))
-    expected = operators(two_norm_derivative_, groups.clone(), y, dy)
-    derivative = two_norm_derivative_(groups, y, dy)
+    groups[1, 1] = 1e-12  # below the floor, too
+    (y, scale), dy = two_norm(groups, normalized=normalized), random(2, 3, width, seed=1)
+    y_, scale_ = operators(lambda g: two_norm(g, normalized=normalized), groups)
+    torch.testing.assert_close(y, y_)
+    torch.testing.assert_close(scale, scale_)
+    if normalized:
+        assert (scale == 0.0).tolist() == [[False, True, False], [False, True, True]]
+        torch.testing.assert_close(y, normalize(two_norm(groups, normalized=False)[0])[0])
+    size = 1e-5 * (1.0 if scale is None else float(scale.max()))  # rounding: as in the test below
+    expected = operators(two_norm_derivative_, groups.clone(), y, scale, dy)
+    derivative = two_norm_derivative_(groups, y, scale, dy)
     assert derivative is groups
-    torch.testing.assert_close(derivative, expected)
+    torch.testing.assert_close(derivative, expected, rtol=1e-5, atol=size)
     assert not derivative[0, 1].any()
 
 
@@ -107,6 +116,17 @@ def test_rows_with_a_one(operators, width: int) -> None:
     assert torch.equal(rows, operators(append_ones, x))
 
 
+def test_weights_and_bias_are_one_matrix_where_they_lie_so() -> None:
+    one, other = random(5, 16), random(5, 16, seed=1)
+    joined = side_by_side(one[:, :7], one[:, 7])
+    assert joined is not None
+    assert torch.equal(joined, one[:, :8])
+    joined.zero_()
+    assert not one[:, :8].any()
+    for bias in (other[:, 7], one[:, 8], one[:, 7].clone()):
+        assert side_by_side(one[:, :7], bias) is None
+
+
 @compiled
 @pytest.mark.parametrize("width", WIDTHS)
 def test_lengths_of_rows_that_are_not_formed(operators, width: int) -> None:
@@ -127,9 +147,13 @@ def test_lengths_of_rows_that_are_not_formed(operators, width: int) -> None:
 def test_what_is_not_a_number_stays_so() -> None:
     x = random(3, 4, 16)
     x[1, 2, 3] = torch.nan
-    y, (z, scale) = two_norm(x), normalize(x[:, 0].contiguous() + two_norm(x))
-    assert y.isnan().any(dim=1).tolist() == z.isnan().any(dim=1).tolist() == [False, True, False]
-    assert two_norm_derivative_(x, y, torch.ones_like(y))[1].isnan().any()
+    y, _ = two_norm(x, normalized=False)
+    z, scale = normalize(x[:, 0].contiguous() + y)
+    both, their_scale = two_norm(x, normalized=True)
+    for made in (y, z, both):
+        assert made.isnan().any(dim=1).tolist() == [False, True, False]
+    assert two_norm_derivative_(x.clone(), both, their_scale, torch.ones_like(y))[1].isnan().all()
+    assert two_norm_derivative_(x, y, None, torch.ones_like(y))[1].isnan().any()
     assert normalize_derivative(z, scale, torch.ones_like(z))[1].isnan().all()
     assert row_lengths(z, random(3, 2), torch.ones(2))[0].isnan().tolist() == [False, True, False]
 
@@ -165,16 +189,18 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
     made = []
     for functions in (library, others):
         y, z, scale, dx, lengths, traces = (torch.empty(n) for n in ((N, G), (N, G), N, (N, G), N, 2))
+        derivative, factor = x.clone(), torch.empty(G)
         for name, arguments in {
-            "two_norm": (x, y, N, k, G),
-            "normalize": (y, z, scale, N, G, ctypes.c_float(1e-20)),
-            "normalize_derivative": (z, scale, dy, dx, N, G, ctypes.c_float(1e-20)),
+            "two_norm": (x, y, scale, N, k, G, 1e-20),
+            "two_norm_derivative": (
+                derivative, y, scale, dy, factor, N, k, G, 1e-20, 1e-20,
+            ),
+            "normalize": (y, z, scale, N, G, 1e-20),
+            "normalize_derivative": (z, scale, dy, dx, N, G, 1e-20),
             "row_lengths": (x, N, k * G, k * G, dx, y, G, lengths, traces),
-        }.items():
+        }.items():  # fmt: skip
             values = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-            types = ngsgd.kernels.native.SIGNATURES[name]
-            getattr(functions, name)(
-                *(ctypes.c_void_p(v) if t == "p" else v for v, t in zip(values, types, strict=True))
-            )
-        made.append([t.numpy().tobytes() for t in (y, z, scale, dx, lengths, traces)])
+            types = (ngsgd.kernels.native.TYPES[letter] for letter in ngsgd.kernels.native.SIGNATURES[name])
+            getattr(functions, name)(*(convert(value) for convert, value in zip(types, values, strict=True)))
+        made.append([t.numpy().tobytes() for t in (y, z, scale, dx, derivative, lengths, traces)])
     assert made[0] == made[1]

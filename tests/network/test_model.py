@@ -66,7 +66,28 @@ def test_an_interleaved_model_is_the_same_model(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="interleaved"):
             model.save(tmp_path / "model.safetensors")
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
     assert torch.equal(model(x), y)
+
+
+@pytest.mark.parametrize("batchnorm", [False, True])
+def test_an_interleaved_model_has_the_same_gradients(batchnorm: bool) -> None:
+    model = make_model("pnorm", batchnorm).train()
+    x = torch.randn(5, 14, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        x.grad = None
+        model(x)[:, 0, 1].sum().backward()
+        return {"x": x.grad} | {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    expected = gradients()
+    with model.interleaved():
+        made = gradients()
+        orders = {f"components.{name}": getattr(c, "output_order", None) for name, c in model.components.items()}
+    for name, gradient in made.items():
+        order = orders.get(name.rpartition(".")[0])
+        torch.testing.assert_close(gradient, expected[name] if order is None else expected[name][list(order)])
 
 
 def test_what_is_all_zero_has_a_derivative() -> None:

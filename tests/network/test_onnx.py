@@ -11,6 +11,7 @@ import torch
 
 from ngsgd.errors import ModelError
 from ngsgd.network import components as c
+from ngsgd.network.affine import Affine
 from ngsgd.network.model import AcousticModel
 from ngsgd.network.onnx import export_onnx
 
@@ -23,10 +24,10 @@ def network(*middle: c.Component, dim: int = 12) -> AcousticModel:
         [
             ("splice0", c.Splice(5, (-2, 0, 1))),
             ("lda", c.FixedAffine(15, 15)),
-            ("affine0", c.Affine(15, dim)),
+            ("affine0", Affine(15, dim)),
             *((f"middle{i}", component) for i, component in enumerate(middle)),
             ("splice1", c.Splice(hidden, (-3, 3))),
-            ("affine1", c.Affine(2 * hidden, 7)),
+            ("affine1", Affine(2 * hidden, 7)),
             ("scale", c.FixedScale(7)),
             ("softmax", c.Softmax(7)),
         ]
@@ -69,7 +70,7 @@ def test_constant_dimensions_and_sum_groups(tmp_path: Path) -> None:
     model = AcousticModel(
         [
             ("splice0", c.Splice(5, (-1, 0, 2), const_dim=2)),
-            ("affine0", c.Affine(11, 6)),
+            ("affine0", Affine(11, 6)),
             ("softmax", c.Softmax(6)),
             ("sums", c.SumGroup(6, (1, 3, 2))),
         ]

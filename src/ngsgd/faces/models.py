@@ -17,7 +17,8 @@ from ngsgd.kaldi.output import Output
 from ngsgd.kaldi.stream import Array
 from ngsgd.kaldi.tables import Script, matrix, read_archive
 from ngsgd.kaldi.transition import read_transition_model
-from ngsgd.network.components import Affine, Splice
+from ngsgd.network.affine import Affine
+from ngsgd.network.components import Splice
 from ngsgd.network.model import AcousticModel, load_model
 from ngsgd.network.nnet2 import TRANSITIONS, from_nnet2, to_nnet2
 from ngsgd.network.storage import Rows

@@ -43,21 +43,41 @@ INLINE float dot3(const float *restrict x, const float *restrict y, const float 
     return sum(strands);
 }
 
-/* y (N, G): the 2-norms of groups whose k members lie G apart, in x (N, k G). */
-KERNEL void two_norm(const float *restrict x, float *restrict y, long N, long k, long G) {
+/* What brings a row of that mean square to root-mean-square 1, but for a row below the floor. */
+INLINE float scale_of(float mean_square, float floor) { return 1.0f / sqrtf(mean_square < floor ? floor : mean_square); }
+
+/* y (N, G): the 2-norms of groups whose k members lie G apart, in x (N, k G). Where `scale` is given these are then
+   brought to root-mean-square 1, see `normalize`. */
+KERNEL void two_norm(const float *restrict x, float *restrict y, float *restrict scale, long N, long k, long G,
+                     float floor) {
     for (long n = 0; n < N; n++, y += G, x += k * G) {
         for (long g = 0; g < G; g++) y[g] = x[g] * x[g];
         for (long m = 1; m < k; m++)
             for (long g = 0; g < G; g++) y[g] += x[m * G + g] * x[m * G + g];
         for (long g = 0; g < G; g++) y[g] = sqrtf(y[g]);
+        if (!scale) continue;
+        float mean_square = dot(y, y, G) / G, by = scale_of(mean_square, floor);
+        for (long g = 0; g < G; g++) y[g] *= by;
+        scale[n] = mean_square < floor ? 0.0f : by;
     }
 }
 
-/* x (N, k G) becomes the derivative at x, given y and the derivative dy at y (N, G); factor is room for G numbers. */
-KERNEL void two_norm_derivative(float *restrict x, const float *restrict y, const float *restrict dy,
-                                float *restrict factor, long N, long k, long G, float tiny) {
+/* x (N, k G) becomes the derivative at x, given y and perhaps `scale` of `two_norm`, and the derivative dy at y (N, G);
+   factor is room for G numbers. */
+KERNEL void two_norm_derivative(float *restrict x, const float *restrict y, const float *restrict scale,
+                                const float *restrict dy, float *restrict factor, long N, long k, long G, float floor,
+                                float tiny) {
+    float along = 0.0f, by = 1.0f, back = 1.0f;
     for (long n = 0; n < N; n++, y += G, dy += G, x += k * G) {
-        for (long g = 0; g < G; g++) factor[g] = dy[g] / (y[g] < tiny ? tiny : y[g]);
+        if (scale) {
+            along = scale[n] == 0.0f ? 0.0f : dot(dy, y, G) / G;
+            by = scale[n] == 0.0f ? 1.0f / sqrtf(floor) : scale[n];
+            back = 1.0f / by;
+        }
+        for (long g = 0; g < G; g++) {
+            float norm = y[g] * back;
+            factor[g] = (dy[g] - y[g] * along) * by / (norm < tiny ? tiny : norm);
+        }
         for (long m = 0; m < k; m++)
             for (long g = 0; g < G; g++) x[m * G + g] *= factor[g];
     }
@@ -67,8 +87,7 @@ KERNEL void two_norm_derivative(float *restrict x, const float *restrict y, cons
    is multiplied by a constant. */
 KERNEL void normalize(const float *restrict x, float *restrict y, float *restrict scale, long N, long D, float floor) {
     for (long n = 0; n < N; n++, x += D, y += D) {
-        float mean_square = dot(x, x, D) / D;
-        float by = 1.0f / sqrtf(mean_square < floor ? floor : mean_square);
+        float mean_square = dot(x, x, D) / D, by = scale_of(mean_square, floor);
         for (long i = 0; i < D; i++) y[i] = x[i] * by;
         scale[n] = mean_square < floor ? 0.0f : by;
     }

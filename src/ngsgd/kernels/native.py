@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 SIGNATURES = {  # p: address, l: number of rows or the like, f, d: float and double
-    "two_norm": "pplll",
-    "two_norm_derivative": "pppplllf",
+    "two_norm": "ppplllf",
+    "two_norm_derivative": "ppppplllff",
     "normalize": "pppllf",
     "normalize_derivative": "ppppllf",
     "row_lengths": "plllpplpp",

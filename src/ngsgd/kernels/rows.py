@@ -40,6 +40,15 @@ def append_ones(x: Tensor) -> Tensor:
     return rows
 
 
+def side_by_side(weight: Tensor, bias: Tensor) -> Tensor | None:
+    """W (D_out, D_in) and b (D_out) as one matrix (D_out, D_in + 1), where b lies in memory as W's last column."""
+    D_out, D_in = weight.shape
+    stride = weight.stride(0)
+    if bias.stride(0) != stride or stride <= D_in or bias.data_ptr() != weight.data_ptr() + D_in * bias.itemsize:
+        return None
+    return weight.detach().as_strided((D_out, D_in + 1), (stride, 1))
+
+
 def row_lengths(x: Tensor, H: Tensor, shrunk: Tensor) -> tuple[Tensor, Tensor]:
     """The lengths (N,) of the rows of X^ = X - H W, and the traces tr(X X^T) and tr(X^ X^^T), (2,).
 
@@ -62,33 +71,42 @@ def row_lengths(x: Tensor, H: Tensor, shrunk: Tensor) -> tuple[Tensor, Tensor]:
     return after.sqrt(), torch.stack((before.sum(), after.sum()))
 
 
-def two_norm(groups: Tensor) -> Tensor:
-    """The 2-norms (..., G) of groups (..., k, G), whose members lie G apart."""
+def two_norm(groups: Tensor, *, normalized: bool) -> tuple[Tensor, Tensor | None]:
+    """The 2-norms (..., G) of groups (..., k, G), whose members lie G apart, or what `normalize` makes of these.
+
+    Returns:
+        The norms; where they are normalised, what each row of them was multiplied by, (...), as `normalize` gives it.
+    """
     *N, k, G = groups.shape
     if serves(groups):
-        y = groups.new_empty(*N, G)
-        library.two_norm(groups.data_ptr(), y.data_ptr(), math.prod(N), k, G)
-        return y
+        y, scale = groups.new_empty(*N, G), groups.new_empty(N) if normalized else None
+        address = None if scale is None else scale.data_ptr()
+        library.two_norm(groups.data_ptr(), y.data_ptr(), address, math.prod(N), k, G, NORM_FLOOR)
+        return y, scale
     # Member after member: their squares, as large as all of the input, would be memory that has to be fetched.
     first, *others = groups.unbind(-2)
     y = first * first
     for member in others:
         y.addcmul_(member, member)
-    return y.sqrt_()
+    return normalize(y.sqrt_()) if normalized else (y.sqrt_(), None)
 
 
-def two_norm_derivative_(groups: Tensor, y: Tensor, dy: Tensor) -> Tensor:
-    """The derivative at groups (..., k, G), which it overwrites, from y and the derivative dy at y, (..., G).
+def two_norm_derivative_(groups: Tensor, y: Tensor, scale: Tensor | None, dy: Tensor) -> Tensor:
+    """The derivative at groups (..., k, G), which it overwrites, from what `two_norm` gave and the derivative dy at y.
 
     Where all of a group is 0, so is its derivative.
     """
     *N, k, G = groups.shape
     if serves(groups, y, dy):
-        room = y.new_empty(G)
+        room, address = y.new_empty(G), None if scale is None else scale.data_ptr()
         library.two_norm_derivative(
-            groups.data_ptr(), y.data_ptr(), dy.data_ptr(), room.data_ptr(), math.prod(N), k, G, TINY
-        )
+            groups.data_ptr(), y.data_ptr(), address, dy.data_ptr(), room.data_ptr(), math.prod(N), k, G, NORM_FLOOR,
+            TINY,
+        )  # fmt: skip
         return groups
+    if scale is not None:
+        dy = normalize_derivative(y, scale, dy)
+        y = y / scale.masked_fill(scale == 0.0, NORM_FLOOR**-0.5)[..., None]
     return groups.mul_((dy / y.clamp(min=TINY)).unsqueeze(-2))
 
 

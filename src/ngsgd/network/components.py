@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ngsgd.kernels.rows import TINY, normalize, normalize_derivative, two_norm, two_norm_derivative_
+from ngsgd.network.affine import Affine
 
 MAX_OFFSET = 10000  # frames
 BATCHNORM_EPSILON = 1.0e-3
@@ -106,66 +107,40 @@ class FixedAffine(Component):
         return nn.functional.linear(x, self.weight, self.bias)
 
 
-class Affine(nn.Linear):
-    """y = W x + b.
-
-    Attributes:
-        output_order: where the rows of W and b lie otherwise than in the model's file (`AcousticModel.interleaved`),
-            the number there of each; else None.
-    """
-
-    kind = "affine"
-    output_order: tuple[int, ...] | None = None
-
-    def __init__(self, input_dim: int, output_dim: int) -> None:
-        super().__init__(input_dim, output_dim)
-        self.input_dim, self.output_dim = input_dim, output_dim
-
-    def reset_parameters(self) -> None:
-        """Zeros: whoever makes a new network draws its parameters from a generator of its own."""
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    def spec(self) -> dict[str, Any]:
-        return {"kind": self.kind, "input_dim": self.input_dim, "output_dim": self.output_dim}
-
-    @torch.no_grad()
-    def reorder(self, order: tuple[int, ...] | None) -> None:
-        """Lays the outputs in another order, given by their numbers in the model's file; None for the order there."""
-        there = list(range(self.output_dim)) if order is None else list(order)
-        here = {number: row for row, number in enumerate(self.output_order or range(self.output_dim))}
-        rows = torch.tensor([here[number] for number in there], device=self.weight.device)
-        for parameter in (self.weight, self.bias):
-            parameter.copy_(parameter[rows])
-        self.output_order = order
-
-
 class _TwoNorm(torch.autograd.Function):
-    """The 2-norm of each group of inputs, given as (..., G, k) with groups along the last dimension, or (..., k, G).
-
-    torch.linalg.vector_norm takes several times as long.
-    """
+    """The 2-norm of each group of inputs, (..., G, k). torch.linalg.vector_norm takes several times as long."""
 
     @staticmethod
-    def forward(ctx: Any, groups: Tensor, dim: int) -> Tensor:
-        ctx.dim = dim
-        if dim == -1:
-            y = torch.mv(groups.square().reshape(-1, groups.shape[-1]), groups.new_ones(groups.shape[-1]))
-            y = y.sqrt_().view(groups.shape[:-1])
-        else:
-            y = two_norm(groups)
+    def forward(ctx: Any, groups: Tensor) -> Tensor:
+        squares = torch.mv(groups.square().reshape(-1, groups.shape[-1]), groups.new_ones(groups.shape[-1]))
+        y: Tensor = squares.sqrt_().view(groups.shape[:-1])
         ctx.save_for_backward(groups, y)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         groups, y = ctx.saved_tensors
-        if ctx.dim == -1:
-            return groups * (grad_outputs[0] / y.clamp(min=TINY)).unsqueeze(-1), None
-        # Interleaved, the groups are the output of an affine component, which nobody needs any more: no further memory
-        # has to be fetched for the derivative. (Autograd would notice if somebody did.)
-        return two_norm_derivative_(groups, y, grad_outputs[0]), None
+        derivative: Tensor = groups * (grad_outputs[0] / y.clamp(min=TINY)).unsqueeze(-1)
+        return derivative
+
+
+class _InterleavedTwoNorm(torch.autograd.Function):
+    """The 2-norm of each group of inputs, given as (..., k, G), or `Normalize` of these norms."""
+
+    @staticmethod
+    def forward(ctx: Any, groups: Tensor, normalized: bool) -> Tensor:
+        y, scale = two_norm(groups, normalized=normalized)
+        ctx.save_for_backward(groups, y, scale)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        # The groups are the output of an affine component, which nobody needs any more: no further memory has to be
+        # fetched for the derivative. (Autograd would notice if somebody did.)
+        groups, y, scale = ctx.saved_tensors
+        return two_norm_derivative_(groups, y, scale, grad_outputs[0]), None
 
 
 class PNorm(Component):
@@ -174,10 +149,12 @@ class PNorm(Component):
     Attributes:
         interleaved: whether the inputs of a group do not follow each other but lie output_dim apart, which is faster;
             see `AcousticModel.interleaved`.
+        normalized: whether the output is that of the `Normalize` that follows; interleaved 2-norms only.
     """
 
     kind = "pnorm"
     interleaved = False
+    normalized = False
 
     def __init__(self, input_dim: int, output_dim: int, p: float = 2.0) -> None:
         super().__init__(input_dim, output_dim)
@@ -195,10 +172,12 @@ class PNorm(Component):
         shape, dim = ((group, self.output_dim), -2) if self.interleaved else ((self.output_dim, group), -1)
         groups = x.reshape(*x.shape[:-1], *shape)
         y: Tensor
-        if self.p == 2.0:
-            y = _TwoNorm.apply(groups, dim)  # type: ignore[no-untyped-call]
-            return y
-        y = torch.linalg.vector_norm(groups, ord=self.p, dim=dim)
+        if self.p != 2.0:
+            y = torch.linalg.vector_norm(groups, ord=self.p, dim=dim)
+        elif self.interleaved:
+            y = _InterleavedTwoNorm.apply(groups, self.normalized)  # type: ignore[no-untyped-call]
+        else:
+            y = _TwoNorm.apply(groups)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -219,11 +198,18 @@ class _Normalize(torch.autograd.Function):
 
 
 class Normalize(Elementwise):
-    """Scales each row to root-mean-square 1."""
+    """Scales each row to root-mean-square 1.
+
+    Attributes:
+        done_below: whether the component below does so already; see `AcousticModel.interleaved`.
+    """
 
     kind = "normalize"
+    done_below = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.done_below:
+            return x
         y: Tensor = _Normalize.apply(x)  # type: ignore[no-untyped-call]
         return y
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ngsgd.errors import ModelError
-from ngsgd.network.components import Affine, Component, PNorm, Splice, from_spec
+from ngsgd.kernels.native import serves
+from ngsgd.network.affine import Affine
+from ngsgd.network.components import Component, Normalize, PNorm, Splice, from_spec
 from ngsgd.network.storage import FORMAT, Header, read_model, write_model
 
 LOG_FLOOR = math.log(1.0e-20)
@@ -147,20 +149,39 @@ class AcousticModel(nn.Module):
 
     @contextlib.contextmanager
     def interleaved(self) -> Iterator[None]:
-        """Lays the outputs of affine components below p-norms so that the members of a group are far apart.
+        """Lays the parameters as it suits training.
 
-        For (B, T, k, G) in the place of (B, T, G, k) a p-norm takes a third of the time. What the model computes stays
-        the same but for rounding. At the end all is as it was; the model cannot be saved before. An optimiser belongs
-        into the block as a whole, and a graph serves one backward pass, which goes over the affine components' outputs.
+        The outputs of affine components below p-norms lie so that the members of a group are far apart: for
+        (B, T, k, G) in the place of (B, T, G, k) a p-norm takes a third of the time. 2-norms are normalised in the same
+        go. The bias of an affine component lies beside its weights, where the functions in C serve.
+
+        What the model computes stays the same but for rounding. At the end all is as it was; the model cannot be saved
+        before. An optimiser belongs into the block as a whole, and a graph serves one backward pass, which goes over
+        the affine components' outputs.
         """
-        pairs = [(a, p) for a, p in itertools.pairwise(self.chain()) if isinstance(a, Affine) and isinstance(p, PNorm)]
+        chain = self.chain()
+        affines = [c for c in chain if isinstance(c, Affine) and serves(c.weight.data)]
+        pairs = [(a, p) for a, p in itertools.pairwise(chain) if isinstance(a, Affine) and isinstance(p, PNorm)]
+        norms = [
+            (p, n)
+            for a, p, n in zip(chain, chain[1:], chain[2:], strict=False)
+            if isinstance(a, Affine) and isinstance(p, PNorm) and p.p == 2.0 and isinstance(n, Normalize)
+        ]
         try:
             for affine, pnorm in pairs:
                 order = np.arange(pnorm.input_dim).reshape(pnorm.output_dim, -1).T
                 affine.reorder(tuple(order.flatten().tolist()))
                 pnorm.interleaved = True
+            for pnorm, normalize in norms:
+                pnorm.normalized = normalize.done_below = True
+            for affine in affines:
+                affine.join(True)
             yield
         finally:
+            for affine in affines:
+                affine.join(False)
+            for pnorm, normalize in norms:
+                pnorm.normalized = normalize.done_below = False
             for affine, pnorm in pairs:
                 affine.reorder(None)
                 pnorm.interleaved = False

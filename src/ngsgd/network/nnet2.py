@@ -20,6 +20,7 @@ from ngsgd.errors import ModelError
 from ngsgd.kaldi.nnet2 import COMPONENTS, Fields, Nnet2, Record
 from ngsgd.kaldi.transition import TransitionModel, transitions_from_text, transitions_to_text
 from ngsgd.network import components as c
+from ngsgd.network.affine import Affine
 from ngsgd.network.model import AcousticModel
 
 HISTORY = "kaldi"  # key of the model's history
@@ -71,7 +72,7 @@ def from_nnet2(source: Nnet2, name: str | os.PathLike[str]) -> AcousticModel:
     Raises:
         ModelError: its components do not fit one another, or make no classifier.
     """
-    named: list[tuple[str, c.Component | c.Affine]] = []
+    named: list[tuple[str, c.Component | Affine]] = []
     kept: dict[str, dict[str, Any]] = {}
     numbers: Counter[str] = Counter()
     for index, record in enumerate(source.components):
@@ -149,7 +150,7 @@ def to_nnet2(model: AcousticModel, transitions: TransitionModel | None, name: st
     return Nnet2(transitions, records, priors)
 
 
-def _component(record: Record) -> c.Component | c.Affine:
+def _component(record: Record) -> c.Component | Affine:
     f = record.fields
     if record.kind in NONLINEAR:
         return NONLINEAR[record.kind](_positive(f["Dim"]))
@@ -167,13 +168,13 @@ def _component(record: Record) -> c.Component | c.Affine:
     W, b = f["LinearParams"], f["BiasParams"]
     if W.size == 0 or len(b) != len(W):
         raise ValueError(f"parameters of {W.shape[0]} x {W.shape[1]} with a bias of {len(b)}")
-    affine: c.FixedAffine | c.Affine
-    affine = (c.FixedAffine if record.kind == "FixedAffineComponent" else c.Affine)(W.shape[1], W.shape[0])
+    affine: c.FixedAffine | Affine
+    affine = (c.FixedAffine if record.kind == "FixedAffineComponent" else Affine)(W.shape[1], W.shape[0])
     affine.load_state_dict({"weight": torch.from_numpy(np.array(W)), "bias": torch.from_numpy(np.array(b))})
     return affine
 
 
-def _record(component: c.Component | c.Affine, kept: dict[str, Any]) -> Record:
+def _record(component: c.Component | Affine, kept: dict[str, Any]) -> Record:
     own: Fields = {"InputDim": component.input_dim, "OutputDim": component.output_dim, "Dim": component.input_dim}
     kind = str(kept.get("kind", KINDS.get(component.kind)))
     match component:
@@ -185,7 +186,7 @@ def _record(component: c.Component | c.Affine, kept: dict[str, Any]) -> Record:
             own |= {"Scales": _array(component.scales)}
         case c.SumGroup():
             own |= {"Sizes": np.array(component.sizes, np.int32)}
-        case c.Affine() | c.FixedAffine():
+        case Affine() | c.FixedAffine():
             own |= {"LinearParams": _array(component.weight), "BiasParams": _array(component.bias)}
         case c.BatchNorm():
             kind = "FixedAffineComponent"
@@ -194,7 +195,7 @@ def _record(component: c.Component | c.Affine, kept: dict[str, Any]) -> Record:
             scale = (component.running_var.double() + c.BATCHNORM_EPSILON).rsqrt()
             bias = -component.running_mean.double() * scale
             own |= {"LinearParams": _array(torch.diag(scale)), "BiasParams": _array(bias)}
-    possible = AFFINE_KINDS if isinstance(component, c.Affine) else (KINDS.get(component.kind, "FixedAffineComponent"),)
+    possible = AFFINE_KINDS if isinstance(component, Affine) else (KINDS.get(component.kind, "FixedAffineComponent"),)
     if kind not in possible:
         raise ValueError(f"a {component.kind} as {kind!r:.60}")
     fields = {

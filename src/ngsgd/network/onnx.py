@@ -14,6 +14,7 @@ from ngsgd.errors import ModelError
 from ngsgd.files import whole
 from ngsgd.kernels.rows import NORM_FLOOR
 from ngsgd.network import components as c
+from ngsgd.network.affine import Affine
 from ngsgd.network.model import LOG_FLOOR, PRIOR_FLOOR, AcousticModel
 
 OPSET = 18
@@ -81,12 +82,12 @@ class _Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
-    def component(self, component: c.Component | c.Affine, x: str) -> str:
+    def component(self, component: c.Component | Affine, x: str) -> str:
         """The output of a component above x (positions, dim)."""
         match component:
             case c.Splice():
                 return self._splice(component, x)
-            case c.Affine() | c.FixedAffine():
+            case Affine() | c.FixedAffine():
                 weight, bias = self.constant(_array(component.weight)), self.constant(_array(component.bias))
                 return self.node("Gemm", x, weight, bias, transB=1)
             case c.PNorm():

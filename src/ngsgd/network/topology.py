@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ngsgd.errors import ConfigError
 from ngsgd.network import components as c
+from ngsgd.network.affine import Affine
 from ngsgd.network.model import AcousticModel
 from ngsgd.network.splices import Splices
 
@@ -44,14 +45,14 @@ class HiddenLayers:
     output_dim: int
     batchnorm: bool
 
-    def make(self, layer: int, input_dim: int, generator: torch.Generator) -> list[tuple[str, c.Component | c.Affine]]:
+    def make(self, layer: int, input_dim: int, generator: torch.Generator) -> list[tuple[str, c.Component | Affine]]:
         """Hidden layer ``layer`` above ``input_dim`` dimensions: [splice,] affine, nonlinearity, normalisation."""
-        named: list[tuple[str, c.Component | c.Affine]] = []
+        named: list[tuple[str, c.Component | Affine]] = []
         offsets = self.splices[layer] if 0 < layer < len(self.splices) else None
         if offsets is not None:
             named.append((f"splice{layer}", c.Splice(input_dim, offsets)))
             input_dim *= len(offsets)
-        affine = c.Affine(input_dim, self.affine_dim)
+        affine = Affine(input_dim, self.affine_dim)
         _draw(affine.weight, self.affine_dim**-0.5, generator)
         _draw(affine.bias, BIAS_STDDEV, generator)
         named.append((f"affine{layer}", affine))
@@ -104,7 +105,7 @@ def initial_model(
             ("splice0", c.Splice((weight.shape[1] - const_dim) // len(offsets) + const_dim, offsets, const_dim)),
             ("lda", lda),
             *layers.make(0, lda.output_dim, generator),
-            ("output_affine", c.Affine(layers.output_dim, num_classes)),
+            ("output_affine", Affine(layers.output_dim, num_classes)),
             ("output_scale", scale),
             ("softmax", c.Softmax(num_classes)),
         ]
@@ -125,9 +126,9 @@ def insert_hidden_layer(model: AcousticModel, layers: HiddenLayers, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     named = list(zip(model.components.keys(), model.chain(), strict=True))
     output = next(i for i, (name, _) in enumerate(named) if name == "output_affine")
-    num_hidden = sum(isinstance(component, c.Affine) for _, component in named) - 1
+    num_hidden = sum(isinstance(component, Affine) for _, component in named) - 1
     hidden = layers.make(num_hidden, named[output - 1][1].output_dim, generator)
-    affine = c.Affine(layers.output_dim, model.num_classes)
+    affine = Affine(layers.output_dim, model.num_classes)
     stddev = NEW_OUTPUT_STDDEV * affine.input_dim**-0.5
     _draw(affine.weight, stddev, generator)
     _draw(affine.bias, stddev, generator)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ngsgd.kernels.native import in_reach
-from ngsgd.kernels.rows import append_ones
+from ngsgd.kernels.rows import append_ones, side_by_side
 from ngsgd.optim.online import OnlineNaturalGradient, renew
 from ngsgd.optim.preconditioner import Preconditioned, Preconditioner, Rows, at_full_precision, scales, unchanged
 from ngsgd.optim.simple import SimpleNaturalGradient
@@ -98,7 +98,9 @@ class _AffineLayer:
             p.requires_grad_(asked)
         if y is None or not torch.is_grad_enabled() or not all(self._asked):
             return None
-        x: Tensor = args[0] if args else kwargs["input"]
+        x: Tensor | None = getattr(module, "rows_with_ones", None)
+        if x is None:
+            x = args[0] if args else kwargs["input"]
         captured: Tensor = _Capture.apply(y, self._anchor, x.detach(), self)  # type: ignore[no-untyped-call]
         return captured
 
@@ -109,21 +111,20 @@ class _AffineLayer:
         self._rows.clear()
 
     def take(self, *, with_ones: bool) -> tuple[Tensor, Tensor] | None:
-        """X (N, D_in) and Y (N, D_out) of all that passed, which are then forgotten.
+        """X (N, D_in) or (N, D_in + 1) and Y (N, D_out) of all that passed, which are then forgotten.
 
         Args:
-            with_ones: whether 1 is appended to the rows of X where there is a bias.
+            with_ones: whether 1 is appended to the rows of X where there is a bias. It may be there anyway.
         """
         if not self._rows:
             return None
-        xs, ys = zip(*self._rows, strict=True)
-        self._rows.clear()
         # Under autocast the rows have less precision than the parameters.
-        X = (xs[0] if len(xs) == 1 else torch.cat(xs)).to(self.weight.dtype)
-        Y = (ys[0] if len(ys) == 1 else torch.cat(ys)).to(self.weight.dtype)
-        if with_ones and self.bias is not None:
-            X = append_ones(X)
-        return X, Y
+        xs, ys = ([rows.to(self.weight.dtype) for rows in side] for side in zip(*self._rows, strict=True))
+        self._rows.clear()
+        D_in = self.weight.shape[1]
+        if self.bias is not None and (with_ones or any(x.shape[1] > D_in for x in xs)):
+            xs = [x if x.shape[1] > D_in else append_ones(x) for x in xs]
+        return xs[0] if len(xs) == 1 else torch.cat(xs), ys[0] if len(ys) == 1 else torch.cat(ys)
 
     def descend(self, x: Rows, y: Rows, step: float | Tensor) -> None:
         """W,b <- W,b - step Y^^T X^; a loss is minimised, so the rows of Y are *minus* the objective's derivative.
@@ -147,10 +148,14 @@ class _AffineLayer:
 
     def _subtract(self, Y: Tensor, X: Tensor, step: float) -> None:
         D_in = self.weight.shape[1]
+        has_ones = X.shape[1] > D_in
+        if self.bias is not None and has_ones and (joined := side_by_side(self.weight, self.bias)) is not None:
+            joined.addmm_(Y.t(), X, alpha=-step)
+            return
         self.weight.addmm_(Y.t(), X[:, :D_in], alpha=-step)
         if self.bias is None:
             return
-        if X.shape[1] > D_in:
+        if has_ones:
             self.bias.addmv_(Y.t(), X[:, D_in], alpha=-step)
         else:
             self.bias.sub_(Y.sum(dim=0), alpha=step)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ngsgd.data.egs import minibatches, open_archive
 from ngsgd.errors import DataError
-from ngsgd.memory import keep_freed_memory
+from ngsgd.memory import settle
 from ngsgd.network.model import AcousticModel, load_model
 from ngsgd.optim.ngsgd import NGSGD
 from ngsgd.procedure.job import optimizer_of
@@ -40,7 +40,7 @@ def costs(run: Run, optimizers: Sequence[Optimizer]) -> pd.DataFrame:
     Raises:
         DataError: the run's first archive has not enough examples.
     """
-    keep_freed_memory()
+    settle()
     torch.set_num_threads(run.settings.threads)
     size, context = run.settings.minibatch_size, run.settings.context()
     models = {optimizer: load_model(run.final).train() for optimizer in optimizers}

@@ -25,7 +25,8 @@ from torch import Tensor
 from ngsgd.data.egs import Examples, minibatches, open_archive
 from ngsgd.errors import ModelError
 from ngsgd.files import write_text
-from ngsgd.network.components import Affine, Normalize, PNorm
+from ngsgd.network.affine import Affine
+from ngsgd.network.components import Normalize, PNorm
 from ngsgd.network.model import PRIOR_FLOOR, AcousticModel, load_model
 from ngsgd.network.nnet2 import HISTORY, TRANSITIONS
 from ngsgd.network.storage import Arrays, read_model

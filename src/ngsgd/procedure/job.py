@@ -23,7 +23,7 @@ from ngsgd.data.egs import minibatches, open_archive
 from ngsgd.errors import ConfigError
 from ngsgd.files import derived_seed
 from ngsgd.gpus import deal
-from ngsgd.memory import keep_freed_memory
+from ngsgd.memory import settle
 from ngsgd.network.model import AcousticModel, load_model
 from ngsgd.network.topology import insert_hidden_layer
 from ngsgd.optim.ngsgd import NGSGD, Method
@@ -69,7 +69,7 @@ def run_job(
         OSError: the job's model cannot be written.
     """
     torch.set_num_threads(job.threads)
-    keep_freed_memory()
+    settle()
     model = load_model(model_path)
     if job.action == INSERT:
         model = insert_hidden_layer(
