@@ -17,6 +17,7 @@ def experiment(**changes: object) -> Experiment:
         "settings": {"corpus": "digits"},
         "sweep": {"num_epochs": 1},
         "methods": {},
+        "optimizers": {},
         "rates": {"sgd": (0.01,), "ng-sgd": (0.01, 0.02)},
         "decay": 10.0,
         "jobs": (1, 4),

@@ -97,6 +97,13 @@ def test_methods_may_have_settings_of_their_own() -> None:
     assert {(run["optimizer"], run["outer_momentum"]) for run in runs.values()} == {("ng-sgd", 0.9)}
 
 
+def test_optimisers_may_have_settings_beside_their_rate() -> None:
+    own = experiment(optimizers={"ng-sgd": {"alpha": 1.0}})
+    runs = own.sweep_runs() | own.grid_runs({"sgd": 0.01, "ng-sgd": 0.02})
+    assert {(run["optimizer"], run.get("alpha")) for run in runs.values()} == {("sgd", None), ("ng-sgd", 1.0)}
+    assert own.key() != experiment().key()
+
+
 @pytest.mark.parametrize("name", ["paper", "outer"])
 def test_the_studies_of_the_project_are_some(name: str) -> None:
     config = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
@@ -124,6 +131,7 @@ def test_a_larger_study_has_more_iterations_of_one_size() -> None:
         ({"rates": {"sgd": (0.1,)}, "growing": ()}, "sgd and ng-sgd are compared"),
         ({"methods": {"plain": {}}}, "must be of the same"),
         ({"growing": ("adam",)}, "adam is not among"),
+        ({"optimizers": {"adam": {}}}, "optimizers: adam is not among"),
     ],
 )
 def test_what_could_not_be_told_in_the_end_is_refused_at_once(changes: dict, message: str) -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 
+from ngsgd import forks
 from ngsgd.files import remove_abandoned
 from ngsgd.lifetime import RunLock, announce_scheduler
 from ngsgd.procedure.losses import Stragglers, fail
@@ -28,6 +29,8 @@ def claim_results():
         sys.exit(f"error: {e}")
     # On a cluster no job of another machine lives any more; elsewhere there may be one whose Snakemake has died.
     remove_abandoned("results", elsewhere=hooks.end_former_jobs is not None)
+    if not ON_CLUSTER:
+        forks.start()
 
 
 # Why jobs have failed, by their logs, where the cluster knows more of it than these.

@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ngsgd.faces.program import program
+from ngsgd.forks import delegate
 
 if TYPE_CHECKING:
     from ngsgd.procedure.plan import Job
     from ngsgd.procedure.run import Run
+
+#: What a call's server does on its machine for those who ask (`ngsgd.forks`), and what each needs: all import torch.
+FORKED = {
+    "train": "ngsgd.procedure.job",
+    "diagnose": "ngsgd.procedure.diagnose",
+    "align": "ngsgd.procedure.realign",
+    "decode": "ngsgd.procedure.words",
+}
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -268,7 +277,14 @@ def _add_uses_of_a_model(command: Callable[..., argparse.ArgumentParser]) -> Non
     compute.add_argument("--allow-pipes", action="store_true", help="run the commands in .scp files")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def perform(argv: Sequence[str] | None = None) -> None:
+    """Does in this process what the arguments say."""
     arguments = parser().parse_args(argv)
     with program():
         arguments.function(arguments)
+
+
+def main() -> None:
+    if len(sys.argv) > 1 and sys.argv[1] in FORKED and (status := delegate(sys.argv[1:])) is not None:
+        sys.exit(status)
+    perform()

@@ -30,6 +30,7 @@ class Experiment:
         settings: of all its runs, beside the configuration's.
         sweep: further ones of the runs of the sweep.
         methods: settings of those that are no mere optimisers.
+        optimizers: settings of such as are, beside their learning rates.
         rates: for each method the initial effective learning rates that are tried.
         decay: by which the learning rate falls from a run's begin to its end.
         jobs: the numbers of jobs an iteration.
@@ -43,6 +44,7 @@ class Experiment:
     settings: Mapping[str, Any]
     sweep: Mapping[str, Any]
     methods: Mapping[str, Mapping[str, Any]]
+    optimizers: Mapping[str, Mapping[str, Any]]
     rates: Mapping[str, tuple[float, ...]]
     decay: float
     jobs: tuple[int, ...]
@@ -68,8 +70,9 @@ class Experiment:
             )
         if not self.methods and not {"sgd", "ng-sgd"} <= self.rates.keys():
             raise ConfigError(f"{where} rates: without methods sgd and ng-sgd are compared; {[*self.rates]} are given")
-        if other := set(self.growing) - self.rates.keys():
-            raise ConfigError(f"{where} growing: {sorted(other)[0]} is not among the rates")
+        for key, names in (("growing", self.growing), ("optimizers", self.optimizers)):
+            if other := set(names) - self.rates.keys():
+                raise ConfigError(f"{where} {key}: {sorted(other)[0]} is not among the rates")
 
     def sweep_runs(self) -> dict[str, dict[str, Any]]:
         """The runs of the sweep, one job each unless it says otherwise: their names and settings."""
@@ -121,6 +124,7 @@ class Experiment:
     def _run(self, method: str, rate: float, jobs: tuple[int, int], seed: int) -> dict[str, Any]:
         return {
             **self.methods.get(method, {"optimizer": method}),
+            **self.optimizers.get(method, {}),
             "initial_effective_lrate": rate,
             "final_effective_lrate": rate / self.decay,
             "num_jobs_initial": jobs[0],
@@ -166,6 +170,7 @@ class Study:
                     settings=settings,
                     sweep=dict(given["sweep"]),
                     methods={method: dict(own) for method, own in given.get("methods", {}).items()},
+                    optimizers={method: dict(own) for method, own in given.get("optimizers", {}).items()},
                     rates={method: tuple(map(float, rates)) for method, rates in given["rates"].items()},
                     decay=float(given["decay"]),
                     jobs=tuple(map(int, given["jobs"])),

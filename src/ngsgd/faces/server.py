@@ -1,0 +1,18 @@
+"""``python -m ngsgd.faces.server``: the server of `ngsgd.forks`, which a call of the workflow starts for its jobs."""
+
+import gc
+import importlib
+
+from ngsgd.faces.cli import FORKED, perform
+from ngsgd.forks import serve
+
+
+def load() -> None:
+    """Loads what the commands that are forked off need."""
+    for module in FORKED.values():
+        importlib.import_module(module)
+    gc.freeze()  # no fork is to go through it, and make its pages its own
+
+
+if __name__ == "__main__":
+    serve(perform, load)
