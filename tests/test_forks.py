@@ -132,8 +132,10 @@ def test_a_fork_ends_with_its_job(call: Call, tmp_path: Path, by: signal.Signals
 
 def test_a_job_ends_with_its_fork(call: Call, tmp_path: Path) -> None:
     job, fork = call.sleeping(tmp_path)
-    os.kill(fork, signal.SIGKILL)
-    assert job.wait() == 128 + signal.SIGKILL
+    os.kill(fork, signal.SIGSEGV)
+    _, complaint = job.communicate()
+    assert job.returncode == 128 + signal.SIGSEGV
+    assert "ended by a signal: Segmentation fault" in complaint
 
 
 @pytest.mark.parametrize("who", ["server", "scheduler"])

@@ -67,7 +67,10 @@ def delegate(arguments: Sequence[str]) -> int | None:
             status = connection.recv(1)
         except OSError:
             status = b""
-        return status[0] if status else 128 + signal.SIGKILL  # it was killed, or the server was
+    ended = status[0] if status else 128 + signal.SIGKILL  # it was killed, or the server was
+    if ended > 128:  # a shell would say so, but where nobody looks: this is in the job's log
+        print(f"error: the job was ended by a signal: {signal.strsignal(ended - 128)}", file=sys.stderr)
+    return ended
 
 
 def serve(run: Callable[[Sequence[str]], None], load: Callable[[], None]) -> None:

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ngsgd.kernels.native import serves
-from ngsgd.kernels.rows import append_ones, room_for_rows, side_by_side
+from ngsgd.kernels.rows import append_ones, room_for_rows
+
+Watcher = Callable[[Tensor, Tensor], None]
 
 
-class _JoinedAffine(torch.autograd.Function):
-    """y = W x + b as one product of the rows of x with a 1 appended. No copy of b to all rows has to be made first."""
+class _Watched(torch.autograd.Function):
+    """y = W x + b, of which no gradients are formed: X and the derivative at y go to whoever watches the layer.
+
+    W goes in for autograd to see that there is something to train, whatever x asks for. Where W and b lie side by side
+    they are one matrix, and no copy of b to all rows has to be made first.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rows: Tensor, joined: Tensor) -> Tensor:
-        ctx.save_for_backward(weight, rows)
-        return torch.mm(rows, joined.t()).view(*x.shape[:-1], len(joined))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, affine: Affine) -> Tensor:
+        ctx.affine = affine
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            ctx.x, ctx.weight = x, weight.to(dtype)
+            return nn.functional.linear(x.to(dtype), ctx.weight, affine.bias.to(dtype))
+        ctx.weight = weight
+        joined = affine.joined()
+        if joined is None or not serves(x):
+            ctx.x = x
+            return nn.functional.linear(x, weight, affine.bias)
+        ctx.x = append_ones(x.view(-1, affine.input_dim))
+        return torch.mm(ctx.x, joined.t()).view(*x.shape[:-1], affine.output_dim)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        weight, rows = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None]:
         (dy,) = grad_outputs
-        flat = dy.reshape(-1, len(weight))
-        dx = torch.mm(flat, weight).view(*dy.shape[:-1], weight.shape[1]) if ctx.needs_input_grad[0] else None
-        dW = torch.mm(flat.t(), rows[:, :-1]) if ctx.needs_input_grad[1] else None
-        db = flat.sum(dim=0) if ctx.needs_input_grad[2] else None
-        return dx, dW, db, None, None
+        ctx.affine.seen(ctx.x, dy)
+        return (torch.matmul(dy, ctx.weight) if ctx.needs_input_grad[0] else None), None, None
 
 
 class Affine(nn.Linear):
@@ -37,17 +52,19 @@ class Affine(nn.Linear):
     Attributes:
         output_order: where the rows of W and b lie otherwise than in the model's file (`AcousticModel.interleaved`),
             the number there of each; else None.
-        rows_with_ones: where W and b lie side by side (`join`), the rows of the last input with a 1 after each; else
-            None.
     """
 
     kind = "affine"
     output_order: tuple[int, ...] | None = None
-    rows_with_ones: Tensor | None = None
 
     def __init__(self, input_dim: int, output_dim: int) -> None:
         super().__init__(input_dim, output_dim)
         self.input_dim, self.output_dim = input_dim, output_dim
+        self._joined: Tensor | None = None
+        self._watchers: OrderedDict[int, Watcher] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_watchers": OrderedDict()}  # who watches a layer does not watch its copies
 
     def reset_parameters(self) -> None:
         """Zeros: whoever makes a new network draws its parameters from a generator of its own."""
@@ -58,25 +75,44 @@ class Affine(nn.Linear):
         return {"kind": self.kind, "input_dim": self.input_dim, "output_dim": self.output_dim}
 
     def forward(self, x: Tensor) -> Tensor:
-        joined = side_by_side(self.weight, self.bias)
-        if joined is None or not serves(x) or torch.is_autocast_enabled("cpu"):
-            self.rows_with_ones = None
-            return super().forward(x)
-        self.rows_with_ones = append_ones(x.detach().view(-1, self.input_dim))
-        y: Tensor = _JoinedAffine.apply(x, self.weight, self.bias, self.rows_with_ones, joined)  # type: ignore[no-untyped-call]
-        return y
+        if self._watchers and torch.is_grad_enabled() and self.weight.requires_grad:
+            y: Tensor = _Watched.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
+            return y
+        return super().forward(x)
+
+    def watch(self, watcher: Watcher) -> RemovableHandle:
+        """Has ``watcher`` be given, in each backward pass from now on, what the gradient would be made of.
+
+        That gradient is then not made: W and b are to be updated from what is given, the rows of X, (..., D_in) or with
+        a 1 after each (..., D_in + 1), and those of the derivative at y, (..., D_out). Copies of the layer are not
+        watched.
+        """
+        handle = RemovableHandle(self._watchers)
+        self._watchers[handle.id] = watcher
+        return handle
+
+    def seen(self, x: Tensor, dy: Tensor) -> None:
+        """Gives those who watch what a backward pass has brought."""
+        for watcher in self._watchers.values():
+            watcher(x, dy)
+
+    def joined(self) -> Tensor | None:
+        """W and b side by side, (D_out, D_in + 1), where they lie so."""
+        if self._joined is not None and self._joined.data_ptr() != self.weight.data_ptr():
+            self._joined = None  # somebody has laid W elsewhere
+        return self._joined
 
     @torch.no_grad()
     def join(self, joined: bool) -> None:
         """Lays b beside W, as its last column, or lays them apart again."""
         D_out, D_in = self.weight.shape
         if joined:
-            both = room_for_rows(D_out, D_in + 1, self.weight)
+            both = self._joined = room_for_rows(D_out, D_in + 1, self.weight)
             weight, bias = both[:, :D_in], both[:, D_in]
         else:
+            self._joined = None
             weight, bias = self.weight.new_empty(D_out, D_in), self.bias.new_empty(D_out)
         self.weight.data, self.bias.data = weight.copy_(self.weight), bias.copy_(self.bias)
-        self.rows_with_ones = None
 
     @torch.no_grad()
     def reorder(self, order: tuple[int, ...] | None) -> None:

@@ -285,8 +285,8 @@ class Softmax(Elementwise):
     kind = "softmax"
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # the objective is not to have the precision of products
-            return torch.log_softmax(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x, dim=-1)
+        # The objective is not to have the precision of products.
+        return torch.log_softmax(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x, dim=-1)
 
 
 class SumGroup(Component):

@@ -80,10 +80,16 @@ class _AffineLayer:
         self._module = weakref.ref(module)
         self._anchor = module.weight.new_zeros(()).requires_grad_()
         self._rows: list[tuple[Tensor, Tensor]] = []
-        self.handles = [
-            module.register_forward_pre_hook(self._before_forward),
-            module.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
-        ]
+        self._joined: Tensor | None = None
+        watch = getattr(module, "watch", None)
+        self.handles = (
+            [
+                module.register_forward_pre_hook(self._before_forward),
+                module.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
+            ]
+            if watch is None
+            else [watch(self.keep)]
+        )
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         if module is self._module():  # and not a copy of it, which has the hooks too
@@ -98,9 +104,7 @@ class _AffineLayer:
             p.requires_grad_(asked)
         if y is None or not torch.is_grad_enabled() or not all(self._asked):
             return None
-        x: Tensor | None = getattr(module, "rows_with_ones", None)
-        if x is None:
-            x = args[0] if args else kwargs["input"]
+        x = args[0] if args else kwargs["input"]
         captured: Tensor = _Capture.apply(y, self._anchor, x.detach(), self)  # type: ignore[no-untyped-call]
         return captured
 
@@ -149,9 +153,12 @@ class _AffineLayer:
     def _subtract(self, Y: Tensor, X: Tensor, step: float) -> None:
         D_in = self.weight.shape[1]
         has_ones = X.shape[1] > D_in
-        if self.bias is not None and has_ones and (joined := side_by_side(self.weight, self.bias)) is not None:
-            joined.addmm_(Y.t(), X, alpha=-step)
-            return
+        if self.bias is not None and has_ones:
+            if self._joined is None or self._joined.data_ptr() != self.weight.data_ptr():
+                self._joined = side_by_side(self.weight, self.bias)
+            if self._joined is not None:
+                self._joined.addmm_(Y.t(), X, alpha=-step)
+                return
         self.weight.addmm_(Y.t(), X[:, :D_in], alpha=-step)
         if self.bias is None:
             return
