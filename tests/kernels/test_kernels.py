@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import shutil
 import subprocess
 import sysconfig
@@ -17,10 +18,11 @@ from torch._subclasses import FakeTensorMode
 import ngsgd.kernels.fisher
 import ngsgd.kernels.native
 import ngsgd.kernels.rows
-from ngsgd.kernels.fisher import a_of, z_of
+from ngsgd.kernels.fisher import Given, solution_of, z_of
 from ngsgd.kernels.native import library, serves
 from ngsgd.kernels.rows import (
     append_ones,
+    layer_step,
     normalize,
     normalize_derivative,
     row_lengths,
@@ -161,18 +163,46 @@ def test_what_is_not_a_number_stays_so() -> None:
 @compiled
 @pytest.mark.parametrize("R", WIDTHS)
 @pytest.mark.parametrize("size", [1e-3, 1e3])
-def test_matrices_of_an_estimate(operators, R: int, size: float) -> None:
+def test_the_small_part_of_a_renewal(operators, R: int, size: float) -> None:
     generator = np.random.default_rng(R)
+    D = R + 3
     K, L = (size * (m @ m.T) for m in (random(R, R), random(R, R, seed=1)))
-    kept, inv_sqrt_e, by = generator.uniform(0.1, 2.0, (3, R))
-    Z, Z_ = torch.empty(2, R, R, dtype=torch.float64)
-    trace = z_of(K, L, kept, inv_sqrt_e, 0.01, Z)
-    assert trace == pytest.approx(operators(z_of, K, L, kept, inv_sqrt_e, 0.01, Z_))
-    torch.testing.assert_close(Z, Z_)
+    given = Given(torch.from_numpy(np.sort(generator.uniform(0.1, 2.0, R))[::-1].copy()), 0.05, 4.0, 0.3, 10, D)
+    Z, trace = z_of(K, L, given)
+    theirs, their_trace = operators(z_of, K, L, given)
+    assert trace == pytest.approx(their_trace)
+    torch.testing.assert_close(Z, theirs)
     torch.testing.assert_close(Z, Z.T)
     assert float(Z.trace()) == pytest.approx(min(1.0, trace))
-    U = torch.linalg.eigh(Z).eigenvectors
-    torch.testing.assert_close(a_of(U, by, inv_sqrt_e, K), operators(a_of, U, by, inv_sqrt_e, K))
+    values, U = torch.linalg.eigh(Z)
+    for least in (float(values[0]), -1.0, 1e-12):  # as it is; below the floor; far from the largest
+        values[0] = least
+        tr_XX = 100.0 * size * D
+        ours, other = (f(solution_of, values, U, trace, tr_XX, given, K) for f in (lambda f, *a: f(*a), operators))
+        for one, two in zip(ours, other, strict=True):
+            if isinstance(one, Tensor):
+                torch.testing.assert_close(one, two)
+            else:
+                assert one == pytest.approx(two)
+        assert ours.doubtful or R == 1 or least > 1e-12
+        # tr(F_{t+1}) is that of T_t, where no floor holds.
+        expected = given.eta / given.N * tr_XX + (1.0 - given.eta) * (D * given.rho_t + float(given.d_t.sum()))
+        if min(ours.rho_1, float(ours.d_1.min())) > 1e-3 * (ours.rho_1 + float(ours.d_1[0])):
+            assert float(ours.d_1.sum()) + D * ours.rho_1 == pytest.approx(expected)
+
+
+@compiled
+@pytest.mark.parametrize("m", [0.0, 1e-4, 1e4])
+def test_the_step_of_a_layer(m: float) -> None:
+    """Beside the formulas of the optimiser's docstring."""
+    x, y = random(7).abs(), random(7, seed=1).abs()
+    before, after = torch.tensor([9.0, 4.0]), torch.tensor([3.0, 0.0])  # the second side is all zeros
+    step, limited = layer_step((x, before), (y, after), 0.1, m)
+    free = 0.1 * 1.5
+    change = free * float(x @ y)
+    assert limited == (m == 1e-4)
+    assert step == pytest.approx(free * min(1.0, m * 7 / change) if m else free)
+    assert math.isnan(layer_step((x, before * torch.nan), (y, after), 0.1, m)[0])
 
 
 @compiled

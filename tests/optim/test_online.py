@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ngsgd import OnlineNaturalGradient
-from ngsgd.optim.online import CONDITION_THRESHOLD, FisherEstimate, Renewal, orthonormalise, renew, update
+from ngsgd.kernels.fisher import CONDITION_THRESHOLD
+from ngsgd.optim.online import FisherEstimate, Renewal, orthonormalise, renew, update
 from ngsgd.optim.preconditioner import scales
 
 X_HAT_TOLERANCE = {"small_batch": 5e-2, "alpha_1_hist_500": 5e-4}
@@ -50,7 +51,7 @@ class Dense:
     def __init__(self, estimate: FisherEstimate) -> None:
         W = estimate.W_t.double().numpy()
         self.R = W / np.linalg.norm(W, axis=1, keepdims=True)
-        self.d, self.rho = estimate.d_t.copy(), estimate.rho_t
+        self.d, self.rho = estimate.d_t.numpy().copy(), estimate.rho_t
 
     def fisher(self) -> npt.NDArray[np.float64]:
         return (self.R.T * self.d) @ self.R + self.rho * np.eye(self.R.shape[1])

@@ -127,16 +127,40 @@ KERNEL void append_ones(const float *restrict x, float *restrict rows, long N, l
     }
 }
 
-/* Z (R, R) = l E^{-1/2} ((keep dr_i + keep dr_j) L_ij + l K_ij) E^{-1/2} + (keep dr)^2 I, divided by its trace where that is above
-   1. K and L (R, R) are of floats, kept = keep dr (R), inv_sqrt_e (R). Returns the trace. */
-KERNEL double fisher_z(const float *restrict K, const float *restrict L, const double *restrict kept,
-                       const double *restrict inv_sqrt_e, double l, double *restrict Z, long R) {
-    double trace = 0.0;
+/* A layer's step: rate gamma_x gamma_y, and no longer than that m N >= its bound on the change, where m is above 0; then
+   `limited` says whether it was. Given lengths (N) and traces of both sides as `row_lengths` gives them. */
+KERNEL double layer_step(const float *restrict x_lengths, const float *restrict x_traces, const float *restrict y_lengths,
+                         const float *restrict y_traces, long N, double rate, double m, int *limited) {
+    double step = rate;
+    if (x_traces[1] != 0.0f) step *= sqrt((double)x_traces[0] / x_traces[1]);
+    if (y_traces[1] != 0.0f) step *= sqrt((double)y_traces[0] / y_traces[1]);
+    double change = step * dot(x_lengths, y_lengths, N), limit = m * N;
+    *limited = m > 0.0 && change > limit;
+    return *limited ? step * (limit / change) : step;
+}
+
+/* e (R): the squared lengths of the rows of W_t, given d (R). */
+INLINE void shares(const double *restrict d, double rho, double alpha, long D, double *restrict e, long R) {
+    double sum = 0.0;
+    for (long i = 0; i < R; i++) sum += d[i];
+    double beta = rho * (1.0 + alpha) + alpha / D * sum;
+    for (long i = 0; i < R; i++) e[i] = 1.0 / (beta / d[i] + 1.0);
+}
+
+/* Z (R, R), see fisher.py, divided by its trace where that is above 1. K and L (R, R) are of floats; d (R); room for R
+   numbers. Returns the trace. */
+KERNEL double fisher_z(const float *restrict K, const float *restrict L, const double *restrict d, double rho,
+                       double alpha, double eta, long N, long D, double *restrict room, double *restrict Z, long R) {
+    double trace = 0.0, l = eta / N;
+    shares(d, rho, alpha, D, room, R);
+    for (long i = 0; i < R; i++) room[i] = 1.0 / sqrt(room[i]);
     for (long i = 0; i < R; i++) {
-        double around = l * inv_sqrt_e[i];
-        for (long j = 0; j < R; j++)
-            Z[i * R + j] = ((kept[i] + kept[j]) * L[i * R + j] + l * K[i * R + j]) * (around * inv_sqrt_e[j]);
-        Z[i * R + i] += kept[i] * kept[i];
+        double around = l * room[i], kept = (1.0 - eta) * (d[i] + rho);
+        for (long j = 0; j < R; j++) {
+            double both = kept + (1.0 - eta) * (d[j] + rho);
+            Z[i * R + j] = (both * L[i * R + j] + l * K[i * R + j]) * (around * room[j]);
+        }
+        Z[i * R + i] += kept * kept;
         trace += Z[i * R + i];
     }
     if (trace > 1.0)
@@ -144,9 +168,44 @@ KERNEL double fisher_z(const float *restrict K, const float *restrict L, const d
     return trace;
 }
 
-/* A (R, R): row i is by_i times the i-th last row of U (R, R), times inv_sqrt_e (R). */
-KERNEL void fisher_a(const double *restrict U, const double *restrict by, const double *restrict inv_sqrt_e,
-                     float *restrict A, long R) {
+/* A (R, R), B, shrunk and d_1 (R), see fisher.py, given the eigenvalues of Z (R), rising, its eigenvectors, the rows of
+   U (R, R), and its trace before it was divided; room for R numbers. Returns rho_1; `doubtful` says whether rounding may
+   have cost the rows of R_{t+1} their orthonormality. */
+KERNEL double fisher_solution(const double *restrict values, const double *restrict U, double trace, double tr_XX,
+                              const double *restrict d, double rho, double alpha, double eta, long N, long D,
+                              double epsilon, double delta, double condition, double *restrict room,
+                              float *restrict A, float *restrict B, float *restrict shrunk, double *restrict d_1,
+                              int *doubtful, long R) {
+    double l = eta / N, keep = 1.0 - eta, least = rho * keep * (rho * keep), all = D * rho, roots = 0.0;
+    *doubtful = 0;
+    for (long i = 0; i < R; i++) {
+        double c = values[R - 1 - i] * (trace > 1.0 ? trace : 1.0);
+        if (c < least) {
+            c = least;
+            *doubtful = 1;
+        }
+        d_1[i] = sqrt(c);
+        roots += d_1[i];
+        all += d[i];
+    }
+    if (d_1[0] * d_1[0] > condition * (d_1[R - 1] * d_1[R - 1])) *doubtful = 1;
+    double rho_1 = (l * tr_XX + keep * all - roots) / (D - R);
+    double floor = delta * d_1[0] > epsilon ? delta * d_1[0] : epsilon;
+    for (long i = 0; i < R; i++) {
+        room[i] = d_1[i];
+        d_1[i] = d_1[i] - rho_1 > floor ? d_1[i] - rho_1 : floor;
+    }
+    if (rho_1 < floor) rho_1 = floor;
+    double e[R];
+    shares(d_1, rho_1, alpha, D, e, R);
+    for (long i = 0; i < R; i++) {
+        B[i] = (float)(keep / l * (d[i] + rho));
+        shrunk[i] = (float)(2.0 - e[i]);
+        room[i] = l * sqrt(e[i]) / room[i];
+    }
+    shares(d, rho, alpha, D, e, R);
+    for (long i = 0; i < R; i++) e[i] = 1.0 / sqrt(e[i]);
     for (long i = 0; i < R; i++)
-        for (long j = 0; j < R; j++) A[i * R + j] = (float)(by[i] * U[(R - 1 - i) * R + j] * inv_sqrt_e[j]);
+        for (long j = 0; j < R; j++) A[i * R + j] = (float)(room[i] * U[(R - 1 - i) * R + j] * e[j]);
+    return rho_1;
 }

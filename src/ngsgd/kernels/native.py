@@ -13,17 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SIGNATURES = {  # p: address, l: number of rows or the like, f, d: float and double
+SIGNATURES = {  # p: address, l: number of rows or the like, f, d: float and double, i: where a number is put
     "two_norm": "ppplllf",
     "two_norm_derivative": "ppppplllff",
     "normalize": "pppllf",
     "normalize_derivative": "ppppllf",
     "row_lengths": "plllpplpp",
     "append_ones": "pplll",
-    "fisher_z": "ppppdpl",
-    "fisher_a": "ppppl",
+    "layer_step": "pppplddi",
+    "fisher_z": "pppdddllppl",
+    "fisher_solution": "ppddpdddlldddpppppil",
 }
-TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float, "d": ctypes.c_double}
+TYPES = {
+    "p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float, "d": ctypes.c_double,
+    "i": ctypes.POINTER(ctypes.c_int),
+}  # fmt: skip
+GIVE_A_NUMBER = ("layer_step", "fisher_z", "fisher_solution")
 
 
 def _load() -> Any:
@@ -34,7 +39,7 @@ def _load() -> Any:
     for name, signature in SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes = [TYPES[letter] for letter in signature]
-        function.restype = ctypes.c_double if name == "fisher_z" else None
+        function.restype = ctypes.c_double if name in GIVE_A_NUMBER else None
     return library
 
 

@@ -5,6 +5,7 @@ Both forms compute the same but for rounding.
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import torch
@@ -14,6 +15,7 @@ from ngsgd.kernels.native import library, serves
 
 ALIGNMENT = 16  # of a row's beginning, in numbers
 NORM_FLOOR = 2.0**-66  # Kaldi's kNormFloor: the smallest mean square that `normalize` divides by
+Measured = tuple[Tensor, Tensor]  # lengths and traces
 TINY = 1.0e-20  # a 2-norm that only members whose squares underflow have
 
 
@@ -49,7 +51,7 @@ def side_by_side(weight: Tensor, bias: Tensor) -> Tensor | None:
     return weight.detach().as_strided((D_out, D_in + 1), (stride, 1))
 
 
-def row_lengths(x: Tensor, H: Tensor, shrunk: Tensor) -> tuple[Tensor, Tensor]:
+def row_lengths(x: Tensor, H: Tensor, shrunk: Tensor) -> Measured:
     """The lengths (N,) of the rows of X^ = X - H W, and the traces tr(X X^T) and tr(X^ X^^T), (2,).
 
     X^ need not be there for it: |x^|^2 = |x|^2 - sum_r (2 - e_r) h_r^2, with orthogonal rows of W.
@@ -69,6 +71,25 @@ def row_lengths(x: Tensor, H: Tensor, shrunk: Tensor) -> tuple[Tensor, Tensor]:
     before = torch.linalg.vecdot(x, x)
     after = (before - torch.mv(H.square(), shrunk)).clamp_(min=0.0)
     return after.sqrt(), torch.stack((before.sum(), after.sum()))
+
+
+def layer_step(x: Measured, y: Measured, rate: float, m: float) -> tuple[float, bool]:
+    """rate gamma_x gamma_y, scaled down where a layer's step would go further than m N, and whether it was.
+
+    Only for what `serves` says so of. For numbers on another device, and all layers at once, see `ngsgd.optim.ngsgd`.
+
+    Args:
+        x, y: lengths and traces of both sides, as `row_lengths` gives them.
+        rate: learning rate.
+        m: at most so far a row; 0 for any.
+    """
+    limited = ctypes.c_int()
+    (x_lengths, x_traces), (y_lengths, y_traces) = x, y
+    step: float = library.layer_step(
+        x_lengths.data_ptr(), x_traces.data_ptr(), y_lengths.data_ptr(), y_traces.data_ptr(), len(x_lengths),
+        rate, m, limited,
+    )  # fmt: skip
+    return step, bool(limited)
 
 
 def two_norm(groups: Tensor, *, normalized: bool) -> tuple[Tensor, Tensor | None]:

@@ -24,8 +24,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from ngsgd.kernels.native import in_reach
-from ngsgd.kernels.rows import append_ones, side_by_side
+from ngsgd.kernels.native import in_reach, serves
+from ngsgd.kernels.rows import append_ones, layer_step, side_by_side
 from ngsgd.optim.online import OnlineNaturalGradient, renew
 from ngsgd.optim.preconditioner import Preconditioned, Preconditioner, Rows, at_full_precision, scales, unchanged
 from ngsgd.optim.simple import SimpleNaturalGradient
@@ -323,20 +323,28 @@ class NGSGD(torch.optim.Optimizer):
 
     def _descend(self, applied: list[tuple[_AffineLayer, Preconditioned, Preconditioned]], lr: float) -> None:
         """The step of the affine layers that lie in one place, given their rows."""
+        for (layer, x, y), (step, was_limited) in zip(applied, self._steps(applied, lr), strict=True):
+            layer.num_limited = layer.num_limited + was_limited
+            layer.descend(x.x_hat, y.x_hat, step)
+
+    def _steps(
+        self, applied: list[tuple[_AffineLayer, Preconditioned, Preconditioned]], lr: float
+    ) -> Iterable[tuple[float | Tensor, int | Tensor]]:
+        """lr gamma_x gamma_y s of each layer, and whether max-change limited it."""
+        if all(serves(x.lengths, x.traces, y.lengths, y.traces) for _, x, y in applied):
+            m = self.max_change_per_sample
+            return [layer_step((x.lengths, x.traces), (y.lengths, y.traces), lr, m) for _, x, y in applied]
         traces = torch.cat([traces for _, x, y in applied for traces in (x.traces, y.traces)]).view(-1, 2, 2)
         step = scales(*traces.unbind(2)).prod(dim=1).mul_(lr)
-        limited: Iterable[Any] = itertools.repeat(0)
+        limited: Iterable[Any] = itertools.repeat(0, len(applied))
         if self.max_change_per_sample > 0.0:
             change = step * torch.stack([torch.dot(x.lengths, y.lengths) for _, x, y in applied])
             limit = self._limit(tuple(len(x.lengths) for _, x, _ in applied), step)
             step = step * (limit / change).clamp_(max=1.0)
             limited = change > limit
-        steps: Iterable[Any] = step
         if in_reach(step):  # numbers are faster than tensors there
-            steps, limited = step.tolist(), limited.tolist() if isinstance(limited, Tensor) else limited
-        for (layer, x, y), number, was_limited in zip(applied, steps, limited, strict=False):
-            layer.num_limited = layer.num_limited + was_limited
-            layer.descend(x.x_hat, y.x_hat, number)
+            return zip(step.tolist(), limited.tolist() if isinstance(limited, Tensor) else limited, strict=True)
+        return zip(step, limited, strict=True)
 
     def _limit(self, num_rows: tuple[int, ...], like: Tensor) -> Tensor:
         """m N of each layer; kept, since to send numbers to a GPU is to wait for it."""

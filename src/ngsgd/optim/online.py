@@ -21,25 +21,20 @@ eigendecomposition of an R x R matrix, which is made on the host, for many estim
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ngsgd.kernels.fisher import Doubles, a_of, z_of
+from ngsgd.kernels.fisher import EPSILON, Given, Solution, shares, solution_of, z_of
 from ngsgd.kernels.native import in_reach
 from ngsgd.kernels.rows import row_lengths
 from ngsgd.optim.preconditioner import Preconditioned, Rows, at_full_precision, scales, unchanged
 
-EPSILON = 1.0e-10  # smallest value of rho_t and d_t
-DELTA = 5.0e-4  # smallest value of rho_t and d_t relative to the largest eigenvalue
 NUM_INITIAL_UPDATES = 10  # so many updates are made on successive minibatches before update_period counts
 NUM_START_PASSES = 3  # passes over the first minibatch that turn the arbitrary start into an estimate
-CONDITION_THRESHOLD = 1.0e6  # beyond this ratio of eigenvalues R_t is checked for orthonormality
 ORTHONORMALITY_TOLERANCE = 1.0e-3
 LARGEST_CHOLESKY_ELEMENT = 100.0  # a larger element of the inverse factor means a repair that is not to be trusted
 
@@ -50,13 +45,13 @@ class FisherEstimate(NamedTuple):
     Attributes:
         W_t: (R, D), where the data lies and of its dtype.
         shrunk: (R,), likewise: 2 - e_t, by which the squares of H_t's columns go into tr(X X^T) - tr(X^ X^^T).
-        d_t: (R,), on the host, in double precision.
+        d_t: (R,), on the host, of doubles.
         rho_t: on the host.
     """
 
     W_t: Tensor
     shrunk: Tensor
-    d_t: Doubles
+    d_t: Tensor
     rho_t: float
 
 
@@ -79,6 +74,10 @@ class Renewal(NamedTuple):
     alpha: float
     eta: float
 
+    def given(self) -> Given:
+        """What goes into the part of the update in the estimate's dimensions."""
+        return Given(self.estimate.d_t, self.estimate.rho_t, self.alpha, self.eta, *self.X.shape)
+
 
 def start(X: Tensor, rank: int, alpha: float, order: Sequence[int] | None = None) -> FisherEstimate:
     """The arbitrary estimate from which the first updates start.
@@ -99,11 +98,9 @@ def start(X: Tensor, rank: int, alpha: float, order: Sequence[int] | None = None
     R_0 /= np.linalg.norm(R_0, axis=1, keepdims=True)
     if order is not None:
         R_0 = R_0[:, list(order)]
-    d_0 = np.full(rank, EPSILON)
-    e_0 = _e(d_0[None], np.array([EPSILON]), np.array([alpha]), np.array([D]))[0]
-    return FisherEstimate(
-        torch.from_numpy(np.sqrt(e_0)[:, None] * R_0).to(X), torch.from_numpy(2.0 - e_0).to(X), d_0, EPSILON
-    )
+    d_0 = torch.full((rank,), EPSILON, dtype=torch.float64)
+    e_0 = shares(d_0, EPSILON, alpha, D)
+    return FisherEstimate((e_0.sqrt()[:, None] * torch.from_numpy(R_0)).to(X), (2.0 - e_0).to(X), d_0, EPSILON)
 
 
 def update(renewals: Sequence[Renewal]) -> list[FisherEstimate]:
@@ -120,33 +117,9 @@ def update(renewals: Sequence[Renewal]) -> list[FisherEstimate]:
             made |= dict(zip(there, update([renewals[i] for i in there]), strict=True))
         return [made[i] for i in range(len(renewals))]
     products = [_products(renewal) for renewal in renewals]
-    small = _on_host([part for _, *parts in products for part in parts])
-    of_rank: dict[int, list[int]] = defaultdict(list)
-    for i, renewal in enumerate(renewals):
-        of_rank[len(renewal.estimate.d_t)].append(i)
-    solutions: dict[int, _Solution] = {}
-    for members in of_rank.values():
-        solved = _solve([renewals[i] for i in members], [small[3 * i : 3 * i + 3] for i in members])
-        solutions |= dict(zip(members, solved, strict=True))
-    return _renewed(renewals, [J_t for J_t, *_ in products], [solutions[i] for i in range(len(renewals))])
-
-
-class _Solution(NamedTuple):
-    """What becomes of an estimate: W_{t+1} = A_t (J_t + B_t W_t), with A_t (R x R) and B_t (R), its diagonal."""
-
-    A_t: Tensor
-    B_t: Doubles
-    d_1: Doubles
-    rho_1: float
-    e_1: Doubles
-    doubtful: bool  # whether rounding may have cost R_{t+1} the orthonormality of its rows
-
-
-def _e(d_t: Doubles, rho_t: Doubles, alpha: Doubles, D: npt.NDArray[np.int64]) -> Doubles:
-    """The diagonals of E_t (n, R) for n estimates: the squared lengths of the rows of W_t."""
-    beta_t = rho_t * (1.0 + alpha) + alpha / D * d_t.sum(axis=1)
-    e_t: Doubles = 1.0 / (beta_t[:, None] / d_t + 1.0)
-    return e_t
+    small = iter(_on_host([part for _, *parts in products for part in parts]))
+    solutions = [_solve(renewal, next(small), next(small), next(small)) for renewal in renewals]
+    return _renewed(renewals, [J_t for J_t, *_ in products], solutions)
 
 
 def _products(renewal: Renewal) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -165,76 +138,42 @@ def _on_host(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
 
 
-def _solve(renewals: Sequence[Renewal], small: Sequence[Sequence[Tensor]]) -> list[_Solution]:
-    """The part of the update in the R dimensions of the estimates, for n estimates of one rank.
+def _solve(renewal: Renewal, K_t: Tensor, L_t: Tensor, trace: Tensor) -> Solution:
+    """The part of the update in the R dimensions of the estimate.
 
     Args:
-        renewals: the estimates and minibatches.
-        small: of each K_t, L_t (R x R) and tr(X X^T), on the host.
+        renewal: the estimate and the minibatch.
+        K_t, L_t: (R, R), on the host.
+        trace: tr(X X^T), likewise.
     """
-    tr_XX = np.array([trace.numpy() for *_, trace in small], np.float64)
-    d_t = np.stack([renewal.estimate.d_t for renewal in renewals])
-    rho_t = np.array([renewal.estimate.rho_t for renewal in renewals])
-    alpha, eta = np.array([(renewal.alpha, renewal.eta) for renewal in renewals]).T
-    N, D = np.array([renewal.X.shape for renewal in renewals]).T
-    n, R = d_t.shape
-    learn, keep = eta / N, 1.0 - eta
-
+    given, tr_XX = renewal.given(), float(trace.numpy())
     # Z_t grows with the fourth power of the data: double precision, and scaled to a trace of 1 for the solver.
-    inv_sqrt_e = 1.0 / np.sqrt(_e(d_t, rho_t, alpha, D))
-    dr = d_t + rho_t[:, None]
-    kept = keep[:, None] * dr
-    Z_t = torch.empty(n, R, R, dtype=torch.float64)
-    trace = np.array(
-        [z_of(small[i][0], small[i][1], kept[i], inv_sqrt_e[i], float(learn[i]), Z_t[i]) for i in range(n)]
-    )
+    Z_t, tr_Z = z_of(K_t, L_t, given)
     # A value of X that is not finite is on the diagonals, too.
-    if not (np.isfinite(trace).all() and np.isfinite(tr_XX).all()):
+    if not (math.isfinite(tr_Z) and math.isfinite(tr_XX)):
         raise FloatingPointError("natural gradient: the minibatch holds values that are not finite, or overflow")
     # torch's solver, whose number of threads is the job's.
     values, U_t = torch.linalg.eigh(Z_t)
-    c_t = values.numpy()[:, ::-1] * np.maximum(1.0, trace)[:, None]  # sorted from the largest
-    c_floor = (rho_t * keep) ** 2
-    was_floored = (c_t < c_floor[:, None]).any(axis=1)
-    c_t = np.maximum(c_t, c_floor[:, None])
-    sqrt_c = np.sqrt(c_t)
-
-    rho_1 = (learn * tr_XX + keep * (D * rho_t + d_t.sum(axis=1)) - sqrt_c.sum(axis=1)) / (D - R)
-    d_1 = sqrt_c - rho_1[:, None]
-    floor = np.maximum(EPSILON, DELTA * sqrt_c[:, 0])
-    rho_1 = np.maximum(rho_1, floor)
-    d_1 = np.maximum(d_1, floor[:, None])
-
-    e_1 = _e(d_1, rho_1, alpha, D)
-    by = learn[:, None] * np.sqrt(e_1) / sqrt_c
-    B_t = (keep / learn)[:, None] * dr
-    doubtful = was_floored | (c_t[:, 0] > CONDITION_THRESHOLD * c_t[:, -1])
-    return [
-        _Solution(
-            a_of(U_t[i], by[i], inv_sqrt_e[i], renewal.X), B_t[i], d_1[i], float(rho_1[i]), e_1[i], bool(doubtful[i])
-        )
-        for i, renewal in enumerate(renewals)
-    ]
+    return solution_of(values, U_t, tr_Z, tr_XX, given, renewal.X)
 
 
 def _renewed(
-    renewals: Sequence[Renewal], products: Sequence[Tensor], solutions: Sequence[_Solution]
+    renewals: Sequence[Renewal], products: Sequence[Tensor], solutions: Sequence[Solution]
 ) -> list[FisherEstimate]:
     """F_{t+1} of each estimate, given its J_t."""
-    W = renewals[0].estimate.W_t
-    vectors = torch.from_numpy(np.concatenate([part for s in solutions for part in (s.B_t, 2.0 - s.e_1)])).to(W.dtype)
-    parts = [*(s.A_t for s in solutions), *torch.split(vectors, [len(s.B_t) for s in solutions for _ in range(2)])]
-    if W.is_cuda:  # it goes there in one piece, too; pinned, else the copy would wait for the device
+    device = products[0].device
+    parts = [part for s in solutions for part in (s.A_t, s.B_t, s.shrunk)]
+    if device.type == "cuda":  # it goes there in one piece, too; pinned, else the copy would wait for the device
         host = torch.cat([part.reshape(-1) for part in parts]).pin_memory()
-        there = torch.split(host.to(W.device, non_blocking=True), [part.numel() for part in parts])
+        there = torch.split(host.to(device, non_blocking=True), [part.numel() for part in parts])
         parts = [piece.view(part.shape) for piece, part in zip(there, parts, strict=True)]
     estimates = []
     for i, (renewal, J_t, solution) in enumerate(zip(renewals, products, solutions, strict=True)):
-        W_t = renewal.estimate.W_t
-        A_t, (B_t, shrunk) = parts[i], parts[len(solutions) + 2 * i :][:2]
-        W_1 = A_t @ torch.addcmul(J_t, B_t[:, None], W_t)
+        A_t, B_t, shrunk = parts[3 * i : 3 * i + 3]
+        W_1 = A_t @ torch.addcmul(J_t, B_t[:, None], renewal.estimate.W_t)
         if solution.doubtful:
-            W_1 = orthonormalise(W_1, torch.from_numpy(solution.e_1))
+            e_1 = shares(solution.d_1, solution.rho_1, renewal.alpha, W_1.shape[1])
+            W_1 = orthonormalise(W_1, e_1)
         estimates.append(FisherEstimate(W_1, shrunk, solution.d_1, solution.rho_1))
     return estimates
 
