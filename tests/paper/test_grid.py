@@ -91,6 +91,20 @@ def test_the_study_of_the_paper_is_whole(tmp_path: Path) -> None:
     assert len({s.egs_key() for s in run_settings(settings, schema).values()}) == 2 * config["seeds"]
 
 
+def test_the_portions_of_a_study_are_its_grids() -> None:
+    study = Study.of(paper())
+    rates = {name: {m: r[0] for m, r in own.rates.items()} for name, own in study.experiments.items()}
+    assert study.parts({}) == []
+    assert {run for part in study.parts({"digits": rates["digits"]}) for run in part} == {
+        *study.experiments["digits"].grid_runs(rates["digits"])
+    }
+    parts = study.parts(rates)
+    runs = [run for part in parts for run in part]
+    assert sorted(runs) == sorted(run for name, own in study.experiments.items() for run in own.grid_runs(rates[name]))
+    assert len(parts) == 2 * 3
+    assert all(len({run.rpartition("-")[2] for run in part}) == 1 for part in parts)
+
+
 def test_methods_may_have_settings_of_their_own() -> None:
     own = experiment(methods={"heavy": {"optimizer": "ng-sgd", "outer_momentum": 0.9}}, rates={"heavy": (0.01,)})
     runs = own.grid_runs({"heavy": 0.01})

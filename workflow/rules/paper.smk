@@ -30,11 +30,7 @@ def metrics_of_grid(wildcards):
 
 
 def ends_of_grid(wildcards):
-    return [
-        f"results/{name}/{file}.json"
-        for name in grid_of(wildcards.experiment)
-        for file in ("combination", "evaluation")
-    ]
+    return ends_of(grid_of(wildcards.experiment))
 
 
 def grid_of(experiment):
@@ -171,21 +167,47 @@ rule paper_page:
         "../scripts/paper_page.py"
 
 
+def ends_of(runs):
+    """What is made last of runs."""
+    return [f"results/{name}/{file}.json" for name in runs for file in ("combination", "evaluation")]
+
+
+def pending():
+    """The portions of the grids that are not made yet, as far as their learning rates are chosen."""
+    rates = STUDY.rates(PAPER)
+    return [part for part in STUDY.parts(rates) if not all(map(os.path.exists, ends_of(part)))]
+
+
+PENDING = pending()
+
+
 def go_on():
-    """Makes the call anew, if learning rates have been chosen that it did not know: it could not tell their grids."""
-    if STUDY.rates(PAPER) != RATES:
-        print("The learning rates are chosen: going on with the grid.", file=sys.stderr)
+    """Makes the call anew, if it has chosen learning rates, whose grids it could not tell, or made a portion of a grid.
+
+    One that has made neither would go on for ever.
+    """
+    if STUDY.rates(PAPER) != RATES or pending() != PENDING:
+        print("Going on with the study.", file=sys.stderr)
         # At the very end, when this call has put everything away.
         atexit.register(os.execv, sys.executable, sys.orig_argv)
 
 
-rule paper:
-    input:
-        expand("results/paper/{experiment}/learning_rates.json", experiment=STUDY.experiments),
-        [
+def for_paper(wildcards):
+    if len(RATES) < len(STUDY.experiments):
+        return expand("results/paper/{experiment}/learning_rates.json", experiment=STUDY.experiments)
+    if PENDING:
+        return [*metrics_of(PENDING[0]), *ends_of(PENDING[0])]
+    return [
+        PAGE,
+        *(
             f"results/paper/{experiment}/{figure}.{suffix}"
-            for experiment in RATES
+            for experiment in STUDY.experiments
             for figure in figures_of(STUDY.experiments[experiment])
             for suffix in ("png", "pdf")
-        ],
-        [PAGE] if len(RATES) == len(STUDY.experiments) else [],
+        ),
+    ]
+
+
+rule paper:
+    input:
+        for_paper,

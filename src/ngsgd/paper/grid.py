@@ -213,6 +213,21 @@ class Study:
                 runs |= experiment.grid_runs(rates[name])
         return runs
 
+    def parts(self, rates: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+        """The runs of the grids in portions that a call is to make one after the other, an experiment's seed each.
+
+        Snakemake takes the longer over each job the more jobs there are.
+
+        Args:
+            rates: as `rates` gives them.
+        """
+        return [
+            [experiment.grid_run(*point) for point in experiment.points() if point[2] == seed]
+            for name, experiment in self.experiments.items()
+            if name in rates
+            for seed in range(experiment.num_seeds)
+        ]
+
 
 def tuning(experiment: Experiment, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """What each learning rate of a sweep led to.
