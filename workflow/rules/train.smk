@@ -8,8 +8,9 @@ rule train:
         "results/{run}/jobs/{iteration}.{job}.safetensors",
     log:
         "results/{run}/logs/train/{iteration}.{job}.log",
-    # Before all that only tells how good a model is.
-    priority: 1
+    # Before all that only tells how good a model is. Not so in a study, where that makes hundreds of jobs wait, all of
+    # which Snakemake looks at each time that it starts some.
+    priority: 0 if STUDY else 1
     conda:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
