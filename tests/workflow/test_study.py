@@ -11,7 +11,7 @@ from .conftest import Workplace
 
 STUDY: dict[str, Any] = {
     "scale": 1,
-    "seeds": 1,
+    "seeds": 2,
     "turnaround_seconds": 0.8,
     "num_valid_frames": 2000,
     "num_train_subset_frames": 2000,
@@ -40,8 +40,8 @@ def test_one_call_makes_the_page_and_the_next_one_what_is_missing(tmp_path: Path
     made = tmp_path / "results/paper/digits"
     assert json.loads((made / "learning_rates.json").read_text())["chosen"]["sgd"] in (0.005, 0.02)
     summary = pd.read_csv(made / "summary.tsv", sep="\t")
-    assert set(zip(summary["method"], summary["jobs"], strict=True)) == {
-        (method, jobs) for method in ("sgd", "ng-sgd") for jobs in (1, 2)
+    assert set(zip(summary["method"], summary["jobs"], summary["seed"], strict=True)) == {
+        (method, jobs, seed) for method in ("sgd", "ng-sgd") for jobs in (1, 2) for seed in (0, 1)
     }
     page = (tmp_path / "results/digits.md").read_text()
     for figure in ("optimisers", "jobs-ng-sgd", "time-sgd", "speedup", "averaging", "rates", "cost"):

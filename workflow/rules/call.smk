@@ -57,7 +57,9 @@ def remove_unneeded():
     # Snakemake forgets them where it was killed before it had removed them.
     for dealt in Path("results/egs").glob("*/dealt"):
         shutil.rmtree(dealt, ignore_errors=True)
-    finished = [run for run in RUNS.values() if run.evaluation.exists() and run.plan.exists()]
+    finished = [
+        run for name, run in RUNS.items() if PLANS.known(name) and run.evaluation.exists() and run.plan.exists()
+    ]
     for run in finished:
         named = [x for x in range(len(PLANS.of(run.folder.name)) + 1) if str(run.model(x)) in workflow.dag.targetfiles]
         prune(run, read_plan(run.plan), EXECUTION.keeping, named, idle=True)

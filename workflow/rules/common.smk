@@ -173,6 +173,10 @@ class Plans:
             self._jobs[name] = [list(jobs) for _, jobs in itertools.groupby(plan, key=lambda job: job.iteration)]
         return self._jobs[name]
 
+    def known(self, name):
+        """Whether a run is one of those that this call is about."""
+        return name in self._jobs
+
     def iteration(self, name, iteration):
         """The rows of one iteration's jobs."""
         jobs = self.of(name)
