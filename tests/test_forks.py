@@ -32,6 +32,11 @@ def run(arguments):
         raise ValueError("broken")
     sys.exit(int(arguments[1]))
 
+def refuse():
+    raise BlockingIOError("no more processes")
+
+if "NO_FORKS" in os.environ:
+    os.fork = refuse
 serve(run, lambda: time.sleep(0.5))
 """
 SCHEDULING = """
@@ -55,8 +60,8 @@ sys.exit(status)
 class Call:
     """A scheduler with its server."""
 
-    def __init__(self) -> None:
-        self.environment = os.environ | {SERVER: "a-test" + str(os.getpid()) + str(time.monotonic_ns())}
+    def __init__(self, **environment: str) -> None:
+        self.environment = os.environ | {SERVER: "a-test" + str(os.getpid()) + str(time.monotonic_ns())} | environment
         self.scheduler = subprocess.Popen(
             [sys.executable, "-c", SCHEDULING, SERVING],
             env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -71,8 +76,26 @@ class Call:
         return subprocess.Popen(
             [sys.executable, "-c", CLIENT, *map(str, arguments)],
             env=self.environment,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            # Where the tests run in the background of a shell, SIGINT is ignored, and would be here.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options,
         )  # fmt: skip
+
+    def connection(self) -> socket.socket:
+        """One to the server's address, to say what one likes."""
+        addresses = (line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines())
+        made = socket.socket(socket.AF_UNIX)
+        made.connect("\0" + next(name for name in addresses if self.environment[SERVER] in name)[1:])
+        return made
+
+    def num_open(self) -> int:
+        """How many descriptors the server has open."""
+        return len(os.listdir(f"/proc/{self.server}/fd"))
+
+    def end(self) -> None:
+        self.scheduler.kill()
+        self.scheduler.wait()
+        until(lambda: not lives(self.server))
 
     def sleeping(self, tmp_path: Path) -> tuple[subprocess.Popen[str], int]:
         """A job that sleeps, and the number of its fork."""
@@ -100,9 +123,7 @@ def lives(pid: int) -> bool:
 def call() -> Iterator[Call]:
     made = Call()
     yield made
-    made.scheduler.kill()
-    made.scheduler.wait()
-    until(lambda: not lives(made.server))
+    made.end()
 
 
 def test_a_fork_has_what_its_job_has(call: Call, tmp_path: Path) -> None:
@@ -156,14 +177,39 @@ def test_the_server_ends_when_its_scheduler_goes_on_as_another_program(call: Cal
 
 
 def test_who_sends_nonsense_or_nothing_disturbs_nobody(call: Call) -> None:
-    name = next(
-        line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if call.environment[SERVER] in line
-    )
-    for said in (b"", b"\0\0", b"\0\0\0\4{{{{", b"\xff\xff\xff\xff"):
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect("\0" + name[1:])
-            connection.sendall(said)
+    before = call.num_open()
+    for said in (b"", b"\0\0", b"\0\0\0\4{{{{", b"\0\0\0\1" + b"5", b"\0\0\0\11" + b"[1, 2, 3]", b"\xff\xff\xff\xff"):
+        for streams in ([], [1], [0, 1, 2]):
+            with call.connection() as connection:
+                if said:
+                    socket.send_fds(connection, [said], streams)
     assert call.job("exit", 0).wait() == 0
+    until(lambda: call.num_open() == before)
+
+
+def test_a_job_that_cannot_be_forked_off_is_its_own_process() -> None:
+    call = Call(NO_FORKS="")
+    before = call.num_open()
+    for _ in range(3):
+        assert call.job("exit", 0).communicate(timeout=60) == ("nobody", "")
+    assert call.num_open() == before
+    call.end()
+
+
+def test_a_call_starts_a_server_that_knows_the_jobs(tmp_path: Path) -> None:
+    """The real one, which has torch."""
+    program = "; ".join(
+        (
+            "import sys, time",
+            "from ngsgd.forks import delegate, start",
+            "start()",
+            "asked = (time.sleep(0.1) or delegate(['train', '--help']) for _ in range(600))",
+            "sys.exit(next(status for status in asked if status is not None))",
+        )
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "usage: ngsgd train" in done.stdout
 
 
 def test_without_a_server_nothing_is_done() -> None:

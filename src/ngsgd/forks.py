@@ -21,15 +21,17 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 from ngsgd.files import digest
 
 SERVER = "NGSGD_SERVER"  # environment variable: the token of the call's server
 STREAMS = 3  # standard input, output and error
 LARGEST_REQUEST = 1 << 22  # bytes of arguments and environment
+TAKEN = b"+"  # what the server says to one whose job it has forked off
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 _servers: list[subprocess.Popen[bytes]] = []  # for as long as this program runs
@@ -40,7 +42,7 @@ def start() -> None:
     os.environ[SERVER] = secrets.token_hex(8)
     # It reads from a pipe whose other end nobody has but this program. Not in this one's group: an interrupt from the
     # keyboard is for those who know what to do.
-    command = [sys.executable, "-m", "ngsgd.faces.server"]
+    command = [sys.executable, "-P", "-m", "ngsgd.faces.server"]
     _servers.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True))
 
 
@@ -48,27 +50,29 @@ def delegate(arguments: Sequence[str]) -> int | None:
     """Has a fork of the server do what these arguments say.
 
     Returns:
-        The status with which the fork ended; None where there is no server, and nothing has been done.
+        The status with which the fork ended; None where no server has taken the job.
     """
     token = os.environ.get(SERVER)
-    if not token:
+    request = json.dumps([list(arguments), os.getcwd(), dict(os.environ)]).encode()
+    if not token or len(request) > LARGEST_REQUEST:
         return None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(_address(token))
-        except OSError:
-            return None
-        if _user(connection) != os.getuid():
-            return None
-        request = json.dumps([list(arguments), os.getcwd(), dict(os.environ)]).encode()
-        try:
+            if _user(connection) != os.getuid():
+                return None
             socket.send_fds(connection, [struct.pack("!I", len(request))], list(range(STREAMS)))
             connection.sendall(request)
+            if connection.recv(1) != TAKEN:
+                return None
+        except OSError:
+            return None
+        try:
             status = connection.recv(1)
         except OSError:
             status = b""
     ended = status[0] if status else 128 + signal.SIGKILL  # it was killed, or the server was
-    if ended > 128:  # a shell would say so, but where nobody looks: this is in the job's log
+    if ended - 128 in range(1, signal.NSIG):  # a shell would say so, but where nobody looks: this is in the job's log
         print(f"error: the job was ended by a signal: {signal.strsignal(ended - 128)}", file=sys.stderr)
     return ended
 
@@ -84,41 +88,95 @@ def serve(run: Callable[[Sequence[str]], None], load: Callable[[], None]) -> Non
     listener.bind(_address(os.environ[SERVER]))
     listener.listen(1024)
     load()
-    jobs: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor of the fork: its number, and who waits for it
+    jobs: dict[int, _Job] = {}  # by the descriptor of the fork, and by that of who waits for it
+    poll = select.poll()
+    for source in (sys.stdin.fileno(), listener.fileno()):
+        poll.register(source, select.POLLIN)
     while True:
-        waiting = [connection for _, connection in jobs.values()]
-        watched: list[Any] = [sys.stdin, listener, *jobs, *waiting]
-        ready, _, _ = select.select(watched, [], [])
-        if sys.stdin in ready:
-            os._exit(0)  # the forks end with this process
-        for descriptor, (pid, connection) in list(jobs.items()):
-            if descriptor in ready:
-                _, state = os.waitpid(pid, 0)
-                code = os.waitstatus_to_exitcode(state)
-                with contextlib.suppress(OSError):
-                    connection.sendall(bytes([code if code >= 0 else 128 - code]))
-                connection.close()
-                os.close(descriptor)
-                del jobs[descriptor]
-            elif connection in ready:  # who waits has nothing to say: it has ended
-                os.kill(pid, signal.SIGKILL)
-        if listener in ready:
-            connection, _ = listener.accept()
-            with contextlib.suppress(OSError, ValueError, struct.error):
-                if _user(connection) == os.getuid():
-                    request = _received(connection)
-                    pid = os.fork()
-                    if not pid:
-                        _become(run, *request)
-                    for stream in request[3]:
-                        os.close(stream)
-                    jobs[os.pidfd_open(pid)] = pid, connection
+        for descriptor, _ in poll.poll():
+            if descriptor == sys.stdin.fileno():
+                os._exit(0)  # the forks end with this process
+            if descriptor == listener.fileno():
+                if job := _accepted(listener, run):
+                    for source in job.descriptors():
+                        jobs[source] = job
+                        poll.register(source, select.POLLIN)
+            elif job := jobs.get(descriptor):
+                if descriptor != job.fork:  # who waits has nothing to say: it has ended
+                    os.kill(job.pid, signal.SIGKILL)
+                    poll.unregister(descriptor)
+                    continue
+                for source in job.descriptors():
+                    del jobs[source]
+                    with contextlib.suppress(KeyError):  # one that has ended is looked at no more
+                        poll.unregister(source)
+                job.tell()
 
 
-def _received(connection: socket.socket) -> tuple[list[str], str, dict[str, str], list[int]]:
-    """A job's arguments, folder, environment and streams."""
+class _Job(NamedTuple):
+    """A fork, and who waits for it.
+
+    Attributes:
+        pid: number of the fork.
+        fork: descriptor that is ready when it has ended.
+        connection: to who waits.
+    """
+
+    pid: int
+    fork: int
+    connection: socket.socket
+
+    def descriptors(self) -> tuple[int, int]:
+        return self.fork, self.connection.fileno()
+
+    def tell(self) -> None:
+        """Tells who waits how the fork has ended, which it has."""
+        _, state = os.waitpid(self.pid, 0)
+        code = os.waitstatus_to_exitcode(state)
+        with contextlib.suppress(OSError):
+            self.connection.sendall(bytes([code if code >= 0 else 128 - code]))
+        self.connection.close()
+        os.close(self.fork)
+
+
+def _accepted(listener: socket.socket, run: Callable[[Sequence[str]], None]) -> _Job | None:
+    """Forks off the next job that asks. One that cannot be is none of the server's: it hears so, and does it itself."""
+    streams: list[int] = []
+    try:
+        connection, _ = listener.accept()
+    except OSError:  # too many files are open
+        time.sleep(0.1)
+        return None
+    try:
+        if _user(connection) != os.getuid():
+            raise PermissionError("only the same user is served")
+        request = _received(connection, streams)
+        server = os.getpid()
+        pid = os.fork()
+        if not pid:
+            _become(run, *request, streams, server)
+        try:
+            job = _Job(pid, os.pidfd_open(pid), connection)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        with contextlib.suppress(OSError):
+            connection.sendall(TAKEN)
+        return job
+    except Exception:
+        connection.close()
+        return None
+    finally:
+        for stream in streams:
+            os.close(stream)
+
+
+def _received(connection: socket.socket, streams: list[int]) -> tuple[list[str], str, dict[str, str]]:
+    """A job's arguments, folder and environment; its streams are put into a list, whatever else may go wrong."""
     connection.settimeout(10.0)  # of one that has connected, and then been stopped
-    head, streams, _, _ = socket.recv_fds(connection, 4, STREAMS)
+    head, descriptors, _, _ = socket.recv_fds(connection, 4, STREAMS)
+    streams += descriptors
     (length,) = struct.unpack("!I", head)
     if len(streams) != STREAMS or length > LARGEST_REQUEST:
         raise ValueError("not a request")
@@ -130,7 +188,7 @@ def _received(connection: socket.socket) -> tuple[list[str], str, dict[str, str]
         parts += part
     connection.settimeout(None)
     arguments, folder, environment = json.loads(parts)
-    return arguments, folder, environment, streams
+    return arguments, folder, environment
 
 
 def _become(
@@ -139,11 +197,11 @@ def _become(
     folder: str,
     environment: Mapping[str, str],
     streams: Sequence[int],
+    server: int,
 ) -> None:
-    """Makes this fork the job, and ends with it."""
+    """Makes this fork of the process ``server`` the job, and ends with it."""
     status = 1
     try:
-        server = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != server:
             os._exit(1)
