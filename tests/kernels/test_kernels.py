@@ -1,4 +1,4 @@
-"""The compiled functions beside PyTorch's and NumPy's operators, which do the same."""
+"""The compiled functions beside PyTorch's operators, which do the same."""
 
 from __future__ import annotations
 
@@ -192,6 +192,17 @@ def test_the_small_part_of_a_renewal(operators, R: int, size: float) -> None:
 
 
 @compiled
+def test_an_estimate_is_doubted_where_rounding_may_have_spoilt_it(operators) -> None:
+    """Where eigenvalues are far apart, and where one is below the floor, 0.01^2; not else."""
+    given, U = Given(torch.full((3,), 1.0, dtype=torch.float64), 0.02, 4.0, 0.5, 10, 9), torch.eye(3).double()
+    for values, doubtful in (((1e-3, 0.5, 1.0), False), ((1.1e-4, 0.5, 109.0), False), ((1.1e-4, 0.5, 111.0), True),
+                             ((0.9e-4, 0.5, 1.0), True)):  # fmt: skip
+        arguments = (torch.tensor(values).double(), U, 1.0, 9.0, given, torch.empty(0))
+        assert solution_of(*arguments).doubtful == doubtful
+        assert operators(solution_of, *arguments).doubtful == doubtful
+
+
+@compiled
 @pytest.mark.parametrize("m", [0.0, 1e-4, 1e4])
 def test_the_step_of_a_layer(m: float) -> None:
     """Beside the formulas of the optimiser's docstring."""
@@ -214,12 +225,15 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
     options = ["-O3", "-fno-math-errno", "-ffp-contract=off", "-DKERNEL=", "-shared", "-fPIC"]
     subprocess.run(["gcc", *options, str(SOURCE), "-o", str(plain), "-lm"], check=True)
     others = ctypes.CDLL(str(plain))
-    N, k, G = 50, 5, 83
+    N, k, G, R = 50, 5, 83, 21
+    K, d = random(R, R, seed=2), torch.linspace(0.1, 3.0, R).double()
     x, dy = random(N, k, G), random(N, G, seed=1)
     made = []
     for functions in (library, others):
         y, z, scale, dx, lengths, traces = (torch.empty(n) for n in ((N, G), (N, G), N, (N, G), N, 2))
         derivative, factor = x.clone(), torch.empty(G)
+        room, d_1, Z = torch.empty(R).double(), torch.empty(R).double(), torch.empty(R, R).double()
+        A, B, shrunk, number, numbers = torch.empty(R, R), torch.empty(R), torch.empty(R), ctypes.c_int(), []
         for name, arguments in {
             "two_norm": (x, y, scale, N, k, G, 1e-20),
             "two_norm_derivative": (
@@ -228,9 +242,17 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
             "normalize": (y, z, scale, N, G, 1e-20),
             "normalize_derivative": (z, scale, dy, dx, N, G, 1e-20),
             "row_lengths": (x, N, k * G, k * G, dx, y, G, lengths, traces),
+            "layer_step": (lengths, traces, lengths, traces, N, 0.1, 1e-3, number),
+            "fisher_z": (K, K, d, 0.1, 4.0, 0.3, N, 2 * R, room, Z, R),
+            "fisher_solution": (
+                d, Z, 2.0, 9.0, d, 0.1, 4.0, 0.3, N, 2 * R, 1e-10, 5e-4, 1e6, room, A, B, shrunk, d_1, number, R,
+            ),
         }.items():  # fmt: skip
             values = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-            types = (ngsgd.kernels.native.TYPES[letter] for letter in ngsgd.kernels.native.SIGNATURES[name])
-            getattr(functions, name)(*(convert(value) for convert, value in zip(types, values, strict=True)))
-        made.append([t.numpy().tobytes() for t in (y, z, scale, dx, derivative, lengths, traces)])
+            function = getattr(functions, name)
+            function.restype = getattr(library, name).restype
+            function.argtypes = getattr(library, name).argtypes
+            numbers += [function(*values), number.value]
+        arrays = (y, z, scale, dx, derivative, lengths, traces, Z, A, B, shrunk, d_1)
+        made.append([t.numpy().tobytes() for t in arrays] + numbers)
     assert made[0] == made[1]

@@ -15,6 +15,7 @@ import ngsgd.kernels.rows
 import ngsgd.optim.ngsgd
 import ngsgd.optim.online
 from ngsgd import NGSGD, OnlineNaturalGradient
+from ngsgd.network.affine import Affine
 from ngsgd.network.splices import parse_splice_indexes
 from ngsgd.network.topology import HiddenLayers, initial_model, insert_hidden_layer
 
@@ -73,9 +74,20 @@ def test_training_is_kaldis(trajectory, before, interleaved: bool) -> None:
             assert np.linalg.norm(change - (end - start)) <= 1e-3 * np.linalg.norm(end - start), (name, kind)
 
 
-def small_model(bias: bool = True, dtype: torch.dtype = torch.float64) -> nn.Module:
+def small_model(
+    bias: bool = True, dtype: torch.dtype = torch.float64, linear: type[nn.Linear] = nn.Linear
+) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 7, bias=bias), nn.Tanh(), nn.LayerNorm(7), nn.Linear(7, 3, bias=bias)).to(dtype)
+    layers = [nn.Linear(5, 7, bias=bias), nn.Linear(7, 3, bias=bias)]
+    if linear is Affine:
+        for i, given in enumerate(layers):
+            layers[i] = Affine(given.in_features, given.out_features)
+            layers[i].load_state_dict(given.state_dict())
+    return nn.Sequential(layers[0], nn.Tanh(), nn.LayerNorm(7), layers[1]).to(dtype)
+
+
+# Foreign layers have hooks; ours hand their rows over themselves.
+both_kinds = pytest.mark.parametrize("linear", [nn.Linear, Affine])
 
 
 def small_batch(n: int = 11, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,8 +136,9 @@ def test_the_update_is_the_one_of_the_paper(max_change: float) -> None:
     assert optimizer.max_change_share() == {"": float(bool(max_change))}
 
 
-def test_rows_of_all_passes_since_the_last_step_count_together() -> None:
-    whole, halves = small_model(), small_model()
+@both_kinds
+def test_rows_of_all_passes_since_the_last_step_count_together(linear: type[nn.Linear]) -> None:
+    whole, halves = small_model(linear=linear), small_model(linear=linear)
     x, y = small_batch(12)
     together, apart = NGSGD(whole, lr=0.05), NGSGD(halves, lr=0.05)
     step(whole, together, x, y)
@@ -137,8 +150,9 @@ def test_rows_of_all_passes_since_the_last_step_count_together() -> None:
         torch.testing.assert_close(p, q)
 
 
-def test_zero_grad_forgets_the_rows_too() -> None:
-    model, untouched = small_model(), small_model()
+@both_kinds
+def test_zero_grad_forgets_the_rows_too(linear: type[nn.Linear]) -> None:
+    model, untouched = small_model(linear=linear), small_model(linear=linear)
     optimizer = NGSGD(model, lr=0.05)
     x, y = small_batch()
     nn.functional.cross_entropy(model(x), y).backward()
@@ -158,8 +172,9 @@ def test_parameters_used_without_calling_their_layer_get_plain_sgd() -> None:
     torch.testing.assert_close(model.weight, start - 0.1)
 
 
-def test_a_pass_that_fails_leaves_the_parameters_trainable() -> None:
-    model = small_model()
+@both_kinds
+def test_a_pass_that_fails_leaves_the_parameters_trainable(linear: type[nn.Linear]) -> None:
+    model = small_model(linear=linear)
     optimizer = NGSGD(model, lr=0.05)
     with pytest.raises(RuntimeError):
         model(torch.zeros(2, 6, dtype=torch.float64))
@@ -167,8 +182,9 @@ def test_a_pass_that_fails_leaves_the_parameters_trainable() -> None:
     step(model, optimizer, *small_batch())
 
 
-def test_the_model_is_free_again_when_the_optimizer_is_gone() -> None:
-    model = small_model()
+@both_kinds
+def test_the_model_is_free_again_when_the_optimizer_is_gone(linear: type[nn.Linear]) -> None:
+    model = small_model(linear=linear)
     optimizer = NGSGD(model, lr=0.05)
     step(model, optimizer, *small_batch())
     del optimizer
@@ -178,8 +194,9 @@ def test_the_model_is_free_again_when_the_optimizer_is_gone() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_frozen_layers_stay() -> None:
-    model = small_model()
+@both_kinds
+def test_frozen_layers_stay(linear: type[nn.Linear]) -> None:
+    model = small_model(linear=linear)
     model[0].requires_grad_(False)
     start = model[0].weight.clone()
     step(model, NGSGD(model, lr=0.05), *small_batch())
@@ -187,10 +204,11 @@ def test_frozen_layers_stay() -> None:
     assert not model[0].weight.requires_grad
 
 
+@both_kinds
 @pytest.mark.parametrize("preconditioner", ["online", "simple", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_form_lowers_the_loss(preconditioner, dtype: torch.dtype) -> None:
-    model = small_model(dtype=dtype)
+def test_every_form_lowers_the_loss(preconditioner, dtype: torch.dtype, linear: type[nn.Linear]) -> None:
+    model = small_model(dtype=dtype, linear=linear)
     optimizer = NGSGD(model, lr=0.02, preconditioner=preconditioner)
     x, y = small_batch(60, dtype)
     losses = [step(model, optimizer, x, y) for _ in range(30)]
@@ -208,8 +226,9 @@ def test_refuses_arguments_out_of_range(arguments) -> None:
         NGSGD(small_model(), **arguments)
 
 
-def test_a_layer_frozen_later_stays_frozen() -> None:
-    model = small_model()
+@both_kinds
+def test_a_layer_frozen_later_stays_frozen(linear: type[nn.Linear]) -> None:
+    model = small_model(linear=linear)
     optimizer = NGSGD(model, lr=0.05)
     step(model, optimizer, *small_batch())
     model[0].requires_grad_(False)
@@ -219,8 +238,51 @@ def test_a_layer_frozen_later_stays_frozen() -> None:
     assert not model[0].weight.requires_grad
 
 
-def test_a_copy_of_the_model_is_its_own() -> None:
-    model = small_model()
+@both_kinds
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+def test_a_parameter_frozen_later_stays_as_it_is(kind: str, linear: type[nn.Linear]) -> None:
+    model = small_model(linear=linear)
+    optimizer = NGSGD(model, lr=0.05)
+    step(model, optimizer, *small_batch())
+    frozen = getattr(model[3], kind).requires_grad_(False)
+    start = [p.detach().clone() for p in model.parameters()]
+    step(model, optimizer, *small_batch())
+    for p, before in zip(model.parameters(), start, strict=True):
+        assert torch.equal(p, before) == (p is frozen)
+
+
+@both_kinds
+def test_a_weight_changed_between_the_passes_is_noticed(linear: type[nn.Linear]) -> None:
+    model = small_model(linear=linear)
+    optimizer = NGSGD(model, lr=0.05)
+    loss = nn.functional.cross_entropy(model(small_batch()[0]), small_batch()[1])
+    with torch.no_grad():
+        model[3].weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    optimizer.zero_grad()
+
+
+@both_kinds
+def test_double_precision_is_kept_under_autocast(linear: type[nn.Linear]) -> None:
+    model = small_model(linear=linear)
+    optimizer = NGSGD(model, lr=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model[0](small_batch()[0]).dtype is torch.float64
+    assert optimizer.max_change_share() == {"0": 0.0, "3": 0.0}
+
+
+def test_a_bias_that_somebody_has_laid_elsewhere_counts() -> None:
+    layer = Affine(5, 7)
+    layer.join(True)
+    layer.watch(lambda x, dy: None)
+    layer.bias.data = torch.full((7,), 100.0)
+    assert layer(torch.zeros(2, 5)).tolist() == [[100.0] * 7] * 2
+
+
+@both_kinds
+def test_a_copy_of_the_model_is_its_own(linear: type[nn.Linear]) -> None:
+    model = small_model(linear=linear)
     optimizer = NGSGD(model, lr=0.05)
     average = copy.deepcopy(model).requires_grad_(False)
     average(small_batch()[0])
@@ -235,8 +297,9 @@ def test_a_layer_of_computed_weights_gets_plain_sgd() -> None:
     assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), start, strict=True))
 
 
-def test_it_works_under_autocast() -> None:
-    model = small_model(dtype=torch.float32)
+@both_kinds
+def test_it_works_under_autocast(linear: type[nn.Linear]) -> None:
+    model = small_model(dtype=torch.float32, linear=linear)
     optimizer = NGSGD(model, lr=0.05)
     x, y = small_batch(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -246,11 +309,12 @@ def test_it_works_under_autocast() -> None:
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
+@both_kinds
 @pytest.mark.parametrize("preconditioner", ["online", "none"])
-def test_a_step_within_autocast_is_that_outside(preconditioner: str) -> None:
+def test_a_step_within_autocast_is_that_outside(preconditioner: str, linear: type[nn.Linear]) -> None:
     stepped = []
     for within in (False, True):
-        model = small_model(dtype=torch.float32)
+        model = small_model(dtype=torch.float32, linear=linear)
         optimizer = NGSGD(model, lr=0.05, preconditioner=preconditioner)
         x, y = small_batch(dtype=torch.float32)
         nn.functional.cross_entropy(model(x), y, reduction="sum").backward()

@@ -72,7 +72,7 @@ def show_results():
     """What came out, a line a run, for who has just waited for it."""
     for name, run in RUNS.items():
         path = run.folder / "evaluation.json"
-        if path.exists():
+        if PLANS.known(name) and path.exists():
             scores = json.loads(path.read_text(encoding="utf-8"))
             unit = next((unit for unit in ("word", "phone") if f"{unit}_error_rate" in scores), None)
             words = f", {unit} error rate {scores[f'{unit}_error_rate']:.2%}" if unit else ""

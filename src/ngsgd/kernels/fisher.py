@@ -6,7 +6,6 @@ Compiled for what comes from floats; PyTorch's operators for whatever else. All 
 from __future__ import annotations
 
 import ctypes
-import math
 from typing import NamedTuple
 
 import torch
@@ -88,7 +87,7 @@ def z_of(K: Tensor, L: Tensor, given: Given) -> tuple[Tensor, float]:
     Z = (kept[:, None] + kept) * L.double() + learn * K.double()
     Z *= (learn * inv_sqrt_e)[:, None] * inv_sqrt_e
     Z.diagonal().add_(kept.square())
-    trace = float(Z.trace())
+    trace = float(Z.numpy().trace())
     return Z / max(1.0, trace), trace
 
 
@@ -117,8 +116,10 @@ def solution_of(values: Tensor, U: Tensor, trace: float, tr_XX: float, given: Gi
     learn, keep = eta / N, 1.0 - eta
     c_t, c_floor = values.flip(0) * max(1.0, trace), (rho_t * keep) ** 2  # from the largest
     sqrt_c = c_t.clamp(min=c_floor).sqrt()
-    rho_1 = (learn * tr_XX + keep * (D * rho_t + float(d_t.sum())) - float(sqrt_c.sum())) / (D - R)
-    floor = max(EPSILON, DELTA * float(sqrt_c[0]))
+    roots = sqrt_c.numpy()
+    most, least = roots[0], roots[-1]
+    rho_1 = float((learn * tr_XX + keep * (D * rho_t + d_t.numpy().sum()) - roots.sum()) / (D - R))
+    floor = max(EPSILON, DELTA * float(most))
     d_1 = (sqrt_c - rho_1).clamp(min=floor)
     rho_1 = max(rho_1, floor)
     e_1 = shares(d_1, rho_1, alpha, D)
@@ -129,5 +130,5 @@ def solution_of(values: Tensor, U: Tensor, trace: float, tr_XX: float, given: Gi
         (2.0 - e_1).to(like.dtype),
         d_1,
         rho_1,
-        bool(c_t[-1] < c_floor) or float(sqrt_c[0]) > math.sqrt(CONDITION_THRESHOLD) * float(sqrt_c[-1]),
+        bool((c_t.numpy() < c_floor).any() or most**2 > CONDITION_THRESHOLD * least**2),
     )

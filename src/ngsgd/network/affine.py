@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ngsgd.kernels.native import serves
-from ngsgd.kernels.rows import append_ones, room_for_rows
+from ngsgd.kernels.rows import append_ones, room_for_rows, side_by_side
 
 Watcher = Callable[[Tensor, Tensor], None]
 
@@ -26,24 +26,27 @@ class _Watched(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, affine: Affine) -> Tensor:
         ctx.affine = affine
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            ctx.x, ctx.weight = x, weight.to(dtype)
-            return nn.functional.linear(x.to(dtype), ctx.weight, affine.bias.to(dtype))
-        ctx.weight = weight
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+            weight = weight.to(dtype)
+            ctx.save_for_backward(x, weight)
+            return nn.functional.linear(x.to(dtype), weight, affine.bias.to(dtype))
         joined = affine.joined()
         if joined is None or not serves(x):
-            ctx.x = x
+            ctx.save_for_backward(x, weight)
             return nn.functional.linear(x, weight, affine.bias)
-        ctx.x = append_ones(x.view(-1, affine.input_dim))
-        return torch.mm(ctx.x, joined.t()).view(*x.shape[:-1], affine.output_dim)
+        rows = append_ones(x.view(-1, affine.input_dim))
+        ctx.save_for_backward(rows, weight)
+        return torch.mm(rows, joined.t()).view(*x.shape[:-1], affine.output_dim)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None]:
         (dy,) = grad_outputs
-        ctx.affine.seen(ctx.x, dy)
-        return (torch.matmul(dy, ctx.weight) if ctx.needs_input_grad[0] else None), None, None
+        x, weight = ctx.saved_tensors
+        ctx.affine.seen(x, dy)
+        return (torch.matmul(dy, weight) if ctx.needs_input_grad[0] else None), None, None
 
 
 class Affine(nn.Linear):
@@ -60,7 +63,6 @@ class Affine(nn.Linear):
     def __init__(self, input_dim: int, output_dim: int) -> None:
         super().__init__(input_dim, output_dim)
         self.input_dim, self.output_dim = input_dim, output_dim
-        self._joined: Tensor | None = None
         self._watchers: OrderedDict[int, Watcher] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,7 +77,7 @@ class Affine(nn.Linear):
         return {"kind": self.kind, "input_dim": self.input_dim, "output_dim": self.output_dim}
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._watchers and torch.is_grad_enabled() and self.weight.requires_grad:
+        if self._watchers and torch.is_grad_enabled() and self.weight.requires_grad and self.bias.requires_grad:
             y: Tensor = _Watched.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
             return y
         return super().forward(x)
@@ -98,19 +100,16 @@ class Affine(nn.Linear):
 
     def joined(self) -> Tensor | None:
         """W and b side by side, (D_out, D_in + 1), where they lie so."""
-        if self._joined is not None and self._joined.data_ptr() != self.weight.data_ptr():
-            self._joined = None  # somebody has laid W elsewhere
-        return self._joined
+        return side_by_side(self.weight, self.bias)
 
     @torch.no_grad()
     def join(self, joined: bool) -> None:
         """Lays b beside W, as its last column, or lays them apart again."""
         D_out, D_in = self.weight.shape
         if joined:
-            both = self._joined = room_for_rows(D_out, D_in + 1, self.weight)
+            both = room_for_rows(D_out, D_in + 1, self.weight)
             weight, bias = both[:, :D_in], both[:, D_in]
         else:
-            self._joined = None
             weight, bias = self.weight.new_empty(D_out, D_in), self.bias.new_empty(D_out)
         self.weight.data, self.bias.data = weight.copy_(self.weight), bias.copy_(self.bias)
 

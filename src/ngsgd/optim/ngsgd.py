@@ -1,4 +1,4 @@
-"""NG-SGD as a ``torch.optim.Optimizer``: hooks that see the rows of affine layers, and the update made from them.
+"""NG-SGD as a ``torch.optim.Optimizer``: what sees the rows of affine layers, and the update made from them.
 
 Source: Povey, Zhang, Khudanpur, arXiv:1410.7455; the update is that of Kaldi's
 ``AffineComponentPreconditionedOnline::Update`` (``nnet2/nnet-component.cc``).
@@ -64,8 +64,9 @@ class _Capture(torch.autograd.Function):
 class _AffineLayer:
     """One ``nn.Linear``: the rows of X and Y that passed since the last step, and its two preconditioners.
 
-    While the layer computes its output, its parameters do not require a gradient, so that autograd does not form
-    ``Y^T X``: the update is made from ``Y^^T X^`` and would throw it away.
+    Autograd is not to form ``Y^T X``: the update is made from ``Y^^T X^`` and would throw it away. A layer that has a
+    method ``watch``, as `ngsgd.network.affine.Affine`, sees to that and hands the rows over; any other has hooks, and
+    while it computes its output its parameters do not require a gradient.
     """
 
     def __init__(self, name: str, module: nn.Linear, x_side: Preconditioner, y_side: Preconditioner) -> None:
@@ -76,11 +77,10 @@ class _AffineLayer:
         self.num_steps = 0
         self.num_limited: Tensor | int = 0  # a tensor, so that a GPU is not waited for
         self._parameters = [p for p in (module.weight, module.bias) if p is not None]
-        self._asked: list[bool] = []  # which of them required a gradient before the forward pass under way
+        self._asked = False  # whether all of them required a gradient before the forward pass under way
         self._module = weakref.ref(module)
         self._anchor = module.weight.new_zeros(()).requires_grad_()
         self._rows: list[tuple[Tensor, Tensor]] = []
-        self._joined: Tensor | None = None
         watch = getattr(module, "watch", None)
         self.handles = (
             [
@@ -93,16 +93,18 @@ class _AffineLayer:
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         if module is self._module():  # and not a copy of it, which has the hooks too
-            self._asked = [p.requires_grad for p in self._parameters]
-            for p in self._parameters:
-                p.requires_grad_(False)
+            self._asked = all(p.requires_grad for p in self._parameters)
+            if self._asked:
+                for p in self._parameters:
+                    p.requires_grad_(False)
 
     def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, y: Tensor | None) -> Tensor | None:
         if module is not self._module():
             return None
-        for p, asked in zip(self._parameters, self._asked, strict=True):
-            p.requires_grad_(asked)
-        if y is None or not torch.is_grad_enabled() or not all(self._asked):
+        if self._asked:
+            for p in self._parameters:
+                p.requires_grad_(True)
+        if y is None or not torch.is_grad_enabled() or not self._asked:
             return None
         x = args[0] if args else kwargs["input"]
         captured: Tensor = _Capture.apply(y, self._anchor, x.detach(), self)  # type: ignore[no-untyped-call]
@@ -153,12 +155,9 @@ class _AffineLayer:
     def _subtract(self, Y: Tensor, X: Tensor, step: float) -> None:
         D_in = self.weight.shape[1]
         has_ones = X.shape[1] > D_in
-        if self.bias is not None and has_ones:
-            if self._joined is None or self._joined.data_ptr() != self.weight.data_ptr():
-                self._joined = side_by_side(self.weight, self.bias)
-            if self._joined is not None:
-                self._joined.addmm_(Y.t(), X, alpha=-step)
-                return
+        if self.bias is not None and has_ones and (joined := side_by_side(self.weight, self.bias)) is not None:
+            joined.addmm_(Y.t(), X, alpha=-step)
+            return
         self.weight.addmm_(Y.t(), X[:, :D_in], alpha=-step)
         if self.bias is None:
             return
@@ -182,7 +181,8 @@ class NGSGD(torch.optim.Optimizer):
     times before a step, has each application's rows in its statistics.
 
     Where not to use it: under DistributedDataParallel, gradient clipping or anything else that works on the ``.grad``
-    of affine layers, which is never formed; parameters that a module uses without calling the ``nn.Linear`` that
+    of affine layers, which is never formed; with a second one that has the same layers; for derivatives of derivatives.
+    Parameters that a module uses without calling the ``nn.Linear`` that
     owns them (as ``nn.MultiheadAttention`` does) get plain SGD.
 
     The rows of all affine layers, and the preconditioned ones, are in memory at once. A layer whose outputs do not lie
@@ -308,7 +308,7 @@ class NGSGD(torch.optim.Optimizer):
         return loss
 
     def _precondition(self, taken: list[tuple[_AffineLayer, tuple[Tensor, Tensor]]], lr: float) -> None:
-        """The step of all affine layers. What is a number for each is computed for all at once, where the data lies."""
+        """The step of all affine layers. What is a number for each is computed where the data lies."""
         try:
             applied = [(layer, layer.x_side.apply(X), layer.y_side.apply(Y)) for layer, (X, Y) in taken]
         except FloatingPointError:

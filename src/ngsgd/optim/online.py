@@ -15,7 +15,7 @@ the inverse of G_t times beta_t is ``I - W_t^T W_t``, so that a minibatch costs 
     H_t = X_t W_t^T,    X^_t = X_t - H_t W_t.
 
 The renewal of an estimate needs products over the minibatch, which are formed where the data lies, and an
-eigendecomposition of an R x R matrix, which is made on the host, for many estimates at once: a GPU is waited for once.
+eigendecomposition of an R x R matrix, which is made on the host: for all estimates together a GPU is waited for once.
 """
 
 from __future__ import annotations
