@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from ngsgd.forks import SERVER
+from ngsgd.forks.client import SERVER
 
 SERVING = """
 import os, sys, time
-from ngsgd.forks import serve
+from ngsgd.forks.server import serve
 from ngsgd.lifetime import end_with_scheduler
 
 def run(arguments):
@@ -50,7 +50,7 @@ os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)"])
 """
 CLIENT = """
 import sys
-from ngsgd.forks import delegate
+from ngsgd.forks.client import delegate
 status = delegate(sys.argv[1:])
 print("nobody" if status is None else "", end="")
 sys.exit(status)
@@ -201,7 +201,8 @@ def test_a_call_starts_a_server_that_knows_the_jobs(tmp_path: Path) -> None:
     program = "; ".join(
         (
             "import sys, time",
-            "from ngsgd.forks import delegate, start",
+            "from ngsgd.forks.client import delegate",
+            "from ngsgd.forks.server import start",
             "start()",
             "asked = (time.sleep(0.1) or delegate(['train', '--help']) for _ in range(600))",
             "sys.exit(next(status for status in asked if status is not None))",

@@ -81,7 +81,8 @@ HEAVY = {
         ("ngsgd.procedure.job", HEAVY),
         ("ngsgd.procedure.diagnose", HEAVY),
         ("ngsgd.procedure.average", HEAVY | {"torch"}),
-        ("ngsgd.faces.cli", HEAVY | {"torch"}),
+        ("ngsgd.faces.commands", HEAVY | {"torch"}),
+        ("ngsgd.faces.cli", HEAVY | {"torch", "numpy", "typing", "argparse", "logging", "subprocess"}),
     ],
 )
 def test_what_runs_in_each_iteration_imports_only_what_it_needs(module: str, without: set[str]) -> None:

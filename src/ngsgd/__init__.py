@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # what a type checker takes it for; to import typing is a third of a command's start
 if TYPE_CHECKING:
+    from typing import Any
+
     from ngsgd.network.model import AcousticModel, load_model
     from ngsgd.optim.ngsgd import NGSGD
     from ngsgd.optim.online import OnlineNaturalGradient
@@ -28,4 +28,6 @@ def __getattr__(name: str) -> Any:
     """The public names, imported when they are asked for: averaging models, for one, needs no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'ngsgd' has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(_HOMES[name]), name)

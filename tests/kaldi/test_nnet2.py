@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ngsgd.errors import ModelError, NgsgdError
-from ngsgd.faces.cli import perform as main
+from ngsgd.faces.commands import perform as main
 from ngsgd.faces.models import load
 from ngsgd.kaldi.nnet2 import COMPONENTS, Nnet2, Record, read_nnet2, write_nnet2
 from ngsgd.kaldi.tables import Script, integers, matrix, read_archive

@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 
-from ngsgd import forks
+from ngsgd.forks.server import start as start_server
 from ngsgd.files import remove_abandoned
 from ngsgd.lifetime import RunLock, announce_scheduler
 from ngsgd.procedure.losses import Stragglers, fail
@@ -30,7 +30,7 @@ def claim_results():
     # On a cluster no job of another machine lives any more; elsewhere there may be one whose Snakemake has died.
     remove_abandoned("results", elsewhere=hooks.end_former_jobs is not None)
     if not ON_CLUSTER:
-        forks.start()
+        start_server()
 
 
 # Why jobs have failed, by their logs, where the cluster knows more of it than these.

@@ -3,8 +3,9 @@
 import gc
 import importlib
 
-from ngsgd.faces.cli import FORKED, perform
-from ngsgd.forks import serve
+from ngsgd.faces.cli import FORKED
+from ngsgd.faces.commands import perform
+from ngsgd.forks.server import serve
 
 
 def load() -> None:

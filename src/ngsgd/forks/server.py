@@ -1,12 +1,4 @@
-"""A process that has loaded what jobs need, and forks one off for each job that asks.
-
-To import torch is nearly all of a short job's start. On one machine a call's jobs can share that: the call starts one
-server (`start`), which ends with it; a job's own process (`delegate`) hands over its arguments, folder, environment and
-standard streams, waits, and ends as the fork ended. A fork ends at once when that process does, when the server does,
-and, like every job, when the scheduler does. Where no server answers, a job is its own process.
-
-Only the same user is served, and only the same installation: another one's address differs.
-"""
+"""The process from which jobs are forked off."""
 
 from __future__ import annotations
 
@@ -26,12 +18,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from ngsgd.files import digest
+from ngsgd.forks.client import LARGEST_REQUEST, SERVER, STREAMS, TAKEN, address, user
 
-SERVER = "NGSGD_SERVER"  # environment variable: the token of the call's server
-STREAMS = 3  # standard input, output and error
-LARGEST_REQUEST = 1 << 22  # bytes of arguments and environment
-TAKEN = b"+"  # what the server says to one whose job it has forked off
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 _servers: list[subprocess.Popen[bytes]] = []  # for as long as this program runs
@@ -46,37 +34,6 @@ def start() -> None:
     _servers.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True))
 
 
-def delegate(arguments: Sequence[str]) -> int | None:
-    """Has a fork of the server do what these arguments say.
-
-    Returns:
-        The status with which the fork ended; None where no server has taken the job.
-    """
-    token = os.environ.get(SERVER)
-    request = json.dumps([list(arguments), os.getcwd(), dict(os.environ)]).encode()
-    if not token or len(request) > LARGEST_REQUEST:
-        return None
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:
-            connection.connect(_address(token))
-            if _user(connection) != os.getuid():
-                return None
-            socket.send_fds(connection, [struct.pack("!I", len(request))], list(range(STREAMS)))
-            connection.sendall(request)
-            if connection.recv(1) != TAKEN:
-                return None
-        except OSError:
-            return None
-        try:
-            status = connection.recv(1)
-        except OSError:
-            status = b""
-    ended = status[0] if status else 128 + signal.SIGKILL  # it was killed, or the server was
-    if ended - 128 in range(1, signal.NSIG):  # a shell would say so, but where nobody looks: this is in the job's log
-        print(f"error: the job was ended by a signal: {signal.strsignal(ended - 128)}", file=sys.stderr)
-    return ended
-
-
 def serve(run: Callable[[Sequence[str]], None], load: Callable[[], None]) -> None:
     """Serves the jobs of a call until standard input ends, as it does with the program that has called `start`.
 
@@ -85,7 +42,7 @@ def serve(run: Callable[[Sequence[str]], None], load: Callable[[], None]) -> Non
         load: loads what jobs need; those that ask in the meantime wait.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(_address(os.environ[SERVER]))
+    listener.bind(address(os.environ[SERVER]))
     listener.listen(1024)
     load()
     jobs: dict[int, _Job] = {}  # by the descriptor of the fork, and by that of who waits for it
@@ -148,7 +105,7 @@ def _accepted(listener: socket.socket, run: Callable[[Sequence[str]], None]) -> 
         time.sleep(0.1)
         return None
     try:
-        if _user(connection) != os.getuid():
+        if user(connection) != os.getuid():
             raise PermissionError("only the same user is served")
         request = _received(connection, streams)
         server = os.getpid()
@@ -222,15 +179,3 @@ def _become(
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
-
-
-def _address(token: str) -> str:
-    """Of the server of a call, for this installation. It is no file, and goes with the server."""
-    return f"\0ngsgd-{token}-{digest([sys.prefix, sys.version, __file__])}"
-
-
-def _user(connection: socket.socket) -> int:
-    """Whose process is at the other end."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    user: int = struct.unpack("3i", credentials)[1]
-    return user
