@@ -22,6 +22,7 @@ STUDY: dict[str, Any] = {
     "paper": {
         "digits": {
             "settings": {"corpus": "digits", "samples_per_iter": 16000, "num_epochs": 2},
+            "optimizers": {"ng-sgd": {"alpha": 1.0}},
             "sweep": {"num_epochs": 1},
             "rates": {"sgd": [0.005, 0.02], "ng-sgd": [0.02]},
             "decay": 10,
@@ -44,6 +45,7 @@ def test_one_call_makes_the_page_and_the_next_one_what_is_missing(tmp_path: Path
         (method, jobs, seed) for method in ("sgd", "ng-sgd") for jobs in (1, 2) for seed in (0, 1)
     }
     page = (tmp_path / "results/digits.md").read_text()
+    assert "NG-SGD online moreover: `alpha: 1.0`." in page
     for figure in ("optimisers", "jobs-ng-sgd", "time-sgd", "speedup", "averaging", "rates", "cost"):
         assert f"paper/digits/{figure}.png" in page
         assert (made / f"{figure}.png").read_bytes().startswith(b"\x89PNG")

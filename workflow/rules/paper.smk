@@ -40,6 +40,14 @@ def grid_of(experiment):
     return list(STUDY.experiments[experiment].grid_runs(RATES[experiment]))
 
 
+def runs_of_cost(wildcards):
+    """The first run of each optimiser, by whose settings a minibatch is measured."""
+    runs = {}
+    for name in grid_of(wildcards.experiment):
+        runs.setdefault(SETTINGS[name].optimizer, f"results/{name}")
+    return runs
+
+
 def metrics_of(runs):
     for name in runs:
         PLANS.of(name)
@@ -98,9 +106,7 @@ rule paper_tables:
 rule paper_cost:
     input:
         lambda wildcards: expand(
-            "results/{run}/{file}",
-            run=grid_of(wildcards.experiment)[0],
-            file=["final.safetensors", "settings.json"],
+            "{run}/{file}", run=runs_of_cost(wildcards).values(), file=["final.safetensors", "settings.json"]
         ),
     output:
         "results/paper/{experiment}/cost.tsv",
@@ -111,8 +117,7 @@ rule paper_cost:
     # Alone on this machine.
     threads: CORES or 1
     params:
-        run=lambda wildcards: f"results/{grid_of(wildcards.experiment)[0]}",
-        optimizers=lambda wildcards: list(STUDY.experiments[wildcards.experiment].rates),
+        runs=runs_of_cost,
     script:
         "../scripts/paper_cost.py"
 
@@ -173,7 +178,12 @@ def ends_of(runs):
 
 
 def pending():
-    """The portions of the grids that are not made yet, as far as their learning rates are chosen."""
+    """The portions of the grids that are not made yet, as far as their learning rates are chosen.
+
+    A cluster has use for all jobs at once; what is forced would be made again by the call after the last portion.
+    """
+    if ON_CLUSTER or workflow.dag_settings.forceall or workflow.dag_settings.forcerun:
+        return []
     rates = STUDY.rates(PAPER)
     return [part for part in STUDY.parts(rates) if not all(map(os.path.exists, ends_of(part)))]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,31 +18,30 @@ from ngsgd.network.model import AcousticModel, load_model
 from ngsgd.optim.ngsgd import NGSGD
 from ngsgd.procedure.job import optimizer_of
 from ngsgd.procedure.run import Run
-from ngsgd.procedure.settings import Optimizer
 
 MINIBATCHES = 24  # of a repetition: estimates are renewed at every fourth
 REPETITIONS = 7
 LRATE = 1.0e-6  # so small that the model stays as it is
 
 
-def costs(run: Run, optimizers: Sequence[Optimizer]) -> pd.DataFrame:
-    """Milliseconds of a minibatch, by the network and the examples of a run.
+def costs(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Milliseconds of a minibatch, by the network and the examples of the first run.
 
     Args:
-        run: a finished one.
-        optimizers: by the names of the configuration.
+        runs: finished ones, with the settings of each optimiser that is to be measured, by its name.
 
     Returns:
         A row for each optimiser and repetition. Columns method, repetition, milliseconds, of_sgd: their ratio to
         SGD's in the same repetition, where it is among the optimisers.
 
     Raises:
-        DataError: the run's first archive has not enough examples.
+        DataError: the first run's first archive has not enough examples.
     """
     settle()
+    run = next(iter(runs.values()))
     torch.set_num_threads(run.settings.threads)
     size, context = run.settings.minibatch_size, run.settings.context()
-    models = {optimizer: load_model(run.final).train() for optimizer in optimizers}
+    models = {name: load_model(run.final).train() for name in runs}
     model = next(iter(models.values()))
     needed = (model.left_context, model.right_context)
     taken: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -57,7 +55,7 @@ def costs(run: Run, optimizers: Sequence[Optimizer]) -> pd.DataFrame:
         for model in models.values():
             stack.enter_context(model.interleaved())
         steps = {
-            name: _Trainer(model, optimizer_of(model, replace(run.settings, optimizer=name), LRATE), taken)
+            name: _Trainer(model, optimizer_of(model, runs[name].settings, LRATE), taken)
             for name, model in models.items()
         }
         for step in steps.values():

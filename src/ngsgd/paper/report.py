@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -64,10 +65,10 @@ def _experiment(name: str, f: Findings, figures: Path) -> list[str]:
     told = (
         f"{f.data.num_utterances['train']:,} utterances, {frames['train']:,} frames in {len(f.data.class_counts)} "
         f"classes; {frames['test']:,} frames for the test. {seeds}. "
-        "Beside the default settings: "
-        + ", ".join(f"`{key}: {value}`" for key, value in f.experiment.settings.items())
-        + "."
+        "Beside the default settings: " + _told(f.experiment.settings)
     )
+    for method, own in {**f.experiment.methods, **f.experiment.optimizers}.items():
+        told += f" {name_of(method)} moreover: {_told(own)}"
     parts = [f"## {name.capitalize()}", told]
     parts += [f"![{figure}]({figures}/{figure}.png)" for figure in figures_of(f.experiment)]
     folder = f"results/paper/{name}"
@@ -77,6 +78,10 @@ def _experiment(name: str, f: Findings, figures: Path) -> list[str]:
     if f.source:
         parts.append(f"Recorded: {f.source}")
     return parts
+
+
+def _told(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{key}: {value}`" for key, value in settings.items()) + "."
 
 
 def summary_table(outcome: pd.DataFrame) -> str:
