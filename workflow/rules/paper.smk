@@ -178,12 +178,7 @@ def ends_of(runs):
 
 
 def pending():
-    """The portions of the grids that are not made yet, as far as their learning rates are chosen.
-
-    A cluster has use for all jobs at once; what is forced would be made again by the call after the last portion.
-    """
-    if ON_CLUSTER or workflow.dag_settings.forceall or workflow.dag_settings.forcerun:
-        return []
+    """The portions of the grids that are not made yet, as far as their learning rates are chosen."""
     rates = STUDY.rates(PAPER)
     return [part for part in STUDY.parts(rates) if not all(map(os.path.exists, ends_of(part)))]
 
@@ -191,12 +186,20 @@ def pending():
 PENDING = pending()
 
 
+def in_portions():
+    """Whether a call makes no more than the next of them.
+
+    A cluster has use for all jobs at once; what is forced would be made again by the call after the last portion.
+    """
+    return not (ON_CLUSTER or workflow.dag_settings.forceall or workflow.dag_settings.forcerun)
+
+
 def go_on():
     """Makes the call anew, if it has chosen learning rates, whose grids it could not tell, or made a portion of a grid.
 
     One that has made neither would go on for ever.
     """
-    if STUDY.rates(PAPER) != RATES or pending() != PENDING:
+    if STUDY.rates(PAPER) != RATES or (in_portions() and pending() != PENDING):
         print("Going on with the study.", file=sys.stderr)
         # At the very end, when this call has put everything away.
         atexit.register(os.execv, sys.executable, sys.orig_argv)
@@ -205,7 +208,7 @@ def go_on():
 def for_paper(wildcards):
     if len(RATES) < len(STUDY.experiments):
         return expand("results/paper/{experiment}/learning_rates.json", experiment=STUDY.experiments)
-    if PENDING:
+    if PENDING and in_portions():
         return [*metrics_of(PENDING[0]), *ends_of(PENDING[0])]
     return [
         PAGE,
