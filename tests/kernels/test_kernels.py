@@ -9,27 +9,17 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-import ngsgd.kernels.fisher
 import ngsgd.kernels.native
-import ngsgd.kernels.rows
-from ngsgd.kernels.fisher import Given, solution_of, z_of
-from ngsgd.kernels.native import library, serves
-from ngsgd.kernels.rows import (
-    append_ones,
-    layer_step,
-    normalize,
-    normalize_derivative,
-    row_lengths,
-    side_by_side,
-    two_norm,
-    two_norm_derivative_,
-)
+from ngsgd.kernels.fisher import EPSILON, Given, renewed, shares, solution_of
+from ngsgd.kernels.layer import Norm, Preconditioned, Rows, affine, descend, side_by_side
+from ngsgd.kernels.native import Side, library, serves
+from ngsgd.kernels.rows import append_ones, measured, normalize, normalize_derivative, two_norm, two_norm_derivative_
+from ngsgd.optim.online import FisherEstimate, Renewal, update
 
 WIDTHS = [1, 7, 16, 33, 80]
 SOURCE = Path(ngsgd.kernels.native.__file__).with_name("kernels.c")
@@ -47,8 +37,7 @@ def operators(monkeypatch: pytest.MonkeyPatch):
 
     def use(function, *args):
         with monkeypatch.context() as m:
-            for module in (ngsgd.kernels.rows, ngsgd.kernels.fisher):
-                m.setattr(module, "serves", lambda *tensors: False)
+            m.setattr(ngsgd.kernels.native, "library", None)
             return function(*args)
 
     return use
@@ -134,15 +123,35 @@ def test_weights_and_bias_are_one_matrix_where_they_lie_so() -> None:
 def test_lengths_of_rows_that_are_not_formed(operators, width: int) -> None:
     R = min(3, width)
     e = torch.linspace(0.9, 0.3, R)
-    W = e.sqrt()[:, None] * torch.linalg.qr(random(width, R)).Q.T
+    W = (e.sqrt()[:, None] * torch.linalg.qr(random(width, R)).Q.T).contiguous()
     x = append_ones(random(40, width - 1, seed=1)) if width > 1 else random(40, 1, seed=1)  # rows that lie apart
-    H = x @ W.T
-    lengths, traces = row_lengths(x, H, 2.0 - e)
+    H, lengths, traces = measured(x, W, 2.0 - e)
+    torch.testing.assert_close(H, x @ W.T, rtol=1e-4, atol=1e-5)
     x_hat = x - H @ W
     torch.testing.assert_close(lengths, x_hat.norm(dim=1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(traces, torch.stack((x.square().sum(), x_hat.square().sum())))
-    for ours, theirs in zip((lengths, traces), operators(row_lengths, x, H, 2.0 - e), strict=True):
+    for ours, theirs in zip((H, lengths, traces), operators(measured, x, W, 2.0 - e), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@compiled
+@pytest.mark.parametrize("norm", [None, Norm(5, normalized=False), Norm(5, normalized=True)])
+def test_an_affine_layer(norm: Norm | None) -> None:
+    x, room = random(2, 3, 7), random(15, 16, seed=1)
+    weight, bias = room[:, :7], room[:, 7]
+    made = affine(x, weight, bias, norm)
+    assert made is not None
+    rows, z, y, scale = made
+    assert torch.equal(rows, append_ones(x.view(6, 7)))
+    expected = torch.nn.functional.linear(x, weight, bias)
+    torch.testing.assert_close(z, expected)
+    if norm is None:
+        assert (y, scale) == (None, None)
+    else:
+        for ours, theirs in zip((y, scale), two_norm(z.view(2, 3, 5, 3), normalized=norm.normalized), strict=True):
+            assert (ours is theirs is None) or torch.equal(ours, theirs)
+    assert affine(x, weight, bias.clone(), norm) is None
+    assert affine(x[:, :, 1:], weight, bias, norm) is None
 
 
 @compiled
@@ -157,63 +166,95 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert two_norm_derivative_(x.clone(), both, their_scale, torch.ones_like(y))[1].isnan().all()
     assert two_norm_derivative_(x, y, None, torch.ones_like(y))[1].isnan().any()
     assert normalize_derivative(z, scale, torch.ones_like(z))[1].isnan().all()
-    assert row_lengths(z, random(3, 2), torch.ones(2))[0].isnan().tolist() == [False, True, False]
+    assert measured(z, random(2, 16), torch.ones(2))[1].isnan().tolist() == [False, True, False]
+
+
+def an_estimate(R: int, D: int) -> FisherEstimate:
+    d_t = torch.linspace(2.0, 0.1, R).double()
+    e_t = torch.linspace(0.8, 0.4, R)
+    W_t = e_t.sqrt()[:, None] * torch.linalg.qr(random(D, R, seed=2)).Q.T
+    return FisherEstimate(W_t.contiguous(), 2.0 - e_t, d_t, 0.05)
 
 
 @compiled
+@pytest.mark.parametrize("N", [5, 90])
 @pytest.mark.parametrize("R", WIDTHS)
-@pytest.mark.parametrize("size", [1e-3, 1e3])
-def test_the_small_part_of_a_renewal(operators, R: int, size: float) -> None:
-    generator = np.random.default_rng(R)
+@pytest.mark.parametrize("size", [1e-2, 1e2])
+def test_a_renewal(operators, R: int, size: float, N: int) -> None:
     D = R + 3
-    K, L = (size * (m @ m.T) for m in (random(R, R), random(R, R, seed=1)))
-    given = Given(torch.from_numpy(np.sort(generator.uniform(0.1, 2.0, R))[::-1].copy()), 0.05, 4.0, 0.3, 10, D)
-    Z, trace = z_of(K, L, given)
-    theirs, their_trace = operators(z_of, K, L, given)
-    assert trace == pytest.approx(their_trace)
-    torch.testing.assert_close(Z, theirs)
-    torch.testing.assert_close(Z, Z.T)
-    assert float(Z.trace()) == pytest.approx(min(1.0, trace))
-    values, U = torch.linalg.eigh(Z)
-    for least in (float(values[0]), -1.0, 1e-12):  # as it is; below the floor; far from the largest
-        values[0] = least
-        tr_XX = 100.0 * size * D
-        ours, other = (f(solution_of, values, U, trace, tr_XX, given, K) for f in (lambda f, *a: f(*a), operators))
-        for one, two in zip(ours, other, strict=True):
-            if isinstance(one, Tensor):
-                torch.testing.assert_close(one, two)
-            else:
-                assert one == pytest.approx(two)
-        assert ours.doubtful or R == 1 or least > 1e-12
-        # tr(F_{t+1}) is that of T_t, where no floor holds.
-        expected = given.eta / given.N * tr_XX + (1.0 - given.eta) * (D * given.rho_t + float(given.d_t.sum()))
-        if min(ours.rho_1, float(ours.d_1.min())) > 1e-3 * (ours.rho_1 + float(ours.d_1[0])):
-            assert float(ours.d_1.sum()) + D * ours.rho_1 == pytest.approx(expected)
+    estimate, X = an_estimate(R, D), append_ones(size * random(N, D - 1))
+    H, trace = X @ estimate.W_t.T, X.square().sum()
+    renewal = Renewal(estimate, X, H, trace, 4.0, 0.3)
+    made = renewed(X, H, estimate.W_t, trace, renewal.given())
+    assert made is not None
+    (theirs,) = operators(update, [renewal])
+    if not made.doubtful:
+        torch.testing.assert_close(made.W_1.abs(), theirs.W_t.abs(), rtol=1e-3, atol=1e-4)  # of eigenvectors, any sign
+    torch.testing.assert_close(made.shrunk, theirs.shrunk, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(made.d_1, theirs.d_t, rtol=1e-3, atol=1e-3 * float(theirs.d_t[0]))
+    assert made.rho_1 == pytest.approx(theirs.rho_t, rel=1e-3)
+    # tr(F_{t+1}) is that of T_t, where no floor holds.
+    expected = 0.3 / N * float(trace) + 0.7 * (D * 0.05 + float(estimate.d_t.sum()))
+    if min(made.rho_1, float(made.d_1.min())) > 1e-3 * (made.rho_1 + float(made.d_1[0])):
+        assert float(made.d_1.sum()) + D * made.rho_1 == pytest.approx(expected, rel=1e-4)
 
 
 @compiled
-def test_an_estimate_is_doubted_where_rounding_may_have_spoilt_it(operators) -> None:
+def test_a_renewal_of_what_is_not_finite(operators) -> None:
+    estimate = an_estimate(2, 6)
+    for X in (torch.full((4, 6), torch.nan), torch.full((4, 6), 1e25)):
+        renewal = Renewal(estimate, X, X @ estimate.W_t.T, X.square().sum(), 4.0, 0.3)
+        for function in (update, lambda r: operators(update, r)):
+            with pytest.raises(FloatingPointError, match="not finite, or overflow"):
+                function([renewal])
+
+
+@compiled
+def test_an_estimate_is_doubted_where_rounding_may_have_spoilt_it() -> None:
     """Where eigenvalues are far apart, and where one is below the floor, 0.01^2; not else."""
     given, U = Given(torch.full((3,), 1.0, dtype=torch.float64), 0.02, 4.0, 0.5, 10, 9), torch.eye(3).double()
     for values, doubtful in (((1e-3, 0.5, 1.0), False), ((1.1e-4, 0.5, 109.0), False), ((1.1e-4, 0.5, 111.0), True),
                              ((0.9e-4, 0.5, 1.0), True)):  # fmt: skip
-        arguments = (torch.tensor(values).double(), U, 1.0, 9.0, given, torch.empty(0))
-        assert solution_of(*arguments).doubtful == doubtful
-        assert operators(solution_of, *arguments).doubtful == doubtful
+        assert solution_of(torch.tensor(values).double(), U, 1.0, 9.0, given, torch.empty(0)).doubtful == doubtful
+    # Compiled: of rows along the estimate's own directions the eigenvalues are their squared lengths' squares.
+    d_t = torch.full((3,), EPSILON, dtype=torch.float64)
+    W = torch.eye(3, 9) * float(shares(d_t, EPSILON, 4.0, 9)[0]) ** 0.5
+    for longest, doubtful in ((31.0, False), (32.0, True)):
+        X = torch.eye(3, 9) * torch.tensor([[longest], [2.0], [1.0]])
+        made = renewed(X, X @ W.T, W, X.square().sum(), Given(d_t, EPSILON, 4.0, 0.5, 3, 9))
+        assert made is not None
+        assert made.doubtful == doubtful
 
 
 @compiled
 @pytest.mark.parametrize("m", [0.0, 1e-4, 1e4])
-def test_the_step_of_a_layer(m: float) -> None:
-    """Beside the formulas of the optimiser's docstring."""
-    x, y = random(7).abs(), random(7, seed=1).abs()
-    before, after = torch.tensor([9.0, 4.0]), torch.tensor([3.0, 0.0])  # the second side is all zeros
-    step, limited = layer_step((x, before), (y, after), 0.1, m)
-    free = 0.1 * 1.5
-    change = free * float(x @ y)
-    assert limited == (m == 1e-4)
-    assert step == pytest.approx(free * min(1.0, m * 7 / change) if m else free)
-    assert math.isnan(layer_step((x, before * torch.nan), (y, after), 0.1, m)[0])
+@pytest.mark.parametrize("N", [3, 60])
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_the_step_of_a_layer(m: float, N: int, low_rank: bool) -> None:
+    """Beside the formulas of the optimiser's docstring; of few rows Y^ is formed, of many it is not."""
+    D_in, D_out, R = 4, 17, 3
+    sides = []
+    for D, seed in ((D_in + 1, 0), (D_out, 1)):
+        X = append_ones(random(N, D - 1, seed=seed))
+        H, W = (random(N, R, seed=seed + 2), random(R, D, seed=seed + 4)) if low_rank else (None, None)
+        rows = Rows(X, H, W)
+        sides.append(Preconditioned(rows, rows.formed().norm(dim=1), torch.tensor([9.0, 3.0])))
+    (x, y), room = sides, random(D_out, 16, seed=6)
+    y = y._replace(traces=torch.tensor([4.0, 0.0]))  # all zeros: whatever the other one, it is 1
+    expected = room.clone()
+    free = 0.1 * math.sqrt(3.0)
+    change = free * float(x.lengths @ y.lengths)
+    s = free * min(1.0, m * N / change) if m else free
+    expected[:, : D_in + 1] -= s * y.x_hat.formed().T @ x.x_hat.formed()
+    weight, bias = room[:, :D_in], room[:, D_in]
+    assert descend(weight, bias.clone(), x, y, 0.1, m) is None
+    assert descend(weight, None, x, y, 0.1, m) is None
+    assert descend(weight, bias, x, y, 0.1, m) is (m == 1e-4)
+    torch.testing.assert_close(room, expected)
+    # A change that is not a number is no reason to shorten the step, and is seen in the weights.
+    descend(weight, bias, x._replace(traces=x.traces * torch.nan), y, 0.1, m)
+    assert room[:, : D_in + 1].isnan().all()
+    assert torch.equal(room[:, D_in + 1 :], expected[:, D_in + 1 :])
 
 
 @compiled
@@ -226,33 +267,36 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
     subprocess.run(["gcc", *options, str(SOURCE), "-o", str(plain), "-lm"], check=True)
     others = ctypes.CDLL(str(plain))
     N, k, G, R = 50, 5, 83, 21
-    K, d = random(R, R, seed=2), torch.linspace(0.1, 3.0, R).double()
+    estimate = an_estimate(R, k * G)
     x, dy = random(N, k, G), random(N, G, seed=1)
     made = []
+    torchs = ctypes.CDLL(str(next(Path(torch.__file__).with_name("lib").glob("libtorch_cpu.*"))))
+    others.use(*(ctypes.cast(getattr(torchs, name), ctypes.c_void_p) for name in ("sgemm_", "dsyevd_")))
     for functions in (library, others):
         y, z, scale, dx, lengths, traces = (torch.empty(n) for n in ((N, G), (N, G), N, (N, G), N, 2))
-        derivative, factor = x.clone(), torch.empty(G)
-        room, d_1, Z = torch.empty(R).double(), torch.empty(R).double(), torch.empty(R, R).double()
-        A, B, shrunk, number, numbers = torch.empty(R, R), torch.empty(R), torch.empty(R), ctypes.c_int(), []
+        derivative, factor, H = x.clone(), torch.empty(G), torch.empty(N, R)
+        W_1, shrunk, d_1, rho_1 = torch.empty(R, k * G), torch.empty(R), torch.empty(R).double(), ctypes.c_double()
+        weight, number, numbers = random(k * G, k * G, seed=3), ctypes.c_int(), []
+        side = Side(
+            x.data_ptr(), k * G, k * G, H.data_ptr(), estimate.W_t.data_ptr(), R, lengths.data_ptr(), traces.data_ptr()
+        )
         for name, arguments in {
             "two_norm": (x, y, scale, N, k, G, 1e-20),
-            "two_norm_derivative": (
-                derivative, y, scale, dy, factor, N, k, G, 1e-20, 1e-20,
-            ),
+            "two_norm_derivative": (derivative, y, scale, dy, factor, N, k, G, 1e-20, 1e-20),
             "normalize": (y, z, scale, N, G, 1e-20),
             "normalize_derivative": (z, scale, dy, dx, N, G, 1e-20),
-            "row_lengths": (x, N, k * G, k * G, dx, y, G, lengths, traces),
-            "layer_step": (lengths, traces, lengths, traces, N, 0.1, 1e-3, number),
-            "fisher_z": (K, K, d, 0.1, 4.0, 0.3, N, 2 * R, room, Z, R),
-            "fisher_solution": (
-                d, Z, 2.0, 9.0, d, 0.1, 4.0, 0.3, N, 2 * R, 1e-10, 5e-4, 1e6, room, A, B, shrunk, d_1, number, R,
+            "measure": (x, N, k * G, k * G, estimate.W_t, estimate.shrunk, R, H, lengths, traces),
+            "descend": (side, side, weight, k * G, N, 0.1, 1e-3),
+            "renew": (
+                x, N, k * G, k * G, H, estimate.W_t, estimate.d_t, 0.1, 9.0, 4.0, 0.3, 1e-10, 5e-4, 1e6, W_1, shrunk,
+                d_1, rho_1, number, R,
             ),
         }.items():  # fmt: skip
             values = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
             function = getattr(functions, name)
             function.restype = getattr(library, name).restype
             function.argtypes = getattr(library, name).argtypes
-            numbers += [function(*values), number.value]
-        arrays = (y, z, scale, dx, derivative, lengths, traces, Z, A, B, shrunk, d_1)
+            numbers += [function(*values), number.value, rho_1.value]
+        arrays = (y, z, scale, dx, derivative, H, lengths, traces, weight, W_1, shrunk, d_1)
         made.append([t.numpy().tobytes() for t in arrays] + numbers)
     assert made[0] == made[1]

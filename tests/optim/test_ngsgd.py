@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import ngsgd.kernels.rows
+import ngsgd.kernels.native
 import ngsgd.optim.ngsgd
 import ngsgd.optim.online
 from ngsgd import NGSGD, OnlineNaturalGradient
@@ -344,7 +344,7 @@ def test_a_step_waits_for_a_gpu_once_at_most(monkeypatch: pytest.MonkeyPatch) ->
     """Seen without one: the step takes the course that it takes on a GPU, and what would wait is counted."""
     for module in (ngsgd.optim.ngsgd, ngsgd.optim.online):
         monkeypatch.setattr(module, "in_reach", lambda tensor: False)
-    monkeypatch.setattr(ngsgd.kernels.rows, "serves", lambda *tensors: False)
+    monkeypatch.setattr(ngsgd.kernels.native, "library", None)
     copies = []
     cpu = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(tensor.shape) or cpu(tensor))

@@ -1,6 +1,7 @@
-"""What is made of R x R matrices when an estimate of ``ngsgd.optim.online`` is renewed, on the host.
+"""The renewal of an estimate of ``ngsgd.optim.online``: compiled for floats on a CPU, all of it.
 
-Compiled for what comes from floats; PyTorch's operators for whatever else. All but the outcome is in double precision.
+For whatever else, the part that is made of R x R matrices on the host, by PyTorch's operators. What is made of these is
+in double precision.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from __future__ import annotations
 import ctypes
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from ngsgd.kernels.native import library, serves
+from ngsgd.kernels.native import library, lie_in_rows, serves
 
 EPSILON = 1.0e-10  # smallest value of rho_t and d_t
 DELTA = 5.0e-4  # smallest value of rho_t and d_t relative to the largest eigenvalue
+NOT_FINITE, NO_MEMORY = 1, 2  # what kernels.c calls so
 CONDITION_THRESHOLD = 1.0e6  # beyond this ratio of eigenvalues R_t is checked for orthonormality
 
 
@@ -38,16 +39,31 @@ class Given(NamedTuple):
     D: int
 
 
+class Renewed(NamedTuple):
+    """What has become of an estimate.
+
+    Attributes:
+        W_1: W_{t+1}, (R, D).
+        shrunk: (R,), 2 - e_{t+1}.
+        d_1: (R,), d_{t+1}, on the host, of doubles.
+        rho_1: rho_{t+1}.
+        doubtful: whether rounding may have cost R_{t+1} the orthonormality of its rows.
+    """
+
+    W_1: Tensor
+    shrunk: Tensor
+    d_1: Tensor
+    rho_1: float
+    doubtful: bool
+
+
 class Solution(NamedTuple):
-    """What becomes of an estimate: W_{t+1} = A_t (J_t + B_t W_t).
+    """What becomes of an estimate in its own dimensions: W_{t+1} = A_t (J_t + B_t W_t).
 
     Attributes:
         A_t: (R, R).
         B_t: (R,), the diagonal of a matrix.
-        shrunk: (R,), 2 - e_{t+1}.
-        d_1: (R,), d_{t+1}, of doubles.
-        rho_1: rho_{t+1}.
-        doubtful: whether rounding may have cost R_{t+1} the orthonormality of its rows.
+        shrunk, d_1, rho_1, doubtful: as of `Renewed`.
     """
 
     A_t: Tensor
@@ -56,6 +72,42 @@ class Solution(NamedTuple):
     d_1: Tensor
     rho_1: float
     doubtful: bool
+
+
+def not_finite() -> FloatingPointError:
+    return FloatingPointError("natural gradient: the minibatch holds values that are not finite, or overflow")
+
+
+def renewed(X: Tensor, H: Tensor, W: Tensor, trace: Tensor, given: Given) -> Renewed | None:
+    """F_{t+1} from F_t and a minibatch; None where it is not for the compiled functions.
+
+    Args:
+        X: (N, D).
+        H: (N, R), X W^T.
+        W: (R, D).
+        trace: tr(X X^T).
+        given: what there is beside these.
+
+    Raises:
+        FloatingPointError: the rows hold a value that is not finite, or so large that its square is not.
+        MemoryError: there is none.
+    """
+    if not (lie_in_rows(X) and serves(H, W)):
+        return None
+    (d_t, rho_t, alpha, eta, N, D), R = given, W.shape[0]
+    W_1, shrunk, d_1 = W.new_empty(R, D), W.new_empty(R), d_t.new_empty(R)
+    rho_1, doubtful = ctypes.c_double(), ctypes.c_int()
+    failed: int = library.renew(
+        X.data_ptr(), N, D, X.stride(0), H.data_ptr(), W.data_ptr(), d_t.data_ptr(), rho_t, float(trace), alpha, eta,
+        EPSILON, DELTA, CONDITION_THRESHOLD, W_1.data_ptr(), shrunk.data_ptr(), d_1.data_ptr(), rho_1, doubtful, R,
+    )  # fmt: skip
+    if failed == NOT_FINITE:
+        raise not_finite()
+    if failed == NO_MEMORY:
+        raise MemoryError("natural gradient: no memory to renew an estimate")
+    if failed:
+        raise FloatingPointError("natural gradient: the eigenvalues of Z_t were not found")
+    return Renewed(W_1, shrunk, d_1, rho_1.value, bool(doubtful))
 
 
 def shares(d_t: Tensor, rho_t: float, alpha: float, D: int) -> Tensor:
@@ -75,13 +127,7 @@ def z_of(K: Tensor, L: Tensor, given: Given) -> tuple[Tensor, float]:
     Returns:
         Z_t (R, R), of doubles, divided by its trace where that is above 1, and the trace.
     """
-    (d_t, rho_t, alpha, eta, N, D), R = given, len(K)
-    if serves(K, L):
-        room, Z = d_t.new_empty(R), d_t.new_empty(R, R)
-        trace: float = library.fisher_z(
-            K.data_ptr(), L.data_ptr(), d_t.data_ptr(), rho_t, alpha, eta, N, D, room.data_ptr(), Z.data_ptr(), R
-        )
-        return Z, trace
+    d_t, rho_t, alpha, eta, N, D = given
     learn, kept = eta / N, (1.0 - eta) * (d_t + rho_t)
     inv_sqrt_e = shares(d_t, rho_t, alpha, D).rsqrt()
     Z = (kept[:, None] + kept) * L.double() + learn * K.double()
@@ -103,16 +149,6 @@ def solution_of(values: Tensor, U: Tensor, trace: float, tr_XX: float, given: Gi
         like: says of which type the outcome is to be.
     """
     (d_t, rho_t, alpha, eta, N, D), R = given, len(values)
-    made = torch.empty(R, R, dtype=like.dtype)
-    rows = U.mT.contiguous()
-    if serves(made):
-        B_t, shrunk, d_1, room, doubtful = made.new_empty(R), made.new_empty(R), *d_t.new_empty(2, R), ctypes.c_int()
-        rho_1: float = library.fisher_solution(
-            values.data_ptr(), rows.data_ptr(), trace, tr_XX, d_t.data_ptr(), rho_t, alpha, eta, N, D,
-            EPSILON, DELTA, CONDITION_THRESHOLD, room.data_ptr(),
-            made.data_ptr(), B_t.data_ptr(), shrunk.data_ptr(), d_1.data_ptr(), doubtful, R,
-        )  # fmt: skip
-        return Solution(made, B_t, shrunk, d_1, rho_1, bool(doubtful))
     learn, keep = eta / N, 1.0 - eta
     c_t, c_floor = values.flip(0) * max(1.0, trace), (rho_t * keep) ** 2  # from the largest
     sqrt_c = c_t.clamp(min=c_floor).sqrt()
@@ -125,7 +161,7 @@ def solution_of(values: Tensor, U: Tensor, trace: float, tr_XX: float, given: Gi
     e_1 = shares(d_1, rho_1, alpha, D)
     by = learn * e_1.sqrt() / sqrt_c
     return Solution(
-        made.copy_(by[:, None] * rows.flip(0) * shares(d_t, rho_t, alpha, D).rsqrt()),
+        (by[:, None] * U.mT.flip(0) * shares(d_t, rho_t, alpha, D).rsqrt()).to(like.dtype),
         (keep / learn * (d_t + rho_t)).to(like.dtype),
         (2.0 - e_1).to(like.dtype),
         d_1,

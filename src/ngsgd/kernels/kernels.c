@@ -1,9 +1,12 @@
-/* The parts of a training step that are not matrix products, each in one pass over its rows; see __init__.py.
+/* A training step in few pieces; see __init__.py.
 
-   All matrices are of floats, row after row. Sums over a row run in LANES strands, whatever the processor, and products
-   are not contracted with sums (-ffp-contract=off): the bytes are the same on every machine. */
+   All matrices are of floats, row after row. What is no matrix product is made in one pass over its rows. Sums over a row
+   run in LANES strands, whatever the processor, and products are not contracted with sums (-ffp-contract=off): the bytes
+   are the same on every machine. Matrix products and eigenvalues are PyTorch's own. */
 
 #include <math.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define LANES 16
 
@@ -127,18 +130,6 @@ KERNEL void append_ones(const float *restrict x, float *restrict rows, long N, l
     }
 }
 
-/* A layer's step: rate gamma_x gamma_y, and no longer than that m N >= its bound on the change, where m is above 0; then
-   `limited` says whether it was. Given lengths (N) and traces of both sides as `row_lengths` gives them. */
-KERNEL double layer_step(const float *restrict x_lengths, const float *restrict x_traces, const float *restrict y_lengths,
-                         const float *restrict y_traces, long N, double rate, double m, int *limited) {
-    double step = rate;
-    if (x_traces[1] != 0.0f) step *= sqrt((double)x_traces[0] / x_traces[1]);
-    if (y_traces[1] != 0.0f) step *= sqrt((double)y_traces[0] / y_traces[1]);
-    double change = step * dot(x_lengths, y_lengths, N), limit = m * N;
-    *limited = m > 0.0 && change > limit;
-    return *limited ? step * (limit / change) : step;
-}
-
 /* e (R): the squared lengths of the rows of W_t, given d (R). */
 INLINE void shares(const double *restrict d, double rho, double alpha, long D, double *restrict e, long R) {
     double sum = 0.0;
@@ -149,7 +140,7 @@ INLINE void shares(const double *restrict d, double rho, double alpha, long D, d
 
 /* Z (R, R), see fisher.py, divided by its trace where that is above 1. K and L (R, R) are of floats; d (R); room for R
    numbers. Returns the trace. */
-KERNEL double fisher_z(const float *restrict K, const float *restrict L, const double *restrict d, double rho,
+KERNEL double renewal_z(const float *restrict K, const float *restrict L, const double *restrict d, double rho,
                        double alpha, double eta, long N, long D, double *restrict room, double *restrict Z, long R) {
     double trace = 0.0, l = eta / N;
     shares(d, rho, alpha, D, room, R);
@@ -171,7 +162,7 @@ KERNEL double fisher_z(const float *restrict K, const float *restrict L, const d
 /* A (R, R), B, shrunk and d_1 (R), see fisher.py, given the eigenvalues of Z (R), rising, its eigenvectors, the rows of
    U (R, R), and its trace before it was divided; room for R numbers. Returns rho_1; `doubtful` says whether rounding may
    have cost the rows of R_{t+1} their orthonormality. */
-KERNEL double fisher_solution(const double *restrict values, const double *restrict U, double trace, double tr_XX,
+KERNEL double renewal_solution(const double *restrict values, const double *restrict U, double trace, double tr_XX,
                               const double *restrict d, double rho, double alpha, double eta, long N, long D,
                               double epsilon, double delta, double condition, double *restrict room,
                               float *restrict A, float *restrict B, float *restrict shrunk, double *restrict d_1,
@@ -208,4 +199,129 @@ KERNEL double fisher_solution(const double *restrict values, const double *restr
     for (long i = 0; i < R; i++)
         for (long j = 0; j < R; j++) A[i * R + j] = (float)(room[i] * U[(R - 1 - i) * R + j] * e[j]);
     return rho_1;
+}
+
+/* sgemm and dsyevd, with numbers that may be read as 32 or 64 bits wide. */
+typedef void Multiply(const char *, const char *, const long *, const long *, const long *, const float *, const float *,
+                      const long *, const float *, const long *, const float *, float *, const long *);
+typedef void Diagonalise(const char *, const char *, const long *, double *, const long *, double *, double *,
+                         const long *, long *, const long *, long *);
+static Multiply *multiply;
+static Diagonalise *diagonalise;
+
+/* To be called first: where they are. */
+void use(Multiply *sgemm, Diagonalise *dsyevd) {
+    multiply = sgemm;
+    diagonalise = dsyevd;
+}
+
+typedef struct {
+    const float *at;
+    long stride; /* from one row's begin to the next one's */
+    char op;     /* 'T' where the transpose is meant, else 'N' */
+} Factor;
+
+/* C (M, N) = alpha A B + beta C, of A (M, K) and B (K, N). BLAS, which counts columns first, sees all transposed. */
+static void product(long M, long N, long K, float alpha, Factor A, Factor B, float beta, float *C, long stride) {
+    multiply(&B.op, &A.op, &N, &M, &K, &alpha, B.at, &B.stride, A.at, &A.stride, &beta, C, &stride);
+}
+
+#define ROWS(at, stride) ((Factor){at, stride, 'N'})
+#define COLUMNS(at, stride) ((Factor){at, stride, 'T'})
+
+/* An affine layer: rows (N, D_in + 1), which begin `stride` apart, are those of x (N, D_in) with a 1 after each, and
+   z (N, k G) = rows (W b)^T. Where y is given it becomes what `two_norm` makes of z. */
+void affine(const float *x, float *rows, long N, long D_in, long stride, const float *W, long W_stride, float *z, long k,
+            long G, float *y, float *scale, float floor) {
+    append_ones(x, rows, N, D_in, stride);
+    product(N, k * G, D_in + 1, 1.0f, ROWS(rows, stride), COLUMNS(W, W_stride), 0.0f, z, k * G);
+    if (y) two_norm(z, y, scale, N, k, G, floor);
+}
+
+/* H (N, R) = X W^T, and then as `row_lengths`. */
+void measure(const float *x, long N, long D, long stride, const float *W, const float *shrunk, long R, float *H,
+             float *lengths, float *traces) {
+    product(N, R, D, 1.0f, ROWS(x, stride), COLUMNS(W, D), 0.0f, H, R);
+    row_lengths(x, N, D, stride, H, shrunk, R, lengths, traces);
+}
+
+/* One side of a layer's step: its rows X (N, D), and of X^ = X - H W, with H (N, R) and W (R, D), lengths (N) and
+   traces. R is 0 where X^ = X. */
+typedef struct {
+    const float *X;
+    long D, stride;
+    const float *H, *W;
+    long R;
+    const float *lengths, *traces;
+} Side;
+
+static void form(float *X_hat, const Side *side, long N) {
+    for (long n = 0; n < N; n++) memcpy(X_hat + n * side->stride, side->X + n * side->stride, side->D * sizeof(float));
+    if (side->R)
+        product(N, side->D, side->R, -1.0f, ROWS(side->H, side->R), ROWS(side->W, side->D), 1.0f, X_hat, side->stride);
+}
+
+/* W (D_y, D_x) -= s Y^^T X^, whose rows begin `stride` apart, with s = rate gamma_x gamma_y, or less where m is above 0
+   and the step would go further than m N. Returns whether it would, and -1 where there is no memory. */
+KERNEL int descend(const Side *x, const Side *y, float *W, long stride, long N, double rate, double m) {
+    double step = rate;
+    if (x->traces[1] != 0.0f) step *= sqrt((double)x->traces[0] / x->traces[1]);
+    if (y->traces[1] != 0.0f) step *= sqrt((double)y->traces[0] / y->traces[1]);
+    double change = step * dot(x->lengths, y->lengths, N), limit = m * N;
+    int limited = m > 0.0 && change > limit;
+    if (limited) step *= limit / change;
+
+    /* Y^^T X^ = Y^T X^ - W_y^T (H_y^T X^), where that is less work than to form Y^. */
+    int apart = y->R && N * y->D > x->D * (N + y->D);
+    const float *X_hat = x->X, *Y_hat = y->X;
+    float *room = malloc((N * x->stride + (apart ? y->R * x->D : N * y->stride)) * sizeof(float)), *second = room + N * x->stride;
+    if (!room) return -1;
+    if (x->R) form(room, x, N), X_hat = room;
+    if (y->R && !apart) form(second, y, N), Y_hat = second;
+    product(y->D, x->D, N, (float)-step, COLUMNS(Y_hat, y->stride), ROWS(X_hat, x->stride), 1.0f, W, stride);
+    if (apart) {
+        product(y->R, x->D, N, 1.0f, COLUMNS(y->H, y->R), ROWS(X_hat, x->stride), 0.0f, second, x->D);
+        product(y->D, x->D, y->R, (float)step, COLUMNS(y->W, y->D), ROWS(second, x->D), 1.0f, W, stride);
+    }
+    free(room);
+    return limited;
+}
+
+/* What goes wrong with a renewal. */
+enum { ALL_RIGHT, NOT_FINITE, NO_MEMORY, NO_EIGENVALUES };
+
+/* W_{t+1} (R, D), shrunk and d_{t+1} (R) and rho_{t+1} from X (N, D), whose rows begin `stride` apart, H (N, R), W_t and
+   the rest; see fisher.py. */
+int renew(const float *X, long N, long D, long stride, const float *H, const float *W, const double *d, double rho,
+          double tr_XX, double alpha, double eta, double epsilon, double delta, double condition, float *W_1,
+          float *shrunk, double *d_1, double *rho_1, int *doubtful, long R) {
+    long work_size = 1 + 6 * R + 2 * R * R, more_size = 3 + 5 * R, failed = 0;
+    double *Z = malloc((R * R + 2 * R + work_size) * sizeof(double) + more_size * sizeof(long) +
+                       (R * D + 3 * R * R + R) * sizeof(float));
+    if (!Z) return NO_MEMORY;
+    double *values = Z + R * R, *spare = values + R, *work = spare + R;
+    long *more = (long *)(work + work_size);
+    float *J = (float *)(more + more_size), *K = J + R * D, *L = K + R * R, *A = L + R * R, *B = A + R * R;
+
+    product(R, D, N, 1.0f, COLUMNS(H, R), ROWS(X, stride), 0.0f, J, D);
+    product(R, R, D, 1.0f, ROWS(J, D), COLUMNS(J, D), 0.0f, K, R);
+    if (N < D)
+        product(R, R, N, 1.0f, COLUMNS(H, R), ROWS(H, R), 0.0f, L, R);
+    else
+        product(R, R, D, 1.0f, ROWS(W, D), COLUMNS(J, D), 0.0f, L, R);
+    double trace = renewal_z(K, L, d, rho, alpha, eta, N, D, spare, Z, R);
+    int outcome = isfinite(trace) && isfinite(tr_XX) ? ALL_RIGHT : NOT_FINITE;
+    if (outcome == ALL_RIGHT) {
+        diagonalise("V", "L", &R, Z, &R, values, work, &work_size, more, &more_size, &failed);
+        if (failed) outcome = NO_EIGENVALUES;
+    }
+    if (outcome == ALL_RIGHT) {
+        *rho_1 = renewal_solution(values, Z, trace, tr_XX, d, rho, alpha, eta, N, D, epsilon, delta, condition, spare, A,
+                                  B, shrunk, d_1, doubtful, R);
+        for (long r = 0; r < R; r++)
+            for (long i = 0; i < D; i++) J[r * D + i] += B[r] * W[r * D + i];
+        product(R, D, R, 1.0f, ROWS(A, R), ROWS(J, D), 0.0f, W_1, D);
+    }
+    free(Z);
+    return outcome;
 }

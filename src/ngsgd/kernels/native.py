@@ -13,22 +13,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SIGNATURES = {  # p: address, l: number of rows or the like, f, d: float and double, i: where a number is put
+SIGNATURES = {  # p: address, l: number of rows or the like, f, d: float and double, s: side, i, r: where numbers go
+    "affine": "pplllplpllppf",
     "two_norm": "ppplllf",
     "two_norm_derivative": "ppppplllff",
     "normalize": "pppllf",
     "normalize_derivative": "ppppllf",
-    "row_lengths": "plllpplpp",
     "append_ones": "pplll",
-    "layer_step": "pppplddi",
-    "fisher_z": "pppdddllppl",
-    "fisher_solution": "ppddpdddlldddpppppil",
+    "measure": "plllpplppp",
+    "descend": "ssplldd",
+    "renew": "plllpppdddddddpppril",
 }
+
+
+class Side(ctypes.Structure):
+    """One side of an affine layer's step, for the function ``descend``."""
+
+    _fields_ = (
+        ("X", ctypes.c_void_p), ("D", ctypes.c_long), ("stride", ctypes.c_long),
+        ("H", ctypes.c_void_p), ("W", ctypes.c_void_p), ("R", ctypes.c_long),
+        ("lengths", ctypes.c_void_p), ("traces", ctypes.c_void_p),
+    )  # fmt: skip
+
+
 TYPES = {
-    "p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float, "d": ctypes.c_double,
-    "i": ctypes.POINTER(ctypes.c_int),
+    "p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float, "d": ctypes.c_double, "s": ctypes.POINTER(Side),
+    "i": ctypes.POINTER(ctypes.c_int), "r": ctypes.POINTER(ctypes.c_double),
 }  # fmt: skip
-GIVE_A_NUMBER = ("layer_step", "fisher_z", "fisher_solution")
+GIVE_A_NUMBER = ("descend", "renew")
 
 
 def _load() -> Any:
@@ -36,14 +48,20 @@ def _load() -> Any:
     if not file.exists():
         return None
     library = ctypes.CDLL(str(file))
+    try:
+        # Where BLAS and LAPACK are a library of their own, that of torch's depends on it.
+        torchs = ctypes.CDLL(str(next(Path(torch.__file__).with_name("lib").glob("libtorch_cpu.*"))))
+        library.use(ctypes.cast(torchs.sgemm_, ctypes.c_void_p), ctypes.cast(torchs.dsyevd_, ctypes.c_void_p))
+    except (OSError, AttributeError, StopIteration):
+        return None
     for name, signature in SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes = [TYPES[letter] for letter in signature]
-        function.restype = ctypes.c_double if name in GIVE_A_NUMBER else None
+        function.restype = ctypes.c_int if name in GIVE_A_NUMBER else None
     return library
 
 
-#: None where the installation found no compiler.
+#: None where the installation found no compiler, or PyTorch hides its products.
 library = _load()
 
 
@@ -54,6 +72,19 @@ def serves(*tensors: Tensor) -> bool:
     """
     return library is not None and all(
         type(t) is Tensor and t.dtype is torch.float32 and t.is_cpu and t.is_contiguous() for t in tensors
+    )
+
+
+def lie_in_rows(*matrices: Tensor) -> bool:
+    """Whether the functions can be used on these, whose rows may begin further apart than they are long."""
+    return library is not None and all(
+        type(m) is Tensor
+        and m.dtype is torch.float32
+        and m.is_cpu
+        and m.dim() == 2
+        and m.stride(1) == 1
+        and m.stride(0) >= m.shape[1] > 0
+        for m in matrices
     )
 
 

@@ -5,17 +5,15 @@ Both forms compute the same but for rounding.
 
 from __future__ import annotations
 
-import ctypes
 import math
 
 import torch
 from torch import Tensor
 
-from ngsgd.kernels.native import library, serves
+from ngsgd.kernels.native import library, lie_in_rows, serves
 
 ALIGNMENT = 16  # of a row's beginning, in numbers
 NORM_FLOOR = 2.0**-66  # Kaldi's kNormFloor: the smallest mean square that `normalize` divides by
-Measured = tuple[Tensor, Tensor]  # lengths and traces
 TINY = 1.0e-20  # a 2-norm that only members whose squares underflow have
 
 
@@ -42,54 +40,28 @@ def append_ones(x: Tensor) -> Tensor:
     return rows
 
 
-def side_by_side(weight: Tensor, bias: Tensor) -> Tensor | None:
-    """W (D_out, D_in) and b (D_out) as one matrix (D_out, D_in + 1), where b lies in memory as W's last column."""
-    D_out, D_in = weight.shape
-    stride = weight.stride(0)
-    if bias.stride(0) != stride or stride <= D_in or bias.data_ptr() != weight.data_ptr() + D_in * bias.itemsize:
-        return None
-    return weight.detach().as_strided((D_out, D_in + 1), (stride, 1))
-
-
-def row_lengths(x: Tensor, H: Tensor, shrunk: Tensor) -> Measured:
-    """The lengths (N,) of the rows of X^ = X - H W, and the traces tr(X X^T) and tr(X^ X^^T), (2,).
+def measured(x: Tensor, W: Tensor, shrunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """H = X W^T (N, R), the lengths (N,) of the rows of X^ = X - H W, and the traces tr(X X^T) and tr(X^ X^^T), (2,).
 
     X^ need not be there for it: |x^|^2 = |x|^2 - sum_r (2 - e_r) h_r^2, with orthogonal rows of W.
 
     Args:
         x: (N, D), X.
-        H: (N, R), X W^T.
+        W: (R, D).
         shrunk: (R,), 2 - e, of which e holds the squared lengths of the rows of W.
     """
-    if serves(H, shrunk) and x.dtype is torch.float32 and x.stride(1) == 1:
-        (N, D), lengths, traces = x.shape, x.new_empty(len(x)), x.new_empty(2)
-        library.row_lengths(
-            x.data_ptr(), N, D, x.stride(0), H.data_ptr(), shrunk.data_ptr(), len(shrunk),
-            lengths.data_ptr(), traces.data_ptr(),
+    if serves(W, shrunk) and lie_in_rows(x):
+        (N, D), R = x.shape, len(shrunk)
+        H, lengths, traces = W.new_empty(N, R), W.new_empty(N), W.new_empty(2)
+        library.measure(
+            x.data_ptr(), N, D, x.stride(0), W.data_ptr(), shrunk.data_ptr(), R,
+            H.data_ptr(), lengths.data_ptr(), traces.data_ptr(),
         )  # fmt: skip
-        return lengths, traces
+        return H, lengths, traces
+    H = torch.mm(x, W.t())
     before = torch.linalg.vecdot(x, x)
     after = (before - torch.mv(H.square(), shrunk)).clamp_(min=0.0)
-    return after.sqrt(), torch.stack((before.sum(), after.sum()))
-
-
-def layer_step(x: Measured, y: Measured, rate: float, m: float) -> tuple[float, bool]:
-    """rate gamma_x gamma_y, scaled down where a layer's step would go further than m N, and whether it was.
-
-    Only for what `serves` says so of. For numbers on another device, and all layers at once, see `ngsgd.optim.ngsgd`.
-
-    Args:
-        x, y: lengths and traces of both sides, as `row_lengths` gives them.
-        rate: learning rate.
-        m: at most so far a row; 0 for any.
-    """
-    limited = ctypes.c_int()
-    (x_lengths, x_traces), (y_lengths, y_traces) = x, y
-    step: float = library.layer_step(
-        x_lengths.data_ptr(), x_traces.data_ptr(), y_lengths.data_ptr(), y_traces.data_ptr(), len(x_lengths),
-        rate, m, limited,
-    )  # fmt: skip
-    return step, bool(limited)
+    return H, after.sqrt(), torch.stack((before.sum(), after.sum()))
 
 
 def two_norm(groups: Tensor, *, normalized: bool) -> tuple[Tensor, Tensor | None]:

@@ -10,43 +10,59 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ngsgd.kernels.native import serves
-from ngsgd.kernels.rows import append_ones, room_for_rows, side_by_side
+from ngsgd.kernels.layer import Norm
+from ngsgd.kernels.layer import affine as compiled_affine
+from ngsgd.kernels.rows import room_for_rows, two_norm, two_norm_derivative_
+from ngsgd.network.norms import InterleavedTwoNorm
 
 Watcher = Callable[[Tensor, Tensor], None]
 
 
 class _Watched(torch.autograd.Function):
-    """y = W x + b, of which no gradients are formed: X and the derivative at y go to whoever watches the layer.
+    """z = W x + b, or its norms, without gradients of W and b: X and the derivative at z go to who watches the layer.
 
-    W goes in for autograd to see that there is something to train, whatever x asks for. Where W and b lie side by side
-    they are one matrix, and no copy of b to all rows has to be made first.
+    W goes in for autograd to see that there is something to train, whatever x asks for.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, affine: Affine) -> Tensor:
-        ctx.affine = affine
+        ctx.affine, norm = affine, affine.norm
         kind = x.device.type
+        y = scale = None
         if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64:
             dtype = torch.get_autocast_dtype(kind)
-            weight = weight.to(dtype)
-            ctx.save_for_backward(x, weight)
-            return nn.functional.linear(x.to(dtype), weight, affine.bias.to(dtype))
-        joined = affine.joined()
-        if joined is None or not serves(x):
-            ctx.save_for_backward(x, weight)
-            return nn.functional.linear(x, weight, affine.bias)
-        rows = append_ones(x.view(-1, affine.input_dim))
-        ctx.save_for_backward(rows, weight)
-        return torch.mm(rows, joined.t()).view(*x.shape[:-1], affine.output_dim)
+            rows, weight = x.to(dtype), weight.to(dtype)
+            z = nn.functional.linear(rows, weight, affine.bias.to(dtype))
+        elif (made := compiled_affine(x, weight, affine.bias, norm)) is not None:
+            rows, z, y, scale = made
+        else:
+            rows, z = x, nn.functional.linear(x, weight, affine.bias)
+        if norm is None:
+            ctx.save_for_backward(rows, weight)
+            return z
+        if y is None:
+            y, scale = two_norm(_grouped(z, norm), normalized=norm.normalized)
+        ctx.save_for_backward(rows, weight, z, y, scale)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None]:
-        (dy,) = grad_outputs
-        x, weight = ctx.saved_tensors
-        ctx.affine.seen(x, dy)
-        return (torch.matmul(dy, weight) if ctx.needs_input_grad[0] else None), None, None
+        affine = ctx.affine
+        rows, weight, *normed = ctx.saved_tensors
+        (dz,) = grad_outputs
+        if normed:
+            # Nobody needs z any more: no further memory has to be fetched for the derivative. (Autograd would notice if
+            # somebody did.)
+            z, y, scale = normed
+            dz = two_norm_derivative_(_grouped(z, affine.norm), y, scale, dz).view(z.shape)
+        affine.seen(rows, dz)
+        return (torch.matmul(dz, weight) if ctx.needs_input_grad[0] else None), None, None
+
+
+def _grouped(z: Tensor, norm: Norm) -> Tensor:
+    """z (..., D) as (..., k, D / k)."""
+    return z.view(*z.shape[:-1], norm.k, -1)
 
 
 class Affine(nn.Linear):
@@ -55,10 +71,12 @@ class Affine(nn.Linear):
     Attributes:
         output_order: where the rows of W and b lie otherwise than in the model's file (`AcousticModel.interleaved`),
             the number there of each; else None.
+        norm: what else it does with its outputs, a part of the components above (likewise); else None.
     """
 
     kind = "affine"
     output_order: tuple[int, ...] | None = None
+    norm: Norm | None = None
 
     def __init__(self, input_dim: int, output_dim: int) -> None:
         super().__init__(input_dim, output_dim)
@@ -80,7 +98,10 @@ class Affine(nn.Linear):
         if self._watchers and torch.is_grad_enabled() and self.weight.requires_grad and self.bias.requires_grad:
             y: Tensor = _Watched.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
             return y
-        return super().forward(x)
+        z = super().forward(x)
+        if self.norm is not None:
+            z = InterleavedTwoNorm.apply(_grouped(z, self.norm), self.norm.normalized)  # type: ignore[no-untyped-call]
+        return z
 
     def watch(self, watcher: Watcher) -> RemovableHandle:
         """Has ``watcher`` be given, in each backward pass from now on, what the gradient would be made of.
@@ -97,10 +118,6 @@ class Affine(nn.Linear):
         """Gives those who watch what a backward pass has brought."""
         for watcher in self._watchers.values():
             watcher(x, dy)
-
-    def joined(self) -> Tensor | None:
-        """W and b side by side, (D_out, D_in + 1), where they lie so."""
-        return side_by_side(self.weight, self.bias)
 
     @torch.no_grad()
     def join(self, joined: bool) -> None:

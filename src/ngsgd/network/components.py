@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ngsgd.kernels.rows import TINY, normalize, normalize_derivative, two_norm, two_norm_derivative_
 from ngsgd.network.affine import Affine
+from ngsgd.network.norms import Normalized, TwoNorm
 
 MAX_OFFSET = 10000  # frames
 BATCHNORM_EPSILON = 1.0e-3
@@ -107,54 +107,15 @@ class FixedAffine(Component):
         return nn.functional.linear(x, self.weight, self.bias)
 
 
-class _TwoNorm(torch.autograd.Function):
-    """The 2-norm of each group of inputs, (..., G, k). torch.linalg.vector_norm takes several times as long."""
-
-    @staticmethod
-    def forward(ctx: Any, groups: Tensor) -> Tensor:
-        squares = torch.mv(groups.square().reshape(-1, groups.shape[-1]), groups.new_ones(groups.shape[-1]))
-        y: Tensor = squares.sqrt_().view(groups.shape[:-1])
-        ctx.save_for_backward(groups, y)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        groups, y = ctx.saved_tensors
-        derivative: Tensor = groups * (grad_outputs[0] / y.clamp(min=TINY)).unsqueeze(-1)
-        return derivative
-
-
-class _InterleavedTwoNorm(torch.autograd.Function):
-    """The 2-norm of each group of inputs, given as (..., k, G), or `Normalize` of these norms."""
-
-    @staticmethod
-    def forward(ctx: Any, groups: Tensor, normalized: bool) -> Tensor:
-        y, scale = two_norm(groups, normalized=normalized)
-        ctx.save_for_backward(groups, y, scale)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        # The groups are the output of an affine component, which nobody needs any more: no further memory has to be
-        # fetched for the derivative. (Autograd would notice if somebody did.)
-        groups, y, scale = ctx.saved_tensors
-        return two_norm_derivative_(groups, y, scale, grad_outputs[0]), None
-
-
 class PNorm(Component):
     """The p-norm of each group of input_dim / output_dim successive inputs.
 
     Attributes:
-        interleaved: whether the inputs of a group do not follow each other but lie output_dim apart, which is faster;
-            see `AcousticModel.interleaved`.
-        normalized: whether the output is that of the `Normalize` that follows; interleaved 2-norms only.
+        done_below: whether the component below does so already; see `AcousticModel.interleaved`.
     """
 
     kind = "pnorm"
-    interleaved = False
-    normalized = False
+    done_below = False
 
     def __init__(self, input_dim: int, output_dim: int, p: float = 2.0) -> None:
         super().__init__(input_dim, output_dim)
@@ -168,33 +129,14 @@ class PNorm(Component):
         return super().spec() | {"p": self.p}
 
     def forward(self, x: Tensor) -> Tensor:
-        group = self.input_dim // self.output_dim
-        shape, dim = ((group, self.output_dim), -2) if self.interleaved else ((self.output_dim, group), -1)
-        groups = x.reshape(*x.shape[:-1], *shape)
-        y: Tensor
+        if self.done_below:
+            return x
+        groups = x.reshape(*x.shape[:-1], self.output_dim, self.input_dim // self.output_dim)
         if self.p != 2.0:
-            y = torch.linalg.vector_norm(groups, ord=self.p, dim=dim)
-        elif self.interleaved:
-            y = _InterleavedTwoNorm.apply(groups, self.normalized)  # type: ignore[no-untyped-call]
-        else:
-            y = _TwoNorm.apply(groups)  # type: ignore[no-untyped-call]
+            norm: Tensor = torch.linalg.vector_norm(groups, ord=self.p, dim=-1)
+            return norm
+        y: Tensor = TwoNorm.apply(groups)  # type: ignore[no-untyped-call]
         return y
-
-
-class _Normalize(torch.autograd.Function):
-    """y = x / rms(x) for each row."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y, scale = normalize(x)
-        ctx.save_for_backward(y, scale)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        y, scale = ctx.saved_tensors
-        return normalize_derivative(y, scale, grad_outputs[0])
 
 
 class Normalize(Elementwise):
@@ -210,7 +152,7 @@ class Normalize(Elementwise):
     def forward(self, x: Tensor) -> Tensor:
         if self.done_below:
             return x
-        y: Tensor = _Normalize.apply(x)  # type: ignore[no-untyped-call]
+        y: Tensor = Normalized.apply(x)  # type: ignore[no-untyped-call]
         return y
 
 

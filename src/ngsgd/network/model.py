@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ngsgd.errors import ModelError
+from ngsgd.kernels.layer import Norm
 from ngsgd.kernels.native import serves
 from ngsgd.network.affine import Affine
 from ngsgd.network.components import Component, Normalize, PNorm, Splice, from_spec
@@ -151,9 +152,9 @@ class AcousticModel(nn.Module):
     def interleaved(self) -> Iterator[None]:
         """Lays the parameters as it suits training.
 
-        The outputs of affine components below p-norms lie so that the members of a group are far apart: for
-        (B, T, k, G) in the place of (B, T, G, k) a p-norm takes a third of the time. 2-norms are normalised in the same
-        go. The bias of an affine component lies beside its weights, where the functions in C serve.
+        The outputs of affine components below 2-norms lie so that the members of a group are far apart: for
+        (B, T, k, G) in the place of (B, T, G, k) the norm takes a third of the time. These components make the norms
+        themselves, and normalise them. The bias of each lies beside its weights, where the functions in C serve.
 
         What the model computes stays the same but for rounding. At the end all is as it was; the model cannot be saved
         before. An optimiser belongs into the block as a whole, and a graph serves one backward pass, which goes over
@@ -161,30 +162,32 @@ class AcousticModel(nn.Module):
         """
         chain = self.chain()
         affines = [c for c in chain if isinstance(c, Affine) and serves(c.weight.data)]
-        pairs = [(a, p) for a, p in itertools.pairwise(chain) if isinstance(a, Affine) and isinstance(p, PNorm)]
+        above = [*chain[2:], None, None]
         norms = [
-            (p, n)
-            for a, p, n in zip(chain, chain[1:], chain[2:], strict=False)
-            if isinstance(a, Affine) and isinstance(p, PNorm) and p.p == 2.0 and isinstance(n, Normalize)
+            (affine, pnorm, follower if isinstance(follower, Normalize) else None)
+            for affine, pnorm, follower in zip(chain, chain[1:], above, strict=False)
+            if isinstance(affine, Affine) and isinstance(pnorm, PNorm) and pnorm.p == 2.0
         ]
         try:
-            for affine, pnorm in pairs:
+            for affine, pnorm, normalize in norms:
                 order = np.arange(pnorm.input_dim).reshape(pnorm.output_dim, -1).T
                 affine.reorder(tuple(order.flatten().tolist()))
-                pnorm.interleaved = True
-            for pnorm, normalize in norms:
-                pnorm.normalized = normalize.done_below = True
+                affine.norm = Norm(len(order), normalized=normalize is not None)
+                pnorm.done_below = True
+                if normalize is not None:
+                    normalize.done_below = True
             for affine in affines:
                 affine.join(True)
             yield
         finally:
             for affine in affines:
                 affine.join(False)
-            for pnorm, normalize in norms:
-                pnorm.normalized = normalize.done_below = False
-            for affine, pnorm in pairs:
+            for affine, pnorm, normalize in norms:
                 affine.reorder(None)
-                pnorm.interleaved = False
+                affine.norm = None
+                pnorm.done_below = False
+                if normalize is not None:
+                    normalize.done_below = False
 
     def architecture(self) -> list[dict[str, Any]]:
         if any(isinstance(component, Affine) and component.output_order for component in self.chain()):

@@ -24,10 +24,11 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from ngsgd.kernels.native import in_reach, serves
-from ngsgd.kernels.rows import append_ones, layer_step, side_by_side
+from ngsgd.kernels.layer import Preconditioned, Rows, descend, side_by_side
+from ngsgd.kernels.native import in_reach
+from ngsgd.kernels.rows import append_ones
 from ngsgd.optim.online import OnlineNaturalGradient, renew
-from ngsgd.optim.preconditioner import Preconditioned, Preconditioner, Rows, at_full_precision, scales, unchanged
+from ngsgd.optim.preconditioner import Preconditioner, at_full_precision, scales, unchanged
 from ngsgd.optim.simple import SimpleNaturalGradient
 
 Method = Literal["online", "simple", "none"]
@@ -132,6 +133,11 @@ class _AffineLayer:
             xs = [x if x.shape[1] > D_in else append_ones(x) for x in xs]
         return xs[0] if len(xs) == 1 else torch.cat(xs), ys[0] if len(ys) == 1 else torch.cat(ys)
 
+    def count(self, limited: Tensor | int) -> None:
+        """Counts a step, and whether max-change limited it."""
+        self.num_steps += 1
+        self.num_limited = self.num_limited + limited
+
     def descend(self, x: Rows, y: Rows, step: float | Tensor) -> None:
         """W,b <- W,b - step Y^^T X^; a loss is minimised, so the rows of Y are *minus* the objective's derivative.
 
@@ -140,7 +146,6 @@ class _AffineLayer:
             y: Y^, (N, D_out).
             step: by which the gradient is multiplied; a 0-d tensor where reading it would be waiting for a GPU.
         """
-        self.num_steps += 1
         X_hat = x.formed()
         if isinstance(step, Tensor):
             X_hat, step = X_hat * step, 1.0
@@ -298,6 +303,7 @@ class NGSGD(torch.optim.Optimizer):
             if self._plain:
                 for layer, (X, Y) in taken:
                     layer.descend(Rows(X), Rows(Y), lr)
+                    layer.count(False)
             else:
                 self._precondition(taken, lr)
             renew(self._online)
@@ -317,23 +323,20 @@ class NGSGD(torch.optim.Optimizer):
             raise
         places = defaultdict(list)
         for layer, x, y in applied:
-            places[layer.weight.device, layer.weight.dtype].append((layer, x, y))
+            shortened = descend(layer.weight, layer.bias, x, y, lr, self.max_change_per_sample)
+            if shortened is None:
+                places[layer.weight.device, layer.weight.dtype].append((layer, x, y))
+            else:
+                layer.count(shortened)
         for group in places.values():
-            self._descend(group, lr)
-
-    def _descend(self, applied: list[tuple[_AffineLayer, Preconditioned, Preconditioned]], lr: float) -> None:
-        """The step of the affine layers that lie in one place, given their rows."""
-        for (layer, x, y), (step, was_limited) in zip(applied, self._steps(applied, lr), strict=True):
-            layer.num_limited = layer.num_limited + was_limited
-            layer.descend(x.x_hat, y.x_hat, step)
+            for (layer, x, y), (step, limited) in zip(group, self._steps(group, lr), strict=True):
+                layer.descend(x.x_hat, y.x_hat, step)
+                layer.count(limited)
 
     def _steps(
         self, applied: list[tuple[_AffineLayer, Preconditioned, Preconditioned]], lr: float
     ) -> Iterable[tuple[float | Tensor, int | Tensor]]:
         """lr gamma_x gamma_y s of each layer, and whether max-change limited it."""
-        if all(serves(x.lengths, x.traces, y.lengths, y.traces) for _, x, y in applied):
-            m = self.max_change_per_sample
-            return [layer_step((x.lengths, x.traces), (y.lengths, y.traces), lr, m) for _, x, y in applied]
         traces = torch.cat([traces for _, x, y in applied for traces in (x.traces, y.traces)]).view(-1, 2, 2)
         step = scales(*traces.unbind(2)).prod(dim=1).mul_(lr)
         limited: Iterable[Any] = itertools.repeat(0, len(applied))

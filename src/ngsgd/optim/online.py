@@ -21,6 +21,7 @@ eigendecomposition of an R x R matrix, which is made on the host: for all estima
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,10 +29,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ngsgd.kernels.fisher import EPSILON, Given, Solution, shares, solution_of, z_of
+from ngsgd.kernels.fisher import (
+    EPSILON,
+    Given,
+    Renewed,
+    Solution,
+    not_finite,
+    renewed,
+    shares,
+    solution_of,
+    z_of,
+)
+from ngsgd.kernels.layer import Preconditioned, Rows
 from ngsgd.kernels.native import in_reach
-from ngsgd.kernels.rows import row_lengths
-from ngsgd.optim.preconditioner import Preconditioned, Rows, at_full_precision, scales, unchanged
+from ngsgd.kernels.rows import measured
+from ngsgd.optim.preconditioner import at_full_precision, scales, unchanged
 
 NUM_INITIAL_UPDATES = 10  # so many updates are made on successive minibatches before update_period counts
 NUM_START_PASSES = 3  # passes over the first minibatch that turn the arbitrary start into an estimate
@@ -109,13 +121,22 @@ def update(renewals: Sequence[Renewal]) -> list[FisherEstimate]:
     Raises:
         FloatingPointError: the rows hold a value that is not finite, or so large that its square is not.
     """
-    places = {(renewal.X.device, renewal.X.dtype) for renewal in renewals}
-    if len(places) > 1:  # one after the other
-        made: dict[int, FisherEstimate] = {}
-        for place in places:
-            there = [i for i, renewal in enumerate(renewals) if (renewal.X.device, renewal.X.dtype) == place]
-            made |= dict(zip(there, update([renewals[i] for i in there]), strict=True))
-        return [made[i] for i in range(len(renewals))]
+    made: dict[int, FisherEstimate] = {}
+    places = defaultdict(list)
+    for i, renewal in enumerate(renewals):
+        estimate = renewal.estimate
+        at_once = renewed(renewal.X, renewal.H, estimate.W_t, renewal.trace, renewal.given())
+        if at_once is None:
+            places[renewal.X.device, renewal.X.dtype].append(i)
+        else:
+            made[i] = _estimate(renewal, at_once)
+    for there in places.values():
+        made |= dict(zip(there, _together([renewals[i] for i in there]), strict=True))
+    return [made[i] for i in range(len(renewals))]
+
+
+def _together(renewals: Sequence[Renewal]) -> list[FisherEstimate]:
+    """As `update`, of estimates that lie in one place, which is waited for once."""
     products = [_products(renewal) for renewal in renewals]
     small = iter(_on_host([part for _, *parts in products for part in parts]))
     solutions = [_solve(renewal, next(small), next(small), next(small)) for renewal in renewals]
@@ -151,7 +172,7 @@ def _solve(renewal: Renewal, K_t: Tensor, L_t: Tensor, trace: Tensor) -> Solutio
     Z_t, tr_Z = z_of(K_t, L_t, given)
     # A value of X that is not finite is on the diagonals, too.
     if not (math.isfinite(tr_Z) and math.isfinite(tr_XX)):
-        raise FloatingPointError("natural gradient: the minibatch holds values that are not finite, or overflow")
+        raise not_finite()
     # torch's solver, whose number of threads is the job's.
     values, U_t = torch.linalg.eigh(Z_t)
     return solution_of(values, U_t, tr_Z, tr_XX, given, renewal.X)
@@ -171,11 +192,17 @@ def _renewed(
     for i, (renewal, J_t, solution) in enumerate(zip(renewals, products, solutions, strict=True)):
         A_t, B_t, shrunk = parts[3 * i : 3 * i + 3]
         W_1 = A_t @ torch.addcmul(J_t, B_t[:, None], renewal.estimate.W_t)
-        if solution.doubtful:
-            e_1 = shares(solution.d_1, solution.rho_1, renewal.alpha, W_1.shape[1])
-            W_1 = orthonormalise(W_1, e_1)
-        estimates.append(FisherEstimate(W_1, shrunk, solution.d_1, solution.rho_1))
+        made = Renewed(W_1, shrunk, solution.d_1, solution.rho_1, solution.doubtful)
+        estimates.append(_estimate(renewal, made))
     return estimates
+
+
+def _estimate(renewal: Renewal, made: Renewed) -> FisherEstimate:
+    """The estimate that a renewal has made, put right where need be."""
+    W_1, shrunk, d_1, rho_1, doubtful = made
+    if doubtful:
+        W_1 = orthonormalise(W_1, shares(d_1, rho_1, renewal.alpha, W_1.shape[1]))
+    return FisherEstimate(W_1, shrunk, d_1, rho_1)
 
 
 def orthonormalise(W: Tensor, e: Tensor) -> Tensor:
@@ -197,7 +224,7 @@ def orthonormalise(W: Tensor, e: Tensor) -> Tensor:
             repaired: Tensor = sqrt_e * (L_inv.to(W.device) @ R)
             return repaired.to(W.dtype)
     rebuilt: Tensor = sqrt_e * torch.linalg.qr(R.T).Q.T
-    return rebuilt.to(W.dtype)
+    return rebuilt.to(W.dtype).contiguous()
 
 
 class OnlineNaturalGradient:
@@ -278,8 +305,7 @@ class OnlineNaturalGradient:
         if W_t.shape[1] != D:
             raise ValueError(f"rows have dimension {D}, those before had {W_t.shape[1]}")
 
-        H_t = torch.mm(x, W_t.t())
-        lengths, traces = row_lengths(x, H_t, shrunk)
+        H_t, lengths, traces = measured(x, W_t, shrunk)
         if self.t < NUM_INITIAL_UPDATES or self._num_skipped >= self.update_period - 1:
             self._renewal = Renewal(self._estimate, x, H_t, traces[0], self.alpha, self._eta(N))
         else:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ngsgd.kernels.rows import room_for_rows
+from ngsgd.kernels.layer import Preconditioned, Rows
 
 
 def at_full_precision(device: torch.device) -> AbstractContextManager[object]:
@@ -16,40 +16,6 @@ def at_full_precision(device: torch.device) -> AbstractContextManager[object]:
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
-
-
-class Rows(NamedTuple):
-    """The rows of X^ = X - H W, or of X itself. They need not be formed to be measured and multiplied.
-
-    Attributes:
-        X: (N, D).
-        H: (N, R), or None.
-        W: (R, D), or None.
-    """
-
-    X: Tensor
-    H: Tensor | None = None
-    W: Tensor | None = None
-
-    def formed(self) -> Tensor:
-        """X^, (N, D)."""
-        if self.H is None or self.W is None:
-            return self.X
-        return torch.addmm(self.X, self.H, self.W, alpha=-1, out=room_for_rows(len(self.X), self.X.shape[1], self.X))
-
-
-class Preconditioned(NamedTuple):
-    """The rows of a minibatch, preconditioned.
-
-    Attributes:
-        x_hat: X^, not rescaled.
-        lengths: (N,) of its rows.
-        traces: tr(X X^T) and tr(X^ X^^T), (2,); see `scales`.
-    """
-
-    x_hat: Rows
-    lengths: Tensor
-    traces: Tensor
 
 
 def scales(before: Tensor, after: Tensor) -> Tensor:

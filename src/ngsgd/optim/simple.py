@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ngsgd.optim.preconditioner import Preconditioned, unchanged
+from ngsgd.kernels.layer import Preconditioned
+from ngsgd.optim.preconditioner import unchanged
 
 
 class SimpleNaturalGradient:
