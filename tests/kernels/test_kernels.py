@@ -16,9 +16,9 @@ from torch._subclasses import FakeTensorMode
 
 import ngsgd.kernels.native
 from ngsgd.kernels.fisher import EPSILON, Given, renewed, shares, solution_of
-from ngsgd.kernels.layer import Norm, Preconditioned, Rows, affine, descend, side_by_side
+from ngsgd.kernels.layer import Norm, affine, affine_derivative, descend, measured, side_by_side
 from ngsgd.kernels.native import Side, library, serves
-from ngsgd.kernels.rows import append_ones, measured, normalize, normalize_derivative, two_norm, two_norm_derivative_
+from ngsgd.kernels.rows import append_ones, normalize, normalize_derivative, two_norm, two_norm_derivative_
 from ngsgd.optim.online import FisherEstimate, Renewal, update
 
 WIDTHS = [1, 7, 16, 33, 80]
@@ -125,13 +125,15 @@ def test_lengths_of_rows_that_are_not_formed(operators, width: int) -> None:
     e = torch.linspace(0.9, 0.3, R)
     W = (e.sqrt()[:, None] * torch.linalg.qr(random(width, R)).Q.T).contiguous()
     x = append_ones(random(40, width - 1, seed=1)) if width > 1 else random(40, 1, seed=1)  # rows that lie apart
-    H, lengths, traces = measured(x, W, 2.0 - e)
-    torch.testing.assert_close(H, x @ W.T, rtol=1e-4, atol=1e-5)
-    x_hat = x - H @ W
-    torch.testing.assert_close(lengths, x_hat.norm(dim=1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(traces, torch.stack((x.square().sum(), x_hat.square().sum())))
-    for ours, theirs in zip((H, lengths, traces), operators(measured, x, W, 2.0 - e), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    for ours in (measured(x, W, 2.0 - e), operators(measured, x, W, 2.0 - e)):
+        (_, H, _), lengths, traces, _ = ours
+        torch.testing.assert_close(H, x @ W.T, rtol=1e-4, atol=1e-5)
+        x_hat = x - x @ W.T @ W
+        torch.testing.assert_close(lengths, x_hat.norm(dim=1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(traces, torch.stack((x.square().sum(), x_hat.square().sum())))
+    for ours in (measured(x), operators(measured, x)):
+        torch.testing.assert_close(ours.lengths, x.norm(dim=1))
+        assert float(ours.traces[0]) == float(ours.traces[1]) > 0.0
 
 
 @compiled
@@ -143,13 +145,21 @@ def test_an_affine_layer(norm: Norm | None) -> None:
     assert made is not None
     rows, z, y, scale = made
     assert torch.equal(rows, append_ones(x.view(6, 7)))
-    expected = torch.nn.functional.linear(x, weight, bias)
-    torch.testing.assert_close(z, expected)
-    if norm is None:
-        assert (y, scale) == (None, None)
-    else:
-        for ours, theirs in zip((y, scale), two_norm(z.view(2, 3, 5, 3), normalized=norm.normalized), strict=True):
-            assert (ours is theirs is None) or torch.equal(ours, theirs)
+    torch.testing.assert_close(z, torch.nn.functional.linear(x, weight, bias).view(6, 15))
+    dz = dy = random(2, 3, 15, seed=2)
+    if norm is not None:
+        groups = z.clone().view(2, 3, 5, 3)
+        theirs = two_norm(groups, normalized=norm.normalized)
+        assert torch.equal(y, theirs[0])
+        assert scale is theirs[1] is None or torch.equal(scale, theirs[1])
+        dy = random(2, 3, 3, seed=2)
+        dz = two_norm_derivative_(groups, *theirs, dy).view(2, 3, 15)
+    back = affine_derivative(made, dy, weight, norm, wanted=True)
+    assert back is not None
+    torch.testing.assert_close(back[0], dz.view(6, 15))
+    torch.testing.assert_close(back[1], dz @ weight)
+    assert affine_derivative(affine(x, weight, bias, norm), dy, weight, norm, wanted=False)[1] is None
+    assert affine_derivative(made, dy.double(), weight, norm, wanted=True) is None
     assert affine(x, weight, bias.clone(), norm) is None
     assert affine(x[:, :, 1:], weight, bias, norm) is None
 
@@ -166,7 +176,7 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert two_norm_derivative_(x.clone(), both, their_scale, torch.ones_like(y))[1].isnan().all()
     assert two_norm_derivative_(x, y, None, torch.ones_like(y))[1].isnan().any()
     assert normalize_derivative(z, scale, torch.ones_like(z))[1].isnan().all()
-    assert measured(z, random(2, 16), torch.ones(2))[1].isnan().tolist() == [False, True, False]
+    assert measured(z, random(2, 16), torch.ones(2)).lengths.isnan().tolist() == [False, True, False]
 
 
 def an_estimate(R: int, D: int) -> FisherEstimate:
@@ -232,15 +242,20 @@ def test_an_estimate_is_doubted_where_rounding_may_have_spoilt_it() -> None:
 @pytest.mark.parametrize("low_rank", [False, True])
 def test_the_step_of_a_layer(m: float, N: int, low_rank: bool) -> None:
     """Beside the formulas of the optimiser's docstring; of few rows Y^ is formed, of many it is not."""
-    D_in, D_out, R = 4, 17, 3
+    D_in, D_out = 4, 17
     sides = []
     for D, seed in ((D_in + 1, 0), (D_out, 1)):
-        X = append_ones(random(N, D - 1, seed=seed))
-        H, W = (random(N, R, seed=seed + 2), random(R, D, seed=seed + 4)) if low_rank else (None, None)
-        rows = Rows(X, H, W)
-        sides.append(Preconditioned(rows, rows.formed().norm(dim=1), torch.tensor([9.0, 3.0])))
+        estimate = an_estimate(3, D)
+        made = measured(
+            append_ones(random(N, D - 1, seed=seed)), *((estimate.W_t, estimate.shrunk) if low_rank else (None, None))
+        )
+        rows = made.x_hat
+        torch.testing.assert_close(rows.formed(), rows.X if rows.H is None else rows.X - rows.H @ rows.W)
+        torch.testing.assert_close(made.lengths, rows.formed().norm(dim=1))
+        sides.append(made)
     (x, y), room = sides, random(D_out, 16, seed=6)
-    y = y._replace(traces=torch.tensor([4.0, 0.0]))  # all zeros: whatever the other one, it is 1
+    x.traces.copy_(torch.tensor([9.0, 3.0]))
+    y.traces.copy_(torch.tensor([4.0, 0.0]))  # all zeros: whatever the other one, it is 1
     expected = room.clone()
     free = 0.1 * math.sqrt(3.0)
     change = free * float(x.lengths @ y.lengths)
@@ -252,7 +267,8 @@ def test_the_step_of_a_layer(m: float, N: int, low_rank: bool) -> None:
     assert descend(weight, bias, x, y, 0.1, m) is (m == 1e-4)
     torch.testing.assert_close(room, expected)
     # A change that is not a number is no reason to shorten the step, and is seen in the weights.
-    descend(weight, bias, x._replace(traces=x.traces * torch.nan), y, 0.1, m)
+    x.traces.fill_(torch.nan)
+    descend(weight, bias, x, y, 0.1, m)
     assert room[:, : D_in + 1].isnan().all()
     assert torch.equal(room[:, D_in + 1 :], expected[:, D_in + 1 :])
 
@@ -278,14 +294,14 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
         W_1, shrunk, d_1, rho_1 = torch.empty(R, k * G), torch.empty(R), torch.empty(R).double(), ctypes.c_double()
         weight, number, numbers = random(k * G, k * G, seed=3), ctypes.c_int(), []
         side = Side(
-            x.data_ptr(), k * G, k * G, H.data_ptr(), estimate.W_t.data_ptr(), R, lengths.data_ptr(), traces.data_ptr()
+            *(t if isinstance(t, int) else t.data_ptr() for t in (x, k * G, k * G, H, estimate.W_t, R, lengths, traces))
         )
         for name, arguments in {
             "two_norm": (x, y, scale, N, k, G, 1e-20),
             "two_norm_derivative": (derivative, y, scale, dy, factor, N, k, G, 1e-20, 1e-20),
             "normalize": (y, z, scale, N, G, 1e-20),
             "normalize_derivative": (z, scale, dy, dx, N, G, 1e-20),
-            "measure": (x, N, k * G, k * G, estimate.W_t, estimate.shrunk, R, H, lengths, traces),
+            "measure": (side, estimate.shrunk, N),
             "descend": (side, side, weight, k * G, N, 0.1, 1e-3),
             "renew": (
                 x, N, k * G, k * G, H, estimate.W_t, estimate.d_t, 0.1, 9.0, 4.0, 0.3, 1e-10, 5e-4, 1e6, W_1, shrunk,

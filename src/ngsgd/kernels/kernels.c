@@ -238,22 +238,31 @@ void affine(const float *x, float *rows, long N, long D_in, long stride, const f
     if (y) two_norm(z, y, scale, N, k, G, floor);
 }
 
-/* H (N, R) = X W^T, and then as `row_lengths`. */
-void measure(const float *x, long N, long D, long stride, const float *W, const float *shrunk, long R, float *H,
-             float *lengths, float *traces) {
-    product(N, R, D, 1.0f, ROWS(x, stride), COLUMNS(W, D), 0.0f, H, R);
-    row_lengths(x, N, D, stride, H, shrunk, R, lengths, traces);
+/* The way back through `affine`: where y is given, z becomes the derivative there, given the one at y, dy (N, G), and
+   room for G numbers; where dx (N, D_in) is wanted, it is the derivative dz (N, k G) at z brought to x. */
+void affine_derivative(float *z, const float *y, const float *scale, const float *dy, float *factor, long N, long k, long G,
+                       float floor, float tiny, const float *dz, const float *W, long W_stride, float *dx, long D_in) {
+    if (y) two_norm_derivative(z, y, scale, dy, factor, N, k, G, floor, tiny);
+    if (dx) product(N, D_in, k * G, 1.0f, ROWS(dz, k * G), ROWS(W, W_stride), 0.0f, dx, D_in);
 }
 
-/* One side of a layer's step: its rows X (N, D), and of X^ = X - H W, with H (N, R) and W (R, D), lengths (N) and
-   traces. R is 0 where X^ = X. */
+/* One side of a layer's step: its rows X (N, D), which begin `stride` apart, and of X^ = X - H W, with H (N, R) and
+   W (R, D), lengths (N) and traces. R is 0 where X^ = X. */
 typedef struct {
     const float *X;
     long D, stride;
-    const float *H, *W;
+    float *H;
+    const float *W;
     long R;
-    const float *lengths, *traces;
+    float *lengths, *traces;
 } Side;
+
+/* H = X W^T, and then as `row_lengths`, given 2 - e (R). */
+void measure(const Side *side, const float *shrunk, long N) {
+    if (side->R)
+        product(N, side->R, side->D, 1.0f, ROWS(side->X, side->stride), COLUMNS(side->W, side->D), 0.0f, side->H, side->R);
+    row_lengths(side->X, N, side->D, side->stride, side->H, shrunk, side->R, side->lengths, side->traces);
+}
 
 static void form(float *X_hat, const Side *side, long N) {
     for (long n = 0; n < N; n++) memcpy(X_hat + n * side->stride, side->X + n * side->stride, side->D * sizeof(float));

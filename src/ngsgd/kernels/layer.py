@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ngsgd.kernels.native import Side, library, lie_in_rows, serves
-from ngsgd.kernels.rows import NORM_FLOOR, room_for_rows
+from ngsgd.kernels.rows import NORM_FLOOR, TINY, room_for_rows
 
 
 class Rows(NamedTuple):
@@ -39,11 +39,13 @@ class Preconditioned(NamedTuple):
         x_hat: X^, not rescaled.
         lengths: (N,) of its rows.
         traces: tr(X X^T) and tr(X^ X^^T), (2,).
+        side: the same for the compiled functions; None where it is not for them.
     """
 
     x_hat: Rows
     lengths: Tensor
     traces: Tensor
+    side: Side | None = None
 
 
 class Norm(NamedTuple):
@@ -72,25 +74,36 @@ def side_by_side(weight: Tensor, bias: Tensor) -> Tensor | None:
     return weight.detach().as_strided((D_out, D_in + 1), (weight.stride(0), 1))
 
 
-def affine(
-    x: Tensor, weight: Tensor, bias: Tensor, norm: Norm | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None:
-    """z = W x + b, and what follows from it; None where it is not for the compiled functions.
+class Passed(NamedTuple):
+    """What the compiled forward pass of an affine layer leaves for the way back.
+
+    Attributes:
+        rows: those of x with a 1 after each, (N, D_in + 1).
+        z: W x + b, (N, D_out).
+        y: the norms, (..., G), or None.
+        scale: what each row of norms was multiplied by (...), as `two_norm` gives it, or None.
+    """
+
+    rows: Tensor
+    z: Tensor
+    y: Tensor | None
+    scale: Tensor | None
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor, norm: Norm | None) -> Passed | None:
+    """z = W x + b, and its norms if any; None where it is not for the compiled functions.
 
     Args:
         x: (..., D_in).
         weight: W, (D_out, D_in).
         bias: b, (D_out,).
-        norm: what is to be made of z, if anything.
-
-    Returns:
-        The rows of x with a 1 after each (N, D_in + 1); z (..., D_out), and what `two_norm` makes of it.
+        norm: what is to be made of z.
     """
     if not (serves(x) and are_side_by_side(weight, bias)):
         return None
     (D_out, D_in), places = weight.shape, x.shape[:-1]
     N = math.prod(places)
-    rows, z = room_for_rows(N, D_in + 1, x), x.new_empty(*places, D_out)
+    rows, z = room_for_rows(N, D_in + 1, x), x.new_empty(N, D_out)
     y = scale = None
     k, G = 1, D_out
     if norm is not None:
@@ -99,9 +112,63 @@ def affine(
         scale = x.new_empty(places) if norm.normalized else None
     library.affine(
         x.data_ptr(), rows.data_ptr(), N, D_in, rows.stride(0), weight.data_ptr(), weight.stride(0), z.data_ptr(), k, G,
-        None if y is None else y.data_ptr(), None if scale is None else scale.data_ptr(), NORM_FLOOR,
+        _address(y), _address(scale), NORM_FLOOR,
     )  # fmt: skip
-    return rows, z, y, scale
+    return Passed(rows, z, y, scale)
+
+
+def affine_derivative(
+    passed: Passed, dy: Tensor, weight: Tensor, norm: Norm | None, wanted: bool
+) -> tuple[Tensor, Tensor | None] | None:
+    """The derivatives at z (N, D_out), which overwrites it where there are norms, and at x; None as of `affine`.
+
+    Args:
+        passed: what `affine` has given.
+        dy: the derivative at what came out of the layer, (..., G) or (..., D_out).
+        weight: W, (D_out, D_in).
+        norm: as `affine` was given it.
+        wanted: whether the derivative at x is.
+    """
+    if not (serves(dy) and lie_in_rows(weight)):
+        return None
+    (_, z, y, scale), (D_out, D_in) = passed, weight.shape
+    N, k = z.shape[0], 1 if norm is None else norm.k
+    dz = dy.view(N, D_out) if norm is None else z
+    dx = dy.new_empty(*dy.shape[:-1], D_in) if wanted else None
+    factor = None if norm is None else dy.new_empty(D_out // k)
+    library.affine_derivative(
+        z.data_ptr(), _address(y), _address(scale), dy.data_ptr(), _address(factor), N, k, D_out // k, NORM_FLOOR, TINY,
+        dz.data_ptr(), weight.data_ptr(), weight.stride(0), _address(dx), D_in,
+    )  # fmt: skip
+    return dz, dx
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def measured(x: Tensor, W: Tensor | None = None, shrunk: Tensor | None = None) -> Preconditioned:
+    """X^ = X - H W with H = X W^T (or X^ = X), not formed, but measured: |x^|^2 = |x|^2 - sum_r (2 - e_r) h_r^2.
+
+    Args:
+        x: (N, D), X.
+        W: (R, D), of orthogonal rows.
+        shrunk: (R,), 2 - e, of which e holds the squared lengths of the rows of W.
+    """
+    if not (lie_in_rows(x) and (W is None or shrunk is None or serves(W, shrunk))):
+        before = torch.linalg.vecdot(x, x)
+        if W is None or shrunk is None:
+            return Preconditioned(Rows(x), before.sqrt(), x.new_ones(2))
+        H = torch.mm(x, W.t())
+        after = (before - torch.mv(H.square(), shrunk)).clamp_(min=0.0)
+        return Preconditioned(Rows(x, H, W), after.sqrt(), torch.stack((before.sum(), after.sum())))
+    # New memory each time: what has just been freed is in the processor's cache, and takes its turn.
+    (N, D), R = x.shape, 0 if W is None else W.shape[0]
+    low_rank = None if W is None else x.new_empty(N, R)
+    lengths, traces = x.new_empty(N), x.new_empty(2)
+    side = Side(x.data_ptr(), D, x.stride(0), _address(low_rank), _address(W), R, lengths.data_ptr(), traces.data_ptr())
+    library.measure(side, _address(shrunk), N)
+    return Preconditioned(Rows(x, low_rank, W), lengths, traces, side)
 
 
 def descend(
@@ -110,7 +177,8 @@ def descend(
     """W,b <- W,b - s Y^^T X^ with s = rate gamma_x gamma_y, or less where the step would go further than m N.
 
     Args:
-        weight, bias: W (D_out, D_in) and b (D_out,).
+        weight: W, (D_out, D_in).
+        bias: b, (D_out,).
         x: X^, (N, D_in + 1).
         y: Y^, (N, D_out).
         rate: learning rate.
@@ -122,19 +190,11 @@ def descend(
     Raises:
         MemoryError: there is none.
     """
-    if bias is None or not are_side_by_side(weight, bias) or x.x_hat.X.shape[1] != weight.shape[1] + 1:
+    if x.side is None or y.side is None or bias is None or not are_side_by_side(weight, bias):
         return None
-    low_rank = [part for side in (x.x_hat, y.x_hat) for part in (side.H, side.W) if part is not None]
-    if not (lie_in_rows(x.x_hat.X, y.x_hat.X) and serves(x.lengths, x.traces, y.lengths, y.traces, *low_rank)):
+    if weight.shape[1] + 1 != x.side.D or not lie_in_rows(weight):
         return None
-    N = x.lengths.shape[0]
-    limited: int = library.descend(_side(x), _side(y), weight.data_ptr(), weight.stride(0), N, rate, m)
+    limited: int = library.descend(x.side, y.side, weight.data_ptr(), weight.stride(0), x.lengths.shape[0], rate, m)
     if limited < 0:
         raise MemoryError("natural gradient: no memory for the rows of a minibatch")
     return bool(limited)
-
-
-def _side(given: Preconditioned) -> Side:
-    (X, H, W), lengths, traces = given
-    H_at, W_at, R = (None, None, 0) if H is None or W is None else (H.data_ptr(), W.data_ptr(), W.shape[0])
-    return Side(X.data_ptr(), X.shape[1], X.stride(0), H_at, W_at, R, lengths.data_ptr(), traces.data_ptr())

@@ -15,12 +15,13 @@ from torch import Tensor
 
 SIGNATURES = {  # p: address, l: number of rows or the like, f, d: float and double, s: side, i, r: where numbers go
     "affine": "pplllplpllppf",
+    "affine_derivative": "ppppplllffpplpl",
     "two_norm": "ppplllf",
     "two_norm_derivative": "ppppplllff",
     "normalize": "pppllf",
     "normalize_derivative": "ppppllf",
     "append_ones": "pplll",
-    "measure": "plllpplppp",
+    "measure": "spl",
     "descend": "ssplldd",
     "renew": "plllpppdddddddpppril",
 }
@@ -70,22 +71,24 @@ def serves(*tensors: Tensor) -> bool:
 
     Subclasses of tensors may have no memory of their own, as those by which PyTorch traces.
     """
-    return library is not None and all(
-        type(t) is Tensor and t.dtype is torch.float32 and t.is_cpu and t.is_contiguous() for t in tensors
-    )
+    if library is None:
+        return False
+    for t in tensors:  # noqa: SIM110  half the time of a generator; asked dozens of times in a step
+        if not (type(t) is Tensor and t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
+            return False
+    return True
 
 
 def lie_in_rows(*matrices: Tensor) -> bool:
     """Whether the functions can be used on these, whose rows may begin further apart than they are long."""
-    return library is not None and all(
-        type(m) is Tensor
-        and m.dtype is torch.float32
-        and m.is_cpu
-        and m.dim() == 2
-        and m.stride(1) == 1
-        and m.stride(0) >= m.shape[1] > 0
-        for m in matrices
-    )
+    if library is None:
+        return False
+    for m in matrices:
+        if not (type(m) is Tensor and m.dtype is torch.float32 and m.is_cpu and m.dim() == 2):
+            return False
+        if not (m.stride(1) == 1 and m.stride(0) >= m.shape[1] > 0):
+            return False
+    return True
 
 
 def in_reach(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from ngsgd.kernels.native import library, lie_in_rows, serves
+from ngsgd.kernels.native import library, serves
 
 ALIGNMENT = 16  # of a row's beginning, in numbers
 NORM_FLOOR = 2.0**-66  # Kaldi's kNormFloor: the smallest mean square that `normalize` divides by
@@ -25,7 +25,7 @@ def room_for_rows(N: int, D: int, like: Tensor) -> Tensor:
         D: their dimension.
         like: says where they are to lie, and of which type they are.
     """
-    return like.new_empty(N, -(-D // ALIGNMENT) * ALIGNMENT)[:, :D]
+    return torch.empty_strided((N, D), (-(-D // ALIGNMENT) * ALIGNMENT, 1), dtype=like.dtype, device=like.device)
 
 
 def append_ones(x: Tensor) -> Tensor:
@@ -38,30 +38,6 @@ def append_ones(x: Tensor) -> Tensor:
         rows[:, :D] = x
         rows[:, D] = 1.0
     return rows
-
-
-def measured(x: Tensor, W: Tensor, shrunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """H = X W^T (N, R), the lengths (N,) of the rows of X^ = X - H W, and the traces tr(X X^T) and tr(X^ X^^T), (2,).
-
-    X^ need not be there for it: |x^|^2 = |x|^2 - sum_r (2 - e_r) h_r^2, with orthogonal rows of W.
-
-    Args:
-        x: (N, D), X.
-        W: (R, D).
-        shrunk: (R,), 2 - e, of which e holds the squared lengths of the rows of W.
-    """
-    if serves(W, shrunk) and lie_in_rows(x):
-        (N, D), R = x.shape, len(shrunk)
-        H, lengths, traces = W.new_empty(N, R), W.new_empty(N), W.new_empty(2)
-        library.measure(
-            x.data_ptr(), N, D, x.stride(0), W.data_ptr(), shrunk.data_ptr(), R,
-            H.data_ptr(), lengths.data_ptr(), traces.data_ptr(),
-        )  # fmt: skip
-        return H, lengths, traces
-    H = torch.mm(x, W.t())
-    before = torch.linalg.vecdot(x, x)
-    after = (before - torch.mv(H.square(), shrunk)).clamp_(min=0.0)
-    return H, after.sqrt(), torch.stack((before.sum(), after.sum()))
 
 
 def two_norm(groups: Tensor, *, normalized: bool) -> tuple[Tensor, Tensor | None]:

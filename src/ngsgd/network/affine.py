@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ngsgd.kernels import layer
 from ngsgd.kernels.layer import Norm
-from ngsgd.kernels.layer import affine as compiled_affine
 from ngsgd.kernels.rows import room_for_rows, two_norm, two_norm_derivative_
 from ngsgd.network.norms import InterleavedTwoNorm
 
@@ -28,36 +28,38 @@ class _Watched(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, affine: Affine) -> Tensor:
         ctx.affine, norm = affine, affine.norm
         kind = x.device.type
-        y = scale = None
         if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64:
             dtype = torch.get_autocast_dtype(kind)
             rows, weight = x.to(dtype), weight.to(dtype)
             z = nn.functional.linear(rows, weight, affine.bias.to(dtype))
-        elif (made := compiled_affine(x, weight, affine.bias, norm)) is not None:
-            rows, z, y, scale = made
+        elif (passed := layer.affine(x, weight, affine.bias, norm)) is not None:
+            ctx.save_for_backward(weight, *passed)
+            return passed.z.view(*x.shape[:-1], -1) if passed.y is None else passed.y
         else:
             rows, z = x, nn.functional.linear(x, weight, affine.bias)
-        if norm is None:
-            ctx.save_for_backward(rows, weight)
-            return z
-        if y is None:
-            y, scale = two_norm(_grouped(z, norm), normalized=norm.normalized)
-        ctx.save_for_backward(rows, weight, z, y, scale)
-        return y
+        y, scale = (None, None) if norm is None else two_norm(_grouped(z, norm), normalized=norm.normalized)
+        ctx.save_for_backward(weight, rows, z, y, scale)
+        return z if y is None else y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None]:
-        affine = ctx.affine
-        rows, weight, *normed = ctx.saved_tensors
-        (dz,) = grad_outputs
-        if normed:
-            # Nobody needs z any more: no further memory has to be fetched for the derivative. (Autograd would notice if
-            # somebody did.)
-            z, y, scale = normed
-            dz = two_norm_derivative_(_grouped(z, affine.norm), y, scale, dz).view(z.shape)
+        if torch.is_grad_enabled():
+            raise RuntimeError("an affine layer that is watched gives no derivatives of derivatives")
+        affine, (dy,) = ctx.affine, grad_outputs
+        weight, *passed = ctx.saved_tensors
+        rows, z, y, scale = passed
+        # Where there are norms, nobody needs z any more: no further memory has to be fetched for the derivative.
+        # (Autograd would notice if somebody did.)
+        made = layer.affine_derivative(layer.Passed(*passed), dy, weight, affine.norm, ctx.needs_input_grad[0])
+        if made is not None:
+            dz, dx = made
+        else:
+            dz = dy
+            if affine.norm is not None:
+                dz = two_norm_derivative_(_grouped(z, affine.norm), y, scale, dy).view(z.shape)
+            dx = torch.matmul(dz, weight).view(*dy.shape[:-1], -1) if ctx.needs_input_grad[0] else None
         affine.seen(rows, dz)
-        return (torch.matmul(dz, weight) if ctx.needs_input_grad[0] else None), None, None
+        return dx, None, None
 
 
 def _grouped(z: Tensor, norm: Norm) -> Tensor:

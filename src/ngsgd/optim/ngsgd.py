@@ -24,11 +24,11 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from ngsgd.kernels.layer import Preconditioned, Rows, descend, side_by_side
+from ngsgd.kernels.layer import Preconditioned, Rows, descend, measured, side_by_side
 from ngsgd.kernels.native import in_reach
 from ngsgd.kernels.rows import append_ones
 from ngsgd.optim.online import OnlineNaturalGradient, renew
-from ngsgd.optim.preconditioner import Preconditioner, at_full_precision, scales, unchanged
+from ngsgd.optim.preconditioner import Preconditioner, at_full_precision, scales
 from ngsgd.optim.simple import SimpleNaturalGradient
 
 Method = Literal["online", "simple", "none"]
@@ -40,7 +40,7 @@ class Identity:
     """No preconditioning: X^ = X, gamma = 1."""
 
     def apply(self, x: Tensor) -> Preconditioned:
-        return unchanged(x)
+        return measured(x)
 
 
 class _Capture(torch.autograd.Function):

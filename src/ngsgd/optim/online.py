@@ -40,10 +40,9 @@ from ngsgd.kernels.fisher import (
     solution_of,
     z_of,
 )
-from ngsgd.kernels.layer import Preconditioned, Rows
+from ngsgd.kernels.layer import Preconditioned, measured
 from ngsgd.kernels.native import in_reach
-from ngsgd.kernels.rows import measured
-from ngsgd.optim.preconditioner import at_full_precision, scales, unchanged
+from ngsgd.optim.preconditioner import at_full_precision, scales
 
 NUM_INITIAL_UPDATES = 10  # so many updates are made on successive minibatches before update_period counts
 NUM_START_PASSES = 3  # passes over the first minibatch that turn the arbitrary start into an estimate
@@ -297,7 +296,7 @@ class OnlineNaturalGradient:
         """
         N, D = x.shape
         if D == 1 or N == 0:
-            return unchanged(x.clone())
+            return measured(x.clone())
         if self._estimate is None:
             self._start(x)
         assert self._estimate is not None
@@ -305,12 +304,13 @@ class OnlineNaturalGradient:
         if W_t.shape[1] != D:
             raise ValueError(f"rows have dimension {D}, those before had {W_t.shape[1]}")
 
-        H_t, lengths, traces = measured(x, W_t, shrunk)
+        made = measured(x, W_t, shrunk)
         if self.t < NUM_INITIAL_UPDATES or self._num_skipped >= self.update_period - 1:
-            self._renewal = Renewal(self._estimate, x, H_t, traces[0], self.alpha, self._eta(N))
+            assert made.x_hat.H is not None
+            self._renewal = Renewal(self._estimate, x, made.x_hat.H, made.traces[0], self.alpha, self._eta(N))
         else:
             self._num_skipped += 1
-        return Preconditioned(Rows(x, H_t, W_t), lengths, traces)
+        return made
 
     def _start(self, x: Tensor) -> None:
         estimate = start(x, min(self.rank, x.shape[1] - 1), self.alpha, self.order)

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ngsgd.kernels.layer import Preconditioned, Rows
+from ngsgd.kernels.layer import Preconditioned
 
 
 def at_full_precision(device: torch.device) -> AbstractContextManager[object]:
@@ -21,12 +21,6 @@ def at_full_precision(device: torch.device) -> AbstractContextManager[object]:
 def scales(before: Tensor, after: Tensor) -> Tensor:
     """gamma = sqrt(tr(X X^T) / tr(X^ X^^T)), 1 where the denominator is 0."""
     return torch.where(after == 0, 1.0, before / after).sqrt_()
-
-
-def unchanged(x_hat: Tensor) -> Preconditioned:
-    """Rows (N, D) whose scale is 1."""
-    lengths = torch.linalg.vector_norm(x_hat, dim=1)
-    return Preconditioned(Rows(x_hat), lengths, x_hat.new_ones(2))
 
 
 class Preconditioner(Protocol):
