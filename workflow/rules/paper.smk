@@ -206,8 +206,11 @@ def go_on():
 
 
 def for_paper(wildcards):
-    if len(RATES) < len(STUDY.experiments):
-        return expand("results/paper/{experiment}/learning_rates.json", experiment=STUDY.experiments)
+    if open_ := STUDY.experiments.keys() - RATES.keys():
+        rates = expand("results/paper/{experiment}/learning_rates.json", experiment=sorted(open_))
+        # Those of another sweep may be there already, and that one's runs too; see Plans.of.
+        workflow.dag.forcefiles.update(rates)
+        return rates
     if PENDING and in_portions():
         return [*metrics_of(PENDING[0]), *ends_of(PENDING[0])]
     return [
