@@ -155,11 +155,9 @@ def test_an_affine_layer(norm: Norm | None) -> None:
         dy = random(2, 3, 3, seed=2)
         dz = two_norm_derivative_(groups, *theirs, dy).view(2, 3, 15)
     back = affine_derivative(made, dy, weight, norm, wanted=True)
-    assert back is not None
     torch.testing.assert_close(back[0], dz.view(6, 15))
     torch.testing.assert_close(back[1], dz @ weight)
     assert affine_derivative(affine(x, weight, bias, norm), dy, weight, norm, wanted=False)[1] is None
-    assert affine_derivative(made, dy.double(), weight, norm, wanted=True) is None
     assert affine(x, weight, bias.clone(), norm) is None
     assert affine(x[:, :, 1:], weight, bias, norm) is None
 

@@ -328,6 +328,40 @@ def test_a_step_within_autocast_is_that_outside(preconditioner: str, linear: typ
     assert torch.equal(within, OnlineNaturalGradient(2).precondition(x)[0])
 
 
+class Products(TorchDispatchMode):
+    """Counts matrix products that are made by PyTorch's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        aten = torch.ops.aten
+        self.number += func.overloadpacket in (aten.mm, aten.addmm, aten.addmm_, aten.mv, aten.addmv_, aten.bmm)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.skipif(ngsgd.kernels.native.library is None, reason="installed without a C compiler")
+@pytest.mark.parametrize("preconditioner", ["online", "none"])
+def test_a_network_of_the_recipe_trains_in_compiled_pieces(preconditioner: str) -> None:
+    """All but the transform of the features, which is not trained."""
+    layers = HiddenLayers(parse_splice_indexes("layer0/-1:0:1 layer1/-2:1"), "pnorm", 24, 6, batchnorm=False)
+    model = initial_model(layers, (np.eye(12), np.zeros(12)), np.ones(5, np.int64), 0)
+    model = insert_hidden_layer(model, layers, 0).train()
+    x, y = torch.randn(40, 6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 5
+    with model.interleaved():
+        optimizer = NGSGD(
+            model, lr=0.02, rank_in=3, rank_out=8, preconditioner=preconditioner, max_change_per_sample=0.1
+        )
+        for t in range(15):
+            with Products() if t else contextlib.nullcontext() as seen:  # the first one makes estimates out of nothing
+                loss = nn.functional.nll_loss(model(x)[:, 0], y, reduction="sum")
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            assert seen is None or seen.number == 1, t
+
+
 class Waits(TorchDispatchMode):
     """Counts what makes the host wait where tensors lie on a GPU."""
 

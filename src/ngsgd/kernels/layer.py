@@ -99,7 +99,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor, norm: Norm | None) -> Passed
         bias: b, (D_out,).
         norm: what is to be made of z.
     """
-    if not (serves(x) and are_side_by_side(weight, bias)):
+    if not (serves(x) and lie_in_rows(weight) and are_side_by_side(weight, bias)):
         return None
     (D_out, D_in), places = weight.shape, x.shape[:-1]
     N = math.prod(places)
@@ -119,8 +119,8 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor, norm: Norm | None) -> Passed
 
 def affine_derivative(
     passed: Passed, dy: Tensor, weight: Tensor, norm: Norm | None, wanted: bool
-) -> tuple[Tensor, Tensor | None] | None:
-    """The derivatives at z (N, D_out), which overwrites it where there are norms, and at x; None as of `affine`.
+) -> tuple[Tensor, Tensor | None]:
+    """The derivatives at z (N, D_out), which overwrites it where there are norms, and at x, if wanted.
 
     Args:
         passed: what `affine` has given.
@@ -129,8 +129,7 @@ def affine_derivative(
         norm: as `affine` was given it.
         wanted: whether the derivative at x is.
     """
-    if not (serves(dy) and lie_in_rows(weight)):
-        return None
+    dy = dy.contiguous()
     (_, z, y, scale), (D_out, D_in) = passed, weight.shape
     N, k = z.shape[0], 1 if norm is None else norm.k
     dz = dy.view(N, D_out) if norm is None else z

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 SIGNATURES = {  # p: address, l: number of rows or the like, f, d: float and double, s: side, i, r: where numbers go
     "affine": "pplllplpllppf",
@@ -84,7 +85,7 @@ def lie_in_rows(*matrices: Tensor) -> bool:
     if library is None:
         return False
     for m in matrices:
-        if not (type(m) is Tensor and m.dtype is torch.float32 and m.is_cpu and m.dim() == 2):
+        if not (type(m) in (Tensor, Parameter) and m.dtype is torch.float32 and m.is_cpu and m.dim() == 2):
             return False
         if not (m.stride(1) == 1 and m.stride(0) >= m.shape[1] > 0):
             return False

@@ -26,13 +26,14 @@ class _Watched(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, affine: Affine) -> Tensor:
-        ctx.affine, norm = affine, affine.norm
+        ctx.affine, ctx.compiled, norm = affine, False, affine.norm
         kind = x.device.type
         if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64:
             dtype = torch.get_autocast_dtype(kind)
             rows, weight = x.to(dtype), weight.to(dtype)
             z = nn.functional.linear(rows, weight, affine.bias.to(dtype))
         elif (passed := layer.affine(x, weight, affine.bias, norm)) is not None:
+            ctx.compiled = True
             ctx.save_for_backward(weight, *passed)
             return passed.z.view(*x.shape[:-1], -1) if passed.y is None else passed.y
         else:
@@ -50,9 +51,8 @@ class _Watched(torch.autograd.Function):
         rows, z, y, scale = passed
         # Where there are norms, nobody needs z any more: no further memory has to be fetched for the derivative.
         # (Autograd would notice if somebody did.)
-        made = layer.affine_derivative(layer.Passed(*passed), dy, weight, affine.norm, ctx.needs_input_grad[0])
-        if made is not None:
-            dz, dx = made
+        if ctx.compiled:
+            dz, dx = layer.affine_derivative(layer.Passed(*passed), dy, weight, affine.norm, ctx.needs_input_grad[0])
         else:
             dz = dy
             if affine.norm is not None:
