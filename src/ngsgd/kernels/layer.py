@@ -161,7 +161,6 @@ def measured(x: Tensor, W: Tensor | None = None, shrunk: Tensor | None = None) -
         H = torch.mm(x, W.t())
         after = (before - torch.mv(H.square(), shrunk)).clamp_(min=0.0)
         return Preconditioned(Rows(x, H, W), after.sqrt(), torch.stack((before.sum(), after.sum())))
-    # New memory each time: what has just been freed is in the processor's cache, and takes its turn.
     (N, D), R = x.shape, 0 if W is None else W.shape[0]
     low_rank = None if W is None else x.new_empty(N, R)
     lengths, traces = x.new_empty(N), x.new_empty(2)
