@@ -21,6 +21,8 @@ from ngsgd.paper.analysis import OBJECTIVES, SHARES, on_grid
 from ngsgd.paper.grid import Experiment
 
 WIDTH = 4.0  # inches
+WITHIN = 4  # entries of a legend that the axes have room for; more stand below
+LEGEND_ROW = 0.16  # inches
 NAMES = {"sgd": "SGD", "ng-sgd": "NG-SGD online", "ng-sgd-simple": "NG-SGD simple"}
 STYLES = {"sgd": 1, "ng-sgd": 0, "ng-sgd-simple": 2}  # in COLOURS and MARKERS; of other methods by their order
 OBJECTIVE = "log-probability per frame (nats)"
@@ -81,7 +83,7 @@ def speedup(table: pd.DataFrame, path: Path) -> None:
             complete = [jobs for jobs, rows in own.groupby("jobs") if len(rows) == table["seed"].nunique()]
             means = own[own["jobs"].isin(complete)].groupby("jobs")["speedup"].agg(["mean", "min", "max"])
             if means.empty:
-                missed.append(f"{name_of(method)}: {share:.0%} point never reached")
+                missed.append(f"{name_of(method)}, {share:.0%}: not reached")
                 continue
             x, mean = [1.0, *map(float, means.index)], np.array([1.0, *means["mean"]])
             spread = np.abs(np.array([[1.0, *means["min"]], [1.0, *means["max"]]]) - mean)
@@ -95,7 +97,8 @@ def speedup(table: pd.DataFrame, path: Path) -> None:
         axis.set_minor_formatter(NullFormatter())
     axes.set_xticks(_sorted({1, *table["jobs"]}))
     axes.set_yticks(_sorted({1, *table["jobs"]}))
-    axes.text(0.99, 0.02, "\n".join(missed), transform=axes.transAxes, ha="right", va="bottom", fontsize="x-small")
+    for told in missed:
+        axes.plot([], [], " ", label=told)
     _finish(figure, axes, path, "jobs (N)", "speed-up\n(data of one job / data a job)", "Speed-up by N jobs")
 
 
@@ -144,7 +147,7 @@ def averaging(table: pd.DataFrame, path: Path) -> None:
         ticks, labels = [*ticks, 1.25 * max(ticks)], [*labels, "\ngrowing"]
     axes.set_xticks(ticks, labels)
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _finish(figure, axes, path, "jobs (N)", VALIDATION, "What averaging costs, and combination gives")
+    _finish(figure, axes, path, "jobs (N)", VALIDATION, "What averaging costs")
 
 
 def rates(table: pd.DataFrame, path: Path) -> None:
@@ -183,7 +186,7 @@ def most_jobs(courses: pd.DataFrame, path: Path) -> None:
     _zoom(axes, courses, OBJECTIVES["valid"])
     _finish(
         figure, axes, path, "data, of all jobs together (epochs)", VALIDATION,
-        f"N = {most} jobs, by what is made of their average",
+        f"N = {most} jobs",
     )  # fmt: skip
 
 
@@ -234,8 +237,13 @@ def _finish(figure: Figure, axes: Axes, path: Path, x: str, y: str, title: str, 
     axes.set_title(title, fontsize="medium")
     axes.grid(color="0.9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    if legend:
+    entries = len(axes.get_legend_handles_labels()[1])
+    if legend and entries <= WITHIN:
         axes.legend(frameon=False, fontsize="small", loc="best")
+    elif legend:
+        rows = -(-entries // 2)
+        figure.set_figheight(figure.get_figheight() + rows * LEGEND_ROW)
+        figure.legend(frameon=False, fontsize="x-small", loc="outside lower center", ncols=2)
     metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
     for suffix, own in metadata.items():
         with whole(path.with_suffix(suffix)) as temporary:
