@@ -226,6 +226,9 @@ static void product(long M, long N, long K, float alpha, Factor A, Factor B, flo
     multiply(&B.op, &A.op, &N, &M, &K, &alpha, B.at, &B.stride, A.at, &A.stride, &beta, C, &stride);
 }
 
+/* Room that begins where PyTorch's does: the last bits of a product may depend on how its matrices lie. */
+static void *room_for(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
+
 #define ROWS(at, stride) ((Factor){at, stride, 'N'})
 #define COLUMNS(at, stride) ((Factor){at, stride, 'T'})
 
@@ -283,7 +286,8 @@ KERNEL int descend(const Side *x, const Side *y, float *W, long stride, long N, 
     /* Y^^T X^ = Y^T X^ - W_y^T (H_y^T X^), where that is less work than to form Y^. */
     int apart = y->R && N * y->D > x->D * (N + y->D);
     const float *X_hat = x->X, *Y_hat = y->X;
-    float *room = malloc((N * x->stride + (apart ? y->R * x->D : N * y->stride)) * sizeof(float)), *second = room + N * x->stride;
+    long more = apart ? y->R * x->D : N * y->stride;
+    float *room = room_for((N * x->stride + more) * sizeof(float)), *second = room + N * x->stride;
     if (!room) return -1;
     if (x->R) form(room, x, N), X_hat = room;
     if (y->R && !apart) form(second, y, N), Y_hat = second;
@@ -305,8 +309,8 @@ int renew(const float *X, long N, long D, long stride, const float *H, const flo
           double tr_XX, double alpha, double eta, double epsilon, double delta, double condition, float *W_1,
           float *shrunk, double *d_1, double *rho_1, int *doubtful, long R) {
     long work_size = 1 + 6 * R + 2 * R * R, more_size = 3 + 5 * R, failed = 0;
-    double *Z = malloc((R * R + 2 * R + work_size) * sizeof(double) + more_size * sizeof(long) +
-                       (R * D + 3 * R * R + R) * sizeof(float));
+    double *Z = room_for((R * R + 2 * R + work_size) * sizeof(double) + more_size * sizeof(long) +
+                         (R * D + 3 * R * R + R) * sizeof(float));
     if (!Z) return NO_MEMORY;
     double *values = Z + R * R, *spare = values + R, *work = spare + R;
     long *more = (long *)(work + work_size);
