@@ -99,7 +99,8 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor, norm: Norm | None) -> Passed
         bias: b, (D_out,).
         norm: what is to be made of z.
     """
-    if not (serves(x) and lie_in_rows(weight) and are_side_by_side(weight, bias)):
+    fits = x.dim() > 0 and x.shape[-1] == weight.shape[1]  # else the operators say what is wrong
+    if not (fits and serves(x) and lie_in_rows(weight) and are_side_by_side(weight, bias)):
         return None
     (D_out, D_in), places = weight.shape, x.shape[:-1]
     N = math.prod(places)
