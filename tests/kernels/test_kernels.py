@@ -133,7 +133,7 @@ def test_lengths_of_rows_that_are_not_formed(operators, width: int) -> None:
         torch.testing.assert_close(traces, torch.stack((x.square().sum(), x_hat.square().sum())))
     for ours in (measured(x), operators(measured, x)):
         torch.testing.assert_close(ours.lengths, x.norm(dim=1))
-        assert float(ours.traces[0]) == float(ours.traces[1]) > 0.0
+        assert ours.traces.tolist() == [1.0, 1.0]
 
 
 @compiled
@@ -145,7 +145,7 @@ def test_an_affine_layer(norm: Norm | None) -> None:
     assert made is not None
     rows, z, y, scale = made
     assert torch.equal(rows, append_ones(x.view(6, 7)))
-    torch.testing.assert_close(z, torch.nn.functional.linear(x, weight, bias).view(6, 15))
+    torch.testing.assert_close(z, torch.nn.functional.linear(x, weight, bias))
     dz = dy = random(2, 3, 15, seed=2)
     if norm is not None:
         groups = z.clone().view(2, 3, 5, 3)
@@ -154,12 +154,11 @@ def test_an_affine_layer(norm: Norm | None) -> None:
         assert scale is theirs[1] is None or torch.equal(scale, theirs[1])
         dy = random(2, 3, 3, seed=2)
         dz = two_norm_derivative_(groups, *theirs, dy).view(2, 3, 15)
-    back = affine_derivative(made, dy, weight, norm, wanted=True)
-    torch.testing.assert_close(back[0], dz.view(6, 15))
+    back = affine_derivative(dy, weight, None if norm is None else z, y, scale, norm, wanted=True)
+    torch.testing.assert_close(back[0], dz)
     torch.testing.assert_close(back[1], dz @ weight)
-    assert affine_derivative(affine(x, weight, bias, norm), dy, weight, norm, wanted=False)[1] is None
     assert affine(x, weight, bias.clone(), norm) is None
-    assert affine(x[:, :, 1:], weight, bias, norm) is None
+    assert affine(x[:, :, 1:].contiguous(), weight, bias, norm) is None
 
 
 @compiled
@@ -197,7 +196,8 @@ def test_a_renewal(operators, R: int, size: float, N: int) -> None:
     assert made is not None
     (theirs,) = operators(update, [renewal])
     if not made.doubtful:
-        torch.testing.assert_close(made.W_1.abs(), theirs.W_t.abs(), rtol=1e-3, atol=1e-4)  # of eigenvectors, any sign
+        signs = (made.W_1 * theirs.W_t).sum(dim=1, keepdim=True).sign()  # an eigenvector has either
+        torch.testing.assert_close(made.W_1, signs * theirs.W_t, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(made.shrunk, theirs.shrunk, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(made.d_1, theirs.d_t, rtol=1e-3, atol=1e-3 * float(theirs.d_t[0]))
     assert made.rho_1 == pytest.approx(theirs.rho_t, rel=1e-3)
@@ -232,13 +232,19 @@ def test_an_estimate_is_doubted_where_rounding_may_have_spoilt_it() -> None:
         made = renewed(X, X @ W.T, W, X.square().sum(), Given(d_t, EPSILON, 4.0, 0.5, 3, 9))
         assert made is not None
         assert made.doubtful == doubtful
+    # Of rows of zeros they are (0.5 (d + rho))^2, none of which is below the floor.
+    d_t = torch.tensor([1.0, 1e-9, 1e-9], dtype=torch.float64)
+    made = renewed(torch.zeros(3, 9), torch.zeros(3, 3), W, torch.tensor(0.0), Given(d_t, 0.02, 4.0, 0.5, 3, 9))
+    assert made is not None
+    assert not made.doubtful
 
 
 @compiled
 @pytest.mark.parametrize("m", [0.0, 1e-4, 1e4])
 @pytest.mark.parametrize("N", [3, 60])
 @pytest.mark.parametrize("low_rank", [False, True])
-def test_the_step_of_a_layer(m: float, N: int, low_rank: bool) -> None:
+@pytest.mark.parametrize("y_traces", [(4.0, 0.0), (4.0, 2.0)])  # the first: all zeros, and the scale is 1
+def test_the_step_of_a_layer(m: float, N: int, low_rank: bool, y_traces: tuple[float, float]) -> None:
     """Beside the formulas of the optimiser's docstring; of few rows Y^ is formed, of many it is not."""
     D_in, D_out = 4, 17
     sides = []
@@ -253,9 +259,9 @@ def test_the_step_of_a_layer(m: float, N: int, low_rank: bool) -> None:
         sides.append(made)
     (x, y), room = sides, random(D_out, 16, seed=6)
     x.traces.copy_(torch.tensor([9.0, 3.0]))
-    y.traces.copy_(torch.tensor([4.0, 0.0]))  # all zeros: whatever the other one, it is 1
+    y.traces.copy_(torch.tensor(y_traces))
     expected = room.clone()
-    free = 0.1 * math.sqrt(3.0)
+    free = 0.1 * math.sqrt(3.0 * (y_traces[0] / y_traces[1] if y_traces[1] else 1.0))
     change = free * float(x.lengths @ y.lengths)
     s = free * min(1.0, m * N / change) if m else free
     expected[:, : D_in + 1] -= s * y.x_hat.formed().T @ x.x_hat.formed()

@@ -15,6 +15,7 @@ import ngsgd.kernels.native
 import ngsgd.optim.ngsgd
 import ngsgd.optim.online
 from ngsgd import NGSGD, OnlineNaturalGradient
+from ngsgd.kernels.layer import Norm
 from ngsgd.network.affine import Affine
 from ngsgd.network.splices import parse_splice_indexes
 from ngsgd.network.topology import HiddenLayers, initial_model, insert_hidden_layer
@@ -74,20 +75,33 @@ def test_training_is_kaldis(trajectory, before, interleaved: bool) -> None:
             assert np.linalg.norm(change - (end - start)) <= 1e-3 * np.linalg.norm(end - start), (name, kind)
 
 
+class Joined(Affine):
+    """Laid as it is for training, so that the compiled pieces serve; in single precision, as these are."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.float())
+
+
 def small_model(
     bias: bool = True, dtype: torch.dtype = torch.float64, linear: type[nn.Linear] = nn.Linear
 ) -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Linear(5, 7, bias=bias), nn.Linear(7, 3, bias=bias)]
-    if linear is Affine:
+    if linear is not nn.Linear:
         for i, given in enumerate(layers):
-            layers[i] = Affine(given.in_features, given.out_features)
+            layers[i] = linear(given.in_features, given.out_features)
             layers[i].load_state_dict(given.state_dict())
-    return nn.Sequential(layers[0], nn.Tanh(), nn.LayerNorm(7), layers[1]).to(dtype)
+    model = nn.Sequential(layers[0], nn.Tanh(), nn.LayerNorm(7), layers[1])
+    if linear is not Joined:
+        return model.to(dtype)
+    for layer in layers:
+        layer.join(True)
+    return model
 
 
 # Foreign layers have hooks; ours hand their rows over themselves.
 both_kinds = pytest.mark.parametrize("linear", [nn.Linear, Affine])
+all_kinds = pytest.mark.parametrize("linear", [nn.Linear, Affine, Joined])
 
 
 def small_batch(n: int = 11, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,7 +150,7 @@ def test_the_update_is_the_one_of_the_paper(max_change: float) -> None:
     assert optimizer.max_change_share() == {"": float(bool(max_change))}
 
 
-@both_kinds
+@all_kinds
 def test_rows_of_all_passes_since_the_last_step_count_together(linear: type[nn.Linear]) -> None:
     whole, halves = small_model(linear=linear), small_model(linear=linear)
     x, y = small_batch(12)
@@ -150,7 +164,7 @@ def test_rows_of_all_passes_since_the_last_step_count_together(linear: type[nn.L
         torch.testing.assert_close(p, q)
 
 
-@both_kinds
+@all_kinds
 def test_zero_grad_forgets_the_rows_too(linear: type[nn.Linear]) -> None:
     model, untouched = small_model(linear=linear), small_model(linear=linear)
     optimizer = NGSGD(model, lr=0.05)
@@ -172,7 +186,7 @@ def test_parameters_used_without_calling_their_layer_get_plain_sgd() -> None:
     torch.testing.assert_close(model.weight, start - 0.1)
 
 
-@both_kinds
+@all_kinds
 def test_a_pass_that_fails_leaves_the_parameters_trainable(linear: type[nn.Linear]) -> None:
     model = small_model(linear=linear)
     optimizer = NGSGD(model, lr=0.05)
@@ -182,7 +196,7 @@ def test_a_pass_that_fails_leaves_the_parameters_trainable(linear: type[nn.Linea
     step(model, optimizer, *small_batch())
 
 
-@both_kinds
+@all_kinds
 def test_the_model_is_free_again_when_the_optimizer_is_gone(linear: type[nn.Linear]) -> None:
     model = small_model(linear=linear)
     optimizer = NGSGD(model, lr=0.05)
@@ -194,7 +208,7 @@ def test_the_model_is_free_again_when_the_optimizer_is_gone(linear: type[nn.Line
     assert all(p.grad is not None for p in model.parameters())
 
 
-@both_kinds
+@all_kinds
 def test_frozen_layers_stay(linear: type[nn.Linear]) -> None:
     model = small_model(linear=linear)
     model[0].requires_grad_(False)
@@ -226,7 +240,7 @@ def test_refuses_arguments_out_of_range(arguments) -> None:
         NGSGD(small_model(), **arguments)
 
 
-@both_kinds
+@all_kinds
 def test_a_layer_frozen_later_stays_frozen(linear: type[nn.Linear]) -> None:
     model = small_model(linear=linear)
     optimizer = NGSGD(model, lr=0.05)
@@ -238,7 +252,7 @@ def test_a_layer_frozen_later_stays_frozen(linear: type[nn.Linear]) -> None:
     assert not model[0].weight.requires_grad
 
 
-@both_kinds
+@all_kinds
 @pytest.mark.parametrize("kind", ["weight", "bias"])
 def test_a_parameter_frozen_later_stays_as_it_is(kind: str, linear: type[nn.Linear]) -> None:
     model = small_model(linear=linear)
@@ -251,7 +265,7 @@ def test_a_parameter_frozen_later_stays_as_it_is(kind: str, linear: type[nn.Line
         assert torch.equal(p, before) == (p is frozen)
 
 
-@both_kinds
+@all_kinds
 def test_a_weight_changed_between_the_passes_is_noticed(linear: type[nn.Linear]) -> None:
     model = small_model(linear=linear)
     optimizer = NGSGD(model, lr=0.05)
@@ -272,6 +286,59 @@ def test_double_precision_is_kept_under_autocast(linear: type[nn.Linear]) -> Non
     assert optimizer.max_change_share() == {"0": 0.0, "3": 0.0}
 
 
+@all_kinds
+def test_a_step_between_the_passes_is_noticed(linear: type[nn.Linear]) -> None:
+    model = small_model(linear=linear)
+    optimizer = NGSGD(model, lr=0.05)
+    x, y = small_batch()
+    log_posteriors = model(x)
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        nn.functional.cross_entropy(log_posteriors, y).backward()
+
+
+@all_kinds
+def test_what_stands_above_may_work_in_place(linear: type[nn.Linear]) -> None:
+    model = nn.Sequential(small_model(linear=linear)[0], nn.ReLU(inplace=True))
+    start = model[0].weight.detach().clone()
+    optimizer = NGSGD(model, lr=0.05)
+    model(small_batch()[0]).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model[0].weight, start)
+
+
+@all_kinds
+def test_an_empty_minibatch_changes_nothing(linear: type[nn.Linear]) -> None:
+    model = small_model(linear=linear)
+    start = [p.detach().clone() for p in model.parameters()]
+    x, y = small_batch()
+    step(model, NGSGD(model, lr=0.05), x[:0], y[:0])
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), start, strict=True))
+
+
+def test_large_rows_are_held_by_max_change() -> None:
+    """Though the squares of all of them together are too large for a float."""
+    layer = Affine(5, 7)
+    layer.join(True)
+    optimizer = NGSGD(layer, lr=0.01, preconditioner="none", max_change_per_sample=0.1)
+    (1e18 * layer(torch.ones(600, 5))).sum().backward()
+    optimizer.step()
+    assert layer.weight.isfinite().all()
+    assert optimizer.max_change_share() == {"": 1.0}
+
+
+def test_norms_go_back_once() -> None:
+    layer = Affine(5, 6)
+    layer.join(True)
+    layer.norm = Norm(2, normalized=True)
+    layer.watch(lambda x, dz: None)
+    y = layer(small_batch(dtype=torch.float32)[0]).sum()
+    y.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
 def test_a_bias_that_somebody_has_laid_elsewhere_counts() -> None:
     layer = Affine(5, 7)
     layer.join(True)
@@ -280,7 +347,7 @@ def test_a_bias_that_somebody_has_laid_elsewhere_counts() -> None:
     assert layer(torch.zeros(2, 5)).tolist() == [[100.0] * 7] * 2
 
 
-@both_kinds
+@all_kinds
 def test_a_copy_of_the_model_is_its_own(linear: type[nn.Linear]) -> None:
     model = small_model(linear=linear)
     optimizer = NGSGD(model, lr=0.05)
@@ -297,7 +364,7 @@ def test_a_layer_of_computed_weights_gets_plain_sgd() -> None:
     assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), start, strict=True))
 
 
-@both_kinds
+@all_kinds
 def test_it_works_under_autocast(linear: type[nn.Linear]) -> None:
     model = small_model(dtype=torch.float32, linear=linear)
     optimizer = NGSGD(model, lr=0.05)
@@ -309,7 +376,7 @@ def test_it_works_under_autocast(linear: type[nn.Linear]) -> None:
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
-@both_kinds
+@all_kinds
 @pytest.mark.parametrize("preconditioner", ["online", "none"])
 def test_a_step_within_autocast_is_that_outside(preconditioner: str, linear: type[nn.Linear]) -> None:
     stepped = []

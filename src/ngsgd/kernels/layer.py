@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ngsgd.kernels.native import Side, library, lie_in_rows, serves
 from ngsgd.kernels.rows import NORM_FLOOR, TINY, room_for_rows
@@ -79,7 +80,7 @@ class Passed(NamedTuple):
 
     Attributes:
         rows: those of x with a 1 after each, (N, D_in + 1).
-        z: W x + b, (N, D_out).
+        z: W x + b, (..., D_out).
         y: the norms, (..., G), or None.
         scale: what each row of norms was multiplied by (...), as `two_norm` gives it, or None.
     """
@@ -104,7 +105,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor, norm: Norm | None) -> Passed
         return None
     (D_out, D_in), places = weight.shape, x.shape[:-1]
     N = math.prod(places)
-    rows, z = room_for_rows(N, D_in + 1, x), x.new_empty(N, D_out)
+    rows, z = room_for_rows(N, D_in + 1, x), x.new_empty(*places, D_out)
     y = scale = None
     k, G = 1, D_out
     if norm is not None:
@@ -119,27 +120,35 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor, norm: Norm | None) -> Passed
 
 
 def affine_derivative(
-    passed: Passed, dy: Tensor, weight: Tensor, norm: Norm | None, wanted: bool
+    dy: Tensor,
+    weight: Tensor,
+    z: Tensor | None,
+    y: Tensor | None,
+    scale: Tensor | None,
+    norm: Norm | None,
+    wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The derivatives at z (N, D_out), which overwrites it where there are norms, and at x, if wanted.
+    """The derivatives at z (..., D_out), which overwrites it where there are norms, and at x, if wanted.
 
     Args:
-        passed: what `affine` has given.
         dy: the derivative at what came out of the layer, (..., G) or (..., D_out).
         weight: W, (D_out, D_in).
+        z, y, scale: what `affine` has given; of no use without norms.
         norm: as `affine` was given it.
         wanted: whether the derivative at x is.
     """
     dy = dy.contiguous()
-    (_, z, y, scale), (D_out, D_in) = passed, weight.shape
-    N, k = z.shape[0], 1 if norm is None else norm.k
-    dz = dy.view(N, D_out) if norm is None else z
-    dx = dy.new_empty(*dy.shape[:-1], D_in) if wanted else None
-    factor = None if norm is None else dy.new_empty(D_out // k)
+    places, (D_out, D_in) = dy.shape[:-1], weight.shape
+    N, k = math.prod(places), 1 if norm is None else norm.k
+    dz = dy if z is None else z
+    dx = dy.new_empty(*places, D_in) if wanted else None
+    factor = None if z is None else dy.new_empty(D_out // k)
     library.affine_derivative(
-        z.data_ptr(), _address(y), _address(scale), dy.data_ptr(), _address(factor), N, k, D_out // k, NORM_FLOOR, TINY,
+        _address(z), _address(y), _address(scale), dy.data_ptr(), _address(factor), N, k, D_out // k, NORM_FLOOR, TINY,
         dz.data_ptr(), weight.data_ptr(), weight.stride(0), _address(dx), D_in,
     )  # fmt: skip
+    if z is not None:
+        increment_version(z)
     return dz, dx
 
 
@@ -155,6 +164,8 @@ def measured(x: Tensor, W: Tensor | None = None, shrunk: Tensor | None = None) -
         W: (R, D), of orthogonal rows.
         shrunk: (R,), 2 - e, of which e holds the squared lengths of the rows of W.
     """
+    if W is None or shrunk is None:
+        W = shrunk = None
     if not (lie_in_rows(x) and (W is None or shrunk is None or serves(W, shrunk))):
         before = torch.linalg.vecdot(x, x)
         if W is None or shrunk is None:
@@ -167,6 +178,8 @@ def measured(x: Tensor, W: Tensor | None = None, shrunk: Tensor | None = None) -
     lengths, traces = x.new_empty(N), x.new_empty(2)
     side = Side(x.data_ptr(), D, x.stride(0), _address(low_rank), _address(W), R, lengths.data_ptr(), traces.data_ptr())
     library.measure(side, _address(shrunk), N)
+    if W is None:
+        traces.fill_(1.0)  # gamma is 1, however large the rows
     return Preconditioned(Rows(x, low_rank, W), lengths, traces, side)
 
 
@@ -196,4 +209,7 @@ def descend(
     limited: int = library.descend(x.side, y.side, weight.data_ptr(), weight.stride(0), x.lengths.shape[0], rate, m)
     if limited < 0:
         raise MemoryError("natural gradient: no memory for the rows of a minibatch")
+    # What autograd has kept of them is of no use any more, and it is to know that.
+    increment_version(weight)
+    increment_version(bias)
     return bool(limited)

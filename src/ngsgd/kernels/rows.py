@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ngsgd.kernels.native import library, serves
 
@@ -72,6 +73,7 @@ def two_norm_derivative_(groups: Tensor, y: Tensor, scale: Tensor | None, dy: Te
             groups.data_ptr(), y.data_ptr(), address, dy.data_ptr(), room.data_ptr(), math.prod(N), k, G, NORM_FLOOR,
             TINY,
         )  # fmt: skip
+        increment_version(groups)
         return groups
     if scale is not None:
         dy = normalize_derivative(y, scale, dy)

@@ -34,37 +34,39 @@ class _Watched(torch.autograd.Function):
             z = nn.functional.linear(rows, weight, affine.bias.to(dtype))
         elif (passed := layer.affine(x, weight, affine.bias, norm)) is not None:
             ctx.compiled = True
-            ctx.save_for_backward(weight, *passed)
-            return passed.z.view(*x.shape[:-1], -1) if passed.y is None else passed.y
+            rows, z, y, scale = passed
+            ctx.save_for_backward(weight, rows, None if y is None else z, y, scale)
+            return z if y is None else y
         else:
             rows, z = x, nn.functional.linear(x, weight, affine.bias)
-        y, scale = (None, None) if norm is None else two_norm(_grouped(z, norm), normalized=norm.normalized)
+        if norm is None:
+            ctx.save_for_backward(weight, rows, None, None, None)
+            return z
+        y, scale = two_norm(_grouped(z, norm), normalized=norm.normalized)
         ctx.save_for_backward(weight, rows, z, y, scale)
-        return z if y is None else y
+        return y
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("an affine layer that is watched gives no derivatives of derivatives")
         affine, (dy,) = ctx.affine, grad_outputs
-        weight, *passed = ctx.saved_tensors
-        rows, z, y, scale = passed
+        weight, rows, z, y, scale = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[0]
         # Where there are norms, nobody needs z any more: no further memory has to be fetched for the derivative.
-        # (Autograd would notice if somebody did.)
         if ctx.compiled:
-            dz, dx = layer.affine_derivative(layer.Passed(*passed), dy, weight, affine.norm, ctx.needs_input_grad[0])
+            dz, dx = layer.affine_derivative(dy, weight, z, y, scale, affine.norm, wanted)
         else:
             dz = dy
             if affine.norm is not None:
                 dz = two_norm_derivative_(_grouped(z, affine.norm), y, scale, dy).view(z.shape)
-            dx = torch.matmul(dz, weight).view(*dy.shape[:-1], -1) if ctx.needs_input_grad[0] else None
+            dx = torch.matmul(dz, weight) if wanted else None
         affine.seen(rows, dz)
         return dx, None, None
 
 
 def _grouped(z: Tensor, norm: Norm) -> Tensor:
     """z (..., D) as (..., k, D / k)."""
-    return z.view(*z.shape[:-1], norm.k, -1)
+    return z.view(*z.shape[:-1], norm.k, z.shape[-1] // norm.k)
 
 
 class Affine(nn.Linear):

@@ -53,7 +53,8 @@ class _Capture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, anchor: Tensor, x: Tensor, layer: _AffineLayer) -> Tensor:
         ctx.x, ctx.layer = x, layer
-        return y.view_as(y)
+        ctx.mark_dirty(y)  # no view of it, which what stands above could not work on in place
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
