@@ -72,24 +72,22 @@ def serves(*tensors: Tensor) -> bool:
 
     Subclasses of tensors may have no memory of their own, as those by which PyTorch traces.
     """
-    if library is None:
-        return False
-    for t in tensors:  # noqa: SIM110  half the time of a generator; asked dozens of times in a step
-        if not (type(t) is Tensor and t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
-            return False
-    return True
+    return library is not None and all(
+        type(t) is Tensor and t.dtype is torch.float32 and t.is_cpu and t.is_contiguous() for t in tensors
+    )
 
 
 def lie_in_rows(*matrices: Tensor) -> bool:
     """Whether the functions can be used on these, whose rows may begin further apart than they are long."""
-    if library is None:
-        return False
-    for m in matrices:
-        if not (type(m) in (Tensor, Parameter) and m.dtype is torch.float32 and m.is_cpu and m.dim() == 2):
-            return False
-        if not (m.stride(1) == 1 and m.stride(0) >= m.shape[1] > 0):
-            return False
-    return True
+    return library is not None and all(
+        type(m) in (Tensor, Parameter)
+        and m.dtype is torch.float32
+        and m.is_cpu
+        and m.dim() == 2
+        and m.stride(1) == 1
+        and m.stride(0) >= m.shape[1] > 0
+        for m in matrices
+    )
 
 
 def in_reach(tensor: Tensor) -> bool:

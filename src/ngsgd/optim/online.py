@@ -111,7 +111,8 @@ def start(X: Tensor, rank: int, alpha: float, order: Sequence[int] | None = None
         R_0 = R_0[:, list(order)]
     d_0 = torch.full((rank,), EPSILON, dtype=torch.float64)
     e_0 = shares(d_0, EPSILON, alpha, D)
-    return FisherEstimate((e_0.sqrt()[:, None] * torch.from_numpy(R_0)).to(X), (2.0 - e_0).to(X), d_0, EPSILON)
+    W_0 = (e_0.sqrt()[:, None] * torch.from_numpy(R_0)).to(X).contiguous()
+    return FisherEstimate(W_0, (2.0 - e_0).to(X), d_0, EPSILON)
 
 
 def update(renewals: Sequence[Renewal]) -> list[FisherEstimate]:
