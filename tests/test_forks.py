@@ -15,6 +15,8 @@ import pytest
 
 from ngsgd.forks.client import SERVER
 
+SO_ACCEPTCON = 0x10000  # of <linux/net.h>
+
 SERVING = """
 import os, sys, time
 from ngsgd.forks.server import serve
@@ -70,7 +72,7 @@ class Call:
         announced, server = self.scheduler.stdout.readline().split()
         self.server = int(server)
         self.environment |= {"NGSGD_SCHEDULER": announced, "GIVEN": "here"}
-        until(lambda: self.environment[SERVER] in Path("/proc/net/unix").read_text())
+        until(self.address)
 
     def job(self, *arguments: object, **options: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -81,11 +83,20 @@ class Call:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options,
         )  # fmt: skip
 
+    def address(self) -> str | None:
+        """Of the server, once it listens there: an address may be bound for a while before."""
+        for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+            _, _, _, flags, *_, name = line.split()
+            if self.environment[SERVER] in name and int(flags, 16) & SO_ACCEPTCON:
+                return "\0" + name.removeprefix("@")
+        return None
+
     def connection(self) -> socket.socket:
-        """One to the server's address, to say what one likes."""
-        addresses = (line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines())
+        """One to the server, to say what one likes."""
+        address = self.address()
+        assert address
         made = socket.socket(socket.AF_UNIX)
-        made.connect("\0" + next(name for name in addresses if self.environment[SERVER] in name)[1:])
+        made.connect(address)
         return made
 
     def num_open(self) -> int:
