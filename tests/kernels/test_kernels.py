@@ -16,13 +16,14 @@ from torch._subclasses import FakeTensorMode
 
 import ngsgd.kernels.native
 from ngsgd.kernels.fisher import EPSILON, Given, renewed, shares, solution_of
-from ngsgd.kernels.layer import Norm, affine, affine_derivative, descend, measured, side_by_side
-from ngsgd.kernels.native import Side, library, serves
+from ngsgd.kernels.native import Layer, Step, library, serves
 from ngsgd.kernels.rows import append_ones, normalize, normalize_derivative, two_norm, two_norm_derivative_
+from ngsgd.kernels.stack import AffineLayer, Layers, Norm, backwards
+from ngsgd.kernels.step import Preconditioned, Trained, descend, side_by_side
 from ngsgd.optim.online import FisherEstimate, Renewal, update
 
 WIDTHS = [1, 7, 16, 33, 80]
-SOURCE = Path(ngsgd.kernels.native.__file__).with_name("kernels.c")
+SOURCES = Path(ngsgd.kernels.native.__file__).parent
 
 compiled = pytest.mark.skipif(library is None, reason="installed without a C compiler")
 
@@ -52,7 +53,7 @@ def test_they_serve_floats_on_the_cpu_that_lie_row_after_row() -> None:
     assert serves(x) == (library is not None)
     assert not serves(x.double())
     assert not serves(x.T)
-    assert not serves(x, x[:, :3])
+    assert not serves(x[:, :3])
     assert not serves(x.to("meta"))
     with FakeTensorMode():
         assert not serves(torch.empty(4, 6))
@@ -120,45 +121,88 @@ def test_weights_and_bias_are_one_matrix_where_they_lie_so() -> None:
 
 @compiled
 @pytest.mark.parametrize("width", WIDTHS)
-def test_lengths_of_rows_that_are_not_formed(operators, width: int) -> None:
+def test_lengths_of_rows_that_are_not_formed(width: int) -> None:
     R = min(3, width)
     e = torch.linspace(0.9, 0.3, R)
     W = (e.sqrt()[:, None] * torch.linalg.qr(random(width, R)).Q.T).contiguous()
     x = append_ones(random(40, width - 1, seed=1)) if width > 1 else random(40, 1, seed=1)  # rows that lie apart
-    for ours in (measured(x, W, 2.0 - e), operators(measured, x, W, 2.0 - e)):
-        (_, H, _), lengths, traces, _ = ours
-        torch.testing.assert_close(H, x @ W.T, rtol=1e-4, atol=1e-5)
+    whole, some = Preconditioned(x), Preconditioned(x, W, 2.0 - e)
+    compiled_whole, compiled_some = Preconditioned(x), Preconditioned(x, W, 2.0 - e)
+    weight = torch.zeros(width, width)
+    assert descend([Trained(weight, None, compiled_whole, compiled_some)], 0.0, 1.0) == [False]
+    for ours in (some, compiled_some):
+        torch.testing.assert_close(ours.H, x @ W.T, rtol=1e-4, atol=1e-5)
         x_hat = x - x @ W.T @ W
-        torch.testing.assert_close(lengths, x_hat.norm(dim=1), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(traces, torch.stack((x.square().sum(), x_hat.square().sum())))
-    for ours in (measured(x), operators(measured, x)):
+        torch.testing.assert_close(ours.formed(), x_hat, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.lengths, x_hat.norm(dim=1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.traces, torch.stack((x.square().sum(), x_hat.square().sum())))
+    for ours in (whole, compiled_whole):
+        assert ours.H is None
         torch.testing.assert_close(ours.lengths, x.norm(dim=1))
         assert ours.traces.tolist() == [1.0, 1.0]
 
 
 @compiled
-@pytest.mark.parametrize("norm", [None, Norm(5, normalized=False), Norm(5, normalized=True)])
-def test_an_affine_layer(norm: Norm | None) -> None:
-    x, room = random(2, 3, 7), random(15, 16, seed=1)
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("above", [None, Norm(2, normalized=False)])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_layers_are_passed_through(normalized: bool, above: Norm | None, wanted: bool) -> None:
+    """Two of them, the upper one on three outputs of the lower one side by side; beside PyTorch's operators."""
+    x, lower, upper = random(4, 6, 7), random(15, 16, seed=1), random(10, 16, seed=2)
+    given = [
+        AffineLayer(lower[:, :7], lower[:, 7], Norm(5, normalized=normalized)),
+        AffineLayer(upper[:, :9], upper[:, 9], above),
+    ]
+    leaf = x.clone().requires_grad_()
+    values, inputs, zs = leaf, [], []
+    for weight, bias, norm in given:
+        inputs.append(append_ones(values.detach().reshape(-1, weight.shape[1])))
+        z = torch.nn.functional.linear(values, weight, bias)
+        z.retain_grad()
+        zs.append(z)
+        values = z
+        if norm is not None:
+            values = z.view(*z.shape[:-1], norm.k, -1).norm(dim=-2)
+            if norm.normalized:
+                values = values / values.square().mean(dim=-1, keepdim=True).sqrt()
+        if norm is given[0].norm:
+            values = values.reshape(4, 2, 9)
+    layers = Layers(given)
+    passed = layers.forwards(x)
+    assert passed is not None
+    torch.testing.assert_close(passed.y, values.detach())
+    dy = random(*values.shape, seed=3)
+    values.backward(dy)
+    dx = torch.empty_like(x) if wanted else None
+    for (rows, dz), expected, z in zip(backwards(passed.room, passed.numbers, dy, dx), inputs, zs, strict=True):
+        torch.testing.assert_close(rows, expected)
+        torch.testing.assert_close(dz, z.grad.view(dz.shape), rtol=1e-4, atol=1e-5)
+    if dx is not None:
+        torch.testing.assert_close(dx, leaf.grad, rtol=1e-4, atol=1e-5)
+
+
+@compiled
+def test_layers_are_passed_through_only_where_all_fits() -> None:
+    room = random(15, 16)
     weight, bias = room[:, :7], room[:, 7]
-    made = affine(x, weight, bias, norm)
-    assert made is not None
-    rows, z, y, scale = made
-    assert torch.equal(rows, append_ones(x.view(6, 7)))
-    torch.testing.assert_close(z, torch.nn.functional.linear(x, weight, bias))
-    dz = dy = random(2, 3, 15, seed=2)
-    if norm is not None:
-        groups = z.clone().view(2, 3, 5, 3)
-        theirs = two_norm(groups, normalized=norm.normalized)
-        assert torch.equal(y, theirs[0])
-        assert scale is theirs[1] is None or torch.equal(scale, theirs[1])
-        dy = random(2, 3, 3, seed=2)
-        dz = two_norm_derivative_(groups, *theirs, dy).view(2, 3, 15)
-    back = affine_derivative(dy, weight, None if norm is None else z, y, scale, norm, wanted=True)
-    torch.testing.assert_close(back[0], dz)
-    torch.testing.assert_close(back[1], dz @ weight)
-    assert affine(x, weight, bias.clone(), norm) is None
-    assert affine(x[:, :, 1:].contiguous(), weight, bias, norm) is None
+    layers = Layers([AffineLayer(weight, bias, None)])
+    assert layers.forwards(random(3, 7)) is not None
+    assert layers.forwards(random(7)).y.shape == (15,)
+    for x in (random(3, 6), random(0, 7), random(3, 7).double(), random(7, 3).T):
+        assert layers.forwards(x) is None
+    assert Layers([AffineLayer(weight, bias.clone(), None)]).forwards(random(3, 7)) is None
+    # Four outputs of the lower one are no input of the upper one, and 15 rows of it are no 2 N.
+    upper = random(5, 16)
+    for D in (4, 8):
+        both = Layers(
+            [AffineLayer(weight, bias, Norm(5, normalized=True)), AffineLayer(upper[:, :D], upper[:, D], None)]
+        )
+        assert both.forwards(random(5, 7)) is None
+    # Somebody lays the parameter elsewhere.
+    parameter = torch.nn.Parameter(weight)
+    layers = Layers([AffineLayer(parameter, bias, None)])
+    parameter.data = parameter.data.clone()
+    assert layers.forwards(random(3, 7)) is None
 
 
 @compiled
@@ -173,7 +217,9 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert two_norm_derivative_(x.clone(), both, their_scale, torch.ones_like(y))[1].isnan().all()
     assert two_norm_derivative_(x, y, None, torch.ones_like(y))[1].isnan().any()
     assert normalize_derivative(z, scale, torch.ones_like(z))[1].isnan().all()
-    assert measured(z, random(2, 16), torch.ones(2)).lengths.isnan().tolist() == [False, True, False]
+    rows = Preconditioned(z, random(2, 16), torch.ones(2))
+    descend([Trained(torch.zeros(16, 16), None, rows, Preconditioned(z))], 0.1, 1.0)
+    assert rows.lengths.isnan().tolist() == [False, True, False]
 
 
 def an_estimate(R: int, D: int) -> FisherEstimate:
@@ -219,7 +265,7 @@ def test_a_renewal_of_what_is_not_finite(operators) -> None:
 
 @compiled
 def test_an_estimate_is_doubted_where_rounding_may_have_spoilt_it() -> None:
-    """Where eigenvalues are far apart, and where one is below the floor, 0.01^2; not else."""
+    """Where eigenvalues are far apart, and where one is below the floor, 0.01^2; not else. Compiled: after a look."""
     given, U = Given(torch.full((3,), 1.0, dtype=torch.float64), 0.02, 4.0, 0.5, 10, 9), torch.eye(3).double()
     for values, doubtful in (((1e-3, 0.5, 1.0), False), ((1.1e-4, 0.5, 109.0), False), ((1.1e-4, 0.5, 111.0), True),
                              ((0.9e-4, 0.5, 1.0), True)):  # fmt: skip
@@ -227,9 +273,11 @@ def test_an_estimate_is_doubted_where_rounding_may_have_spoilt_it() -> None:
     # Compiled: of rows along the estimate's own directions the eigenvalues are their squared lengths' squares.
     d_t = torch.full((3,), EPSILON, dtype=torch.float64)
     W = torch.eye(3, 9) * float(shares(d_t, EPSILON, 4.0, 9)[0]) ** 0.5
-    for longest, doubtful in ((31.0, False), (32.0, True)):
+    spoilt = W.clone()
+    spoilt[2, 0] = 0.1 * W[0, 0]
+    for longest, W_t, doubtful in ((31.0, spoilt, False), (32.0, spoilt, True), (32.0, W, False)):
         X = torch.eye(3, 9) * torch.tensor([[longest], [2.0], [1.0]])
-        made = renewed(X, X @ W.T, W, X.square().sum(), Given(d_t, EPSILON, 4.0, 0.5, 3, 9))
+        made = renewed(X, X @ W_t.T, W_t, X.square().sum(), Given(d_t, EPSILON, 4.0, 0.5, 3, 9))
         assert made is not None
         assert made.doubtful == doubtful
     # Of rows of zeros they are (0.5 (d + rho))^2, none of which is below the floor.
@@ -243,38 +291,78 @@ def test_an_estimate_is_doubted_where_rounding_may_have_spoilt_it() -> None:
 @pytest.mark.parametrize("m", [0.0, 1e-4, 1e4])
 @pytest.mark.parametrize("N", [3, 60])
 @pytest.mark.parametrize("low_rank", [False, True])
-@pytest.mark.parametrize("y_traces", [(4.0, 0.0), (4.0, 2.0)])  # the first: all zeros, and the scale is 1
-def test_the_step_of_a_layer(m: float, N: int, low_rank: bool, y_traces: tuple[float, float]) -> None:
+@pytest.mark.parametrize("bias", ["beside", "apart", None])
+def test_the_step_of_a_layer(m: float, N: int, low_rank: bool, bias: str | None) -> None:
     """Beside the formulas of the optimiser's docstring; of few rows Y^ is formed, of many it is not."""
     D_in, D_out = 4, 17
-    sides = []
-    for D, seed in ((D_in + 1, 0), (D_out, 1)):
-        estimate = an_estimate(3, D)
-        made = measured(
-            append_ones(random(N, D - 1, seed=seed)), *((estimate.W_t, estimate.shrunk) if low_rank else (None, None))
-        )
-        rows = made.x_hat
-        torch.testing.assert_close(rows.formed(), rows.X if rows.H is None else rows.X - rows.H @ rows.W)
-        torch.testing.assert_close(made.lengths, rows.formed().norm(dim=1))
-        sides.append(made)
-    (x, y), room = sides, random(D_out, 16, seed=6)
-    x.traces.copy_(torch.tensor([9.0, 3.0]))
-    y.traces.copy_(torch.tensor(y_traces))
+    room = random(D_out, 16, seed=6)
     expected = room.clone()
-    free = 0.1 * math.sqrt(3.0 * (y_traces[0] / y_traces[1] if y_traces[1] else 1.0))
-    change = free * float(x.lengths @ y.lengths)
-    s = free * min(1.0, m * N / change) if m else free
-    expected[:, : D_in + 1] -= s * y.x_hat.formed().T @ x.x_hat.formed()
-    weight, bias = room[:, :D_in], room[:, D_in]
-    assert descend(weight, bias.clone(), x, y, 0.1, m) is None
-    assert descend(weight, None, x, y, 0.1, m) is None
-    assert descend(weight, bias, x, y, 0.1, m) is (m == 1e-4)
+    layers, changes = [], []
+    for seed in (0, 5):  # the second layer's step is made of other rows, on top of the first's
+        sides = []
+        for D, ones in ((D_in + 1, bias is not None), (D_out, False)):
+            seed += 1
+            rows = append_ones(random(N, D - 1, seed=seed)) if ones else random(N, D - (not ones and D < 9), seed=seed)
+            estimate = an_estimate(3, rows.shape[1])
+            low = (estimate.W_t, estimate.shrunk) if low_rank else ()
+            sides.append((Preconditioned(rows, *low), Preconditioned(rows, *low)))
+        (x, their_x), (y, their_y) = sides
+        width = D_in + (bias is not None)
+        weight = room[:, :D_in]
+        vector = {"beside": room[:, D_in], "apart": room[:, D_in].clone(), None: None}[bias]
+        free = 0.1
+        for side in (their_x, their_y):
+            before, after = side.traces.tolist()
+            free *= math.sqrt(before / after)
+        change = free * float(their_x.lengths @ their_y.lengths)
+        s = free * min(1.0, m * N / change) if m else free
+        step = s * their_y.formed().T @ their_x.formed()
+        expected[:, :width] -= step
+        layers.append(Trained(weight, vector, x, y))
+        changes.append(vector)
+    if bias == "apart":
+        torch.testing.assert_close(layers[0].bias, layers[1].bias)
+    assert descend(layers, 0.1, m) == [m == 1e-4] * 2
+    if bias == "apart":
+        torch.testing.assert_close(room[:, :D_in], expected[:, :D_in])
+        steps = sum(vector - room[:, D_in] for vector in changes)
+        torch.testing.assert_close(room[:, D_in] + steps, expected[:, D_in])
+        return
     torch.testing.assert_close(room, expected)
     # A change that is not a number is no reason to shorten the step, and is seen in the weights.
-    x.traces.fill_(torch.nan)
-    descend(weight, bias, x, y, 0.1, m)
-    assert room[:, : D_in + 1].isnan().all()
+    layers[0].x.X[0, 0] = torch.nan
+    descend(layers[:1], 0.1, m)
+    assert room[:, 0].isnan().all()
     assert torch.equal(room[:, D_in + 1 :], expected[:, D_in + 1 :])
+
+
+@compiled
+def test_rows_of_zeros_make_no_step() -> None:
+    """Where X^ is 0, gamma is 1."""
+    estimate = an_estimate(3, 8)
+    weight, y = random(8, 8), Preconditioned(torch.zeros(5, 8), estimate.W_t, estimate.shrunk)
+    before = weight.clone()
+    assert descend([Trained(weight, None, Preconditioned(random(5, 8)), y)], 0.1, 0.1) == [False]
+    assert torch.equal(weight, before)
+
+
+@compiled
+def test_a_layer_that_does_not_fit_is_left_to_others() -> None:
+    weight = random(8, 8)
+    fits = Trained(weight, None, Preconditioned(random(5, 8)), Preconditioned(random(5, 8, seed=1)))
+    before = weight.clone()
+    others = [
+        fits._replace(weight=weight.double()),
+        fits._replace(weight=weight.T),
+        fits._replace(bias=torch.zeros(8)),  # whose column of ones is missing
+        fits._replace(x=Preconditioned(random(5, 8).double())),
+        fits._replace(y=Preconditioned(random(8, 5).T)),
+    ]
+    assert descend(others, 0.1, 0.0) == [None] * 5
+    assert torch.equal(weight, before)
+    assert descend([others[0], fits, others[1]], 0.1, 0.0) == [None, False, None]
+    torch.testing.assert_close(weight, before - 0.1 * fits.y.X.T @ fits.x.X)
+    assert descend([], 0.1, 0.0) == []
 
 
 @compiled
@@ -284,7 +372,7 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
     assert library is not None
     plain = tmp_path / f"plain{sysconfig.get_config_var('EXT_SUFFIX')}"
     options = ["-O3", "-fno-math-errno", "-ffp-contract=off", "-DKERNEL=", "-shared", "-fPIC"]
-    subprocess.run(["gcc", *options, str(SOURCE), "-o", str(plain), "-lm"], check=True)
+    subprocess.run(["gcc", *options, *map(str, SOURCES.glob("*.c")), "-o", str(plain), "-lm"], check=True)
     others = ctypes.CDLL(str(plain))
     N, k, G, R = 50, 5, 83, 21
     estimate = an_estimate(R, k * G)
@@ -293,23 +381,29 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
     torchs = ctypes.CDLL(str(next(Path(torch.__file__).with_name("lib").glob("libtorch_cpu.*"))))
     others.use(*(ctypes.cast(getattr(torchs, name), ctypes.c_void_p) for name in ("sgemm_", "dsyevd_")))
     for functions in (library, others):
-        y, z, scale, dx, lengths, traces = (torch.empty(n) for n in ((N, G), (N, G), N, (N, G), N, 2))
-        derivative, factor, H = x.clone(), torch.empty(G), torch.empty(N, R)
+        y, z, scale, dx = (torch.empty(n) for n in ((N, G), (N, G), N, (N, G)))
+        derivative, factor = x.clone(), torch.empty(G)
         W_1, shrunk, d_1, rho_1 = torch.empty(R, k * G), torch.empty(R), torch.empty(R).double(), ctypes.c_double()
-        weight, number, numbers = random(k * G, k * G, seed=3), ctypes.c_int(), []
-        side = Side(
-            *(t if isinstance(t, int) else t.data_ptr() for t in (x, k * G, k * G, H, estimate.W_t, R, lengths, traces))
-        )
+        weight, number, numbers = random(k * G, k * G + 1, seed=3), ctypes.c_int(), []
+        layers, steps, room = (Layer * 1)(), (Step * 1)(), torch.zeros(400_000)
+        layer, step = layers[0], steps[0]
+        layer.W, layer.W_stride, layer.D, layer.k, layer.G, layer.norm = weight.data_ptr(), k * G + 1, k * G, k, G, 2
+        for side in (step.x, step.y):
+            side.X, side.D, side.stride, side.R = x.data_ptr(), k * G, k * G, R
+            side.W, side.shrunk = estimate.W_t.data_ptr(), estimate.shrunk.data_ptr()
+        step.N, step.W, step.stride, step.columns = N, weight.data_ptr(), k * G + 1, k * G
+        H = x.view(N, -1) @ estimate.W_t.T
         for name, arguments in {
             "two_norm": (x, y, scale, N, k, G, 1e-20),
             "two_norm_derivative": (derivative, y, scale, dy, factor, N, k, G, 1e-20, 1e-20),
             "normalize": (y, z, scale, N, G, 1e-20),
             "normalize_derivative": (z, scale, dy, dx, N, G, 1e-20),
-            "measure": (side, estimate.shrunk, N),
-            "descend": (side, side, weight, k * G, N, 0.1, 1e-3),
+            "forwards": (layers, 1, x, x.numel(), room, z, 1e-20),
+            "backwards": (layers, 1, dy, None, 1e-20, 1e-20),
+            "descend": (steps, 1, room, 0.1, 1e-3),
             "renew": (
-                x, N, k * G, k * G, H, estimate.W_t, estimate.d_t, 0.1, 9.0, 4.0, 0.3, 1e-10, 5e-4, 1e6, W_1, shrunk,
-                d_1, rho_1, number, R,
+                x, N, k * G, k * G, H, estimate.W_t, estimate.d_t, 0.1, 9.0, 4.0, 0.3, 1e-10, 5e-4, 1e6, 1e-3, W_1,
+                shrunk, d_1, rho_1, number, R,
             ),
         }.items():  # fmt: skip
             values = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
@@ -317,6 +411,8 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
             function.restype = getattr(library, name).restype
             function.argtypes = getattr(library, name).argtypes
             numbers += [function(*values), number.value, rho_1.value]
-        arrays = (y, z, scale, dx, derivative, H, lengths, traces, weight, W_1, shrunk, d_1)
+            if name == "backwards":
+                numbers.append(room.numpy().tobytes())
+        arrays = (y, z, scale, dx, derivative, weight, room, W_1, shrunk, d_1)
         made.append([t.numpy().tobytes() for t in arrays] + numbers)
     assert made[0] == made[1]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ngsgd import NGSGD, OnlineNaturalGradient
-from ngsgd.kernels.layer import Norm
+from ngsgd.kernels.stack import Norm
 from ngsgd.network.affine import Affine
 
 from .models import all_kinds, both_kinds, small_batch, small_model, step

@@ -174,7 +174,7 @@ def test_estimates_renewed_together_are_those_renewed_apart() -> None:
         applied = [preconditioner.apply(X) for preconditioner, X in zip(together, batches, strict=True)]
         renew(together)
         for (x_hat, scale), ours in zip(expected, applied, strict=True):
-            torch.testing.assert_close(ours.x_hat.formed(), x_hat, msg=lambda m, t=t: f"minibatch {t}: {m}")
+            torch.testing.assert_close(ours.formed(), x_hat, msg=lambda m, t=t: f"minibatch {t}: {m}")
             torch.testing.assert_close(scales(*ours.traces), scale)
             torch.testing.assert_close(ours.lengths, x_hat.norm(dim=1))
 

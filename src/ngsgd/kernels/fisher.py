@@ -15,8 +15,9 @@ from ngsgd.kernels.native import library, lie_in_rows, serves
 
 EPSILON = 1.0e-10  # smallest value of rho_t and d_t
 DELTA = 5.0e-4  # smallest value of rho_t and d_t relative to the largest eigenvalue
-NOT_FINITE, NO_MEMORY = 1, 2  # what kernels.c calls so
+NOT_FINITE, NO_MEMORY = 1, 2  # what fisher.c calls so
 CONDITION_THRESHOLD = 1.0e6  # beyond this ratio of eigenvalues R_t is checked for orthonormality
+ORTHONORMALITY_TOLERANCE = 1.0e-3
 
 
 class Given(NamedTuple):
@@ -92,14 +93,15 @@ def renewed(X: Tensor, H: Tensor, W: Tensor, trace: Tensor, given: Given) -> Ren
         FloatingPointError: the rows hold a value that is not finite, or so large that its square is not.
         MemoryError: there is none.
     """
-    if not (lie_in_rows(X) and serves(H, W)):
+    if not (lie_in_rows(X) and serves(H) and serves(W)):
         return None
     (d_t, rho_t, alpha, eta, N, D), R = given, W.shape[0]
     W_1, shrunk, d_1 = W.new_empty(R, D), W.new_empty(R), d_t.new_empty(R)
     rho_1, doubtful = ctypes.c_double(), ctypes.c_int()
     failed: int = library.renew(
         X.data_ptr(), N, D, X.stride(0), H.data_ptr(), W.data_ptr(), d_t.data_ptr(), rho_t, float(trace), alpha, eta,
-        EPSILON, DELTA, CONDITION_THRESHOLD, W_1.data_ptr(), shrunk.data_ptr(), d_1.data_ptr(), rho_1, doubtful, R,
+        EPSILON, DELTA, CONDITION_THRESHOLD, ORTHONORMALITY_TOLERANCE, W_1.data_ptr(), shrunk.data_ptr(),
+        d_1.data_ptr(), rho_1, doubtful, R,
     )  # fmt: skip
     if failed == NOT_FINITE:
         raise not_finite()

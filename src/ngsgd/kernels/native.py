@@ -1,4 +1,4 @@
-"""The functions of ``kernels.c``, which the installation compiles where there is a C compiler.
+"""The functions in C, which the installation compiles where there is a C compiler.
 
 They take the addresses of tensors; who calls one has asked `serves` first.
 """
@@ -14,35 +14,57 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-SIGNATURES = {  # p: address, l: number of rows or the like, f, d: float and double, s: side, i, r: where numbers go
-    "affine": "pplllplpllppf",
-    "affine_derivative": "ppppplllffpplpl",
+#: p: address, l: number of rows or the like, f, d: float and double, a: layers, s: steps, n, i, r: where numbers go
+SIGNATURES = {
+    "lay": "allpp",
+    "forwards": "alplppf",
+    "backwards": "alppff",
     "two_norm": "ppplllf",
     "two_norm_derivative": "ppppplllff",
     "normalize": "pppllf",
     "normalize_derivative": "ppppllf",
     "append_ones": "pplll",
-    "measure": "spl",
-    "descend": "ssplldd",
-    "renew": "plllpppdddddddpppril",
+    "lay_steps": "slpn",
+    "descend": "slpdd",
+    "renew": "plllpppddddddddpppril",
 }
 
 
-class Side(ctypes.Structure):
-    """One side of an affine layer's step, for the function ``descend``."""
+class Layer(ctypes.Structure):
+    """An affine layer, for the functions that pass through several of them. Those fill in what stands from N on."""
 
     _fields_ = (
-        ("X", ctypes.c_void_p), ("D", ctypes.c_long), ("stride", ctypes.c_long),
-        ("H", ctypes.c_void_p), ("W", ctypes.c_void_p), ("R", ctypes.c_long),
-        ("lengths", ctypes.c_void_p), ("traces", ctypes.c_void_p),
+        ("W", ctypes.c_void_p), ("W_stride", ctypes.c_long), ("D", ctypes.c_long), ("k", ctypes.c_long),
+        ("G", ctypes.c_long), ("norm", ctypes.c_long), ("N", ctypes.c_long), ("stride", ctypes.c_long),
+        *((matrix, ctypes.c_void_p) for matrix in ("rows", "z", "y", "scale", "factor", "dx")),
+    )  # fmt: skip
+
+
+class Side(ctypes.Structure):
+    """One side of a layer's step."""
+
+    _fields_ = (
+        ("X", ctypes.c_void_p), ("D", ctypes.c_long), ("stride", ctypes.c_long), ("W", ctypes.c_void_p),
+        ("shrunk", ctypes.c_void_p), ("R", ctypes.c_long),
+        *((matrix, ctypes.c_void_p) for matrix in ("H", "lengths", "traces")),
+    )  # fmt: skip
+
+
+class Step(ctypes.Structure):
+    """A layer's step, for the functions that make several."""
+
+    _fields_ = (
+        ("x", Side), ("y", Side), ("N", ctypes.c_long), ("W", ctypes.c_void_p), ("stride", ctypes.c_long),
+        ("columns", ctypes.c_long), ("b", ctypes.c_void_p), ("limited", ctypes.c_long),
     )  # fmt: skip
 
 
 TYPES = {
-    "p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float, "d": ctypes.c_double, "s": ctypes.POINTER(Side),
-    "i": ctypes.POINTER(ctypes.c_int), "r": ctypes.POINTER(ctypes.c_double),
+    "p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float, "d": ctypes.c_double,
+    "a": ctypes.POINTER(Layer), "s": ctypes.POINTER(Step),
+    "n": ctypes.POINTER(ctypes.c_long), "i": ctypes.POINTER(ctypes.c_int), "r": ctypes.POINTER(ctypes.c_double),
 }  # fmt: skip
-GIVE_A_NUMBER = ("descend", "renew")
+GIVE_A_NUMBER = {"lay": ctypes.c_long, "lay_steps": ctypes.c_long, "renew": ctypes.c_int}
 
 
 def _load() -> Any:
@@ -59,7 +81,7 @@ def _load() -> Any:
     for name, signature in SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes = [TYPES[letter] for letter in signature]
-        function.restype = ctypes.c_int if name in GIVE_A_NUMBER else None
+        function.restype = GIVE_A_NUMBER.get(name)
     return library
 
 
@@ -67,27 +89,20 @@ def _load() -> Any:
 library = _load()
 
 
-def serves(*tensors: Tensor) -> bool:
-    """Whether the functions are there and can be used on these: matrices of floats on the CPU, row after row.
+def serves(t: Tensor) -> bool:
+    """Whether the functions are there and can be used on a tensor: one of floats on the CPU, row after row.
 
     Subclasses of tensors may have no memory of their own, as those by which PyTorch traces.
     """
-    return library is not None and all(
-        type(t) is Tensor and t.dtype is torch.float32 and t.is_cpu and t.is_contiguous() for t in tensors
-    )
+    return library is not None and type(t) is Tensor and t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()
 
 
-def lie_in_rows(*matrices: Tensor) -> bool:
-    """Whether the functions can be used on these, whose rows may begin further apart than they are long."""
-    return library is not None and all(
-        type(m) in (Tensor, Parameter)
-        and m.dtype is torch.float32
-        and m.is_cpu
-        and m.dim() == 2
-        and m.stride(1) == 1
-        and m.stride(0) >= m.shape[1] > 0
-        for m in matrices
-    )
+def lie_in_rows(m: Tensor) -> bool:
+    """Whether the functions can be used on a matrix, whose rows may begin further apart than they are long."""
+    if library is None or type(m) not in (Tensor, Parameter) or m.dtype is not torch.float32 or not m.is_cpu:
+        return False
+    strides, shape = m.stride(), m.shape
+    return len(shape) == 2 and strides[1] == 1 and strides[0] >= shape[1] > 0
 
 
 def in_reach(tensor: Tensor) -> bool:

@@ -67,7 +67,7 @@ def two_norm_derivative_(groups: Tensor, y: Tensor, scale: Tensor | None, dy: Te
     Where all of a group is 0, so is its derivative.
     """
     *N, k, G = groups.shape
-    if serves(groups, y, dy):
+    if serves(groups) and serves(y) and serves(dy):
         room, address = y.new_empty(G), None if scale is None else scale.data_ptr()
         library.two_norm_derivative(
             groups.data_ptr(), y.data_ptr(), address, dy.data_ptr(), room.data_ptr(), math.prod(N), k, G, NORM_FLOOR,
@@ -100,7 +100,7 @@ def normalize_derivative(y: Tensor, scale: Tensor, dy: Tensor) -> Tensor:
     A row at the floor was multiplied by a constant.
     """
     *N, D = y.shape
-    if serves(y, scale, dy):
+    if serves(y) and serves(scale) and serves(dy):
         dx = torch.empty_like(y)
         library.normalize_derivative(
             y.data_ptr(), scale.data_ptr(), dy.data_ptr(), dx.data_ptr(), math.prod(N), D, NORM_FLOOR

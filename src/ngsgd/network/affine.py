@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ngsgd.kernels import layer
-from ngsgd.kernels.layer import Norm
 from ngsgd.kernels.rows import room_for_rows, two_norm, two_norm_derivative_
+from ngsgd.kernels.stack import AffineLayer, Layers, Norm, Passed, backwards
 from ngsgd.network.norms import InterleavedTwoNorm
 
 Watcher = Callable[[Tensor, Tensor], None]
@@ -26,19 +25,12 @@ class _Watched(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, affine: Affine) -> Tensor:
-        ctx.affine, ctx.compiled, norm = affine, False, affine.norm
-        kind = x.device.type
+        ctx.affine, norm, kind = affine, affine.norm, x.device.type
+        rows, bias = x, affine.bias.detach()
         if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64:
             dtype = torch.get_autocast_dtype(kind)
-            rows, weight = x.to(dtype), weight.to(dtype)
-            z = nn.functional.linear(rows, weight, affine.bias.to(dtype))
-        elif (passed := layer.affine(x, weight, affine.bias, norm)) is not None:
-            ctx.compiled = True
-            rows, z, y, scale = passed
-            ctx.save_for_backward(weight, rows, None if y is None else z, y, scale)
-            return z if y is None else y
-        else:
-            rows, z = x, nn.functional.linear(x, weight, affine.bias)
+            rows, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+        z = nn.functional.linear(rows, weight, bias)
         if norm is None:
             ctx.save_for_backward(weight, rows, None, None, None)
             return z
@@ -49,19 +41,55 @@ class _Watched(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None]:
-        affine, (dy,) = ctx.affine, grad_outputs
+        affine, (dz,) = ctx.affine, grad_outputs
         weight, rows, z, y, scale = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[0]
-        # Where there are norms, nobody needs z any more: no further memory has to be fetched for the derivative.
-        if ctx.compiled:
-            dz, dx = layer.affine_derivative(dy, weight, z, y, scale, affine.norm, wanted)
-        else:
-            dz = dy
-            if affine.norm is not None:
-                dz = two_norm_derivative_(_grouped(z, affine.norm), y, scale, dy).view(z.shape)
-            dx = torch.matmul(dz, weight) if wanted else None
+        if affine.norm is not None:
+            # Nobody needs z any more: no further memory has to be fetched for the derivative.
+            dz = two_norm_derivative_(_grouped(z, affine.norm), y, scale, dz).view(z.shape)
         affine.seen(rows, dz)
-        return dx, None, None
+        return (torch.matmul(dz, weight) if ctx.needs_input_grad[0] else None), None, None
+
+
+class _Passed(torch.autograd.Function):
+    """The same in compiled pieces, of layers one above the other."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lowest: Tensor, affines: Sequence[Affine], passed: Passed) -> Tensor:
+        ctx.affines, ctx.numbers, ctx.shape = affines, passed.numbers, x.shape
+        y = None if affines[-1].norm is None else passed.y
+        ctx.save_for_backward(passed.room, y, *(affine.weight for affine in affines))
+        return passed.y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
+        room, (dy,) = ctx.saved_tensors[0], grad_outputs
+        dx = room.new_empty(ctx.shape) if ctx.needs_input_grad[0] else None
+        for affine, seen in zip(ctx.affines, backwards(room, ctx.numbers, dy, dx), strict=True):
+            affine.seen(*seen)
+        return dx, None, None, None
+
+
+class Together:
+    """Affine layers, each of which takes what the one below gives, and that are watched."""
+
+    def __init__(self, affines: Sequence[Affine]) -> None:
+        """They are given from the lowest on."""
+        self._affines = affines
+        self._parameters = [p for affine in affines for p in (affine.weight, affine.bias)]
+        self._layers = Layers([AffineLayer(affine.weight, affine.bias, affine.norm) for affine in affines])
+
+    def __call__(self, x: Tensor) -> Tensor | None:
+        """What they make of x (..., D_in); None where it is not for the compiled functions."""
+        if not (torch.is_grad_enabled() and all(affine.is_watched for affine in self._affines)):
+            return None
+        if torch.is_autocast_enabled(x.device.type) or not all(p.requires_grad for p in self._parameters):
+            return None
+        passed = self._layers.forwards(x)
+        if passed is None:
+            return None
+        y: Tensor = _Passed.apply(x, self._parameters[0], self._affines, passed)  # type: ignore[no-untyped-call]
+        return y
 
 
 def _grouped(z: Tensor, norm: Norm) -> Tensor:
@@ -99,8 +127,10 @@ class Affine(nn.Linear):
         return {"kind": self.kind, "input_dim": self.input_dim, "output_dim": self.output_dim}
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._watchers and torch.is_grad_enabled() and self.weight.requires_grad and self.bias.requires_grad:
-            y: Tensor = _Watched.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
+        if self.is_watched and torch.is_grad_enabled() and self.weight.requires_grad and self.bias.requires_grad:
+            y: Tensor | None = Together((self,))(x)
+            if y is None:
+                y = _Watched.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
             return y
         z = super().forward(x)
         if self.norm is not None:
@@ -117,6 +147,10 @@ class Affine(nn.Linear):
         handle = RemovableHandle(self._watchers)
         self._watchers[handle.id] = watcher
         return handle
+
+    @property
+    def is_watched(self) -> bool:
+        return bool(self._watchers)
 
     def seen(self, x: Tensor, dy: Tensor) -> None:
         """Gives those who watch what a backward pass has brought."""

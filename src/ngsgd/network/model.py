@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ngsgd.errors import ModelError
-from ngsgd.kernels.layer import Norm
 from ngsgd.kernels.native import serves
+from ngsgd.kernels.stack import Norm
 from ngsgd.network.affine import Affine
 from ngsgd.network.components import Component, Normalize, PNorm, Splice, from_spec
+from ngsgd.network.stack import Stack, run, stacked
 from ngsgd.network.storage import FORMAT, Header, read_model, write_model
 
 LOG_FLOOR = math.log(1.0e-20)
@@ -87,6 +88,7 @@ class AcousticModel(nn.Module):
                 raise ValueError(
                     f"{below.kind} gives {below.output_dim} dimensions, {above.kind} takes {above.input_dim}"
                 )
+        self._parts: list[Component | Affine | Stack] = []  # of the chain, where these are not its components
         self._offsets = tuple(c.offsets for c in chain if isinstance(c, Splice))
         self.left_context = -sum(min(o) for o in self._offsets)
         self.right_context = sum(max(o) for o in self._offsets)
@@ -114,10 +116,7 @@ class AcousticModel(nn.Module):
         num_frames = x.shape[1] - self.left_context - self.right_context
         if num_frames < 1:
             raise ValueError(f"{x.shape[1]} frames are fewer than the network's context")
-        rows = iter(splice_rows(self._offsets, num_frames, x.device))
-        for component in self.components.values():
-            x = component(x, next(rows)) if isinstance(component, Splice) else component(x)
-        return x
+        return run(self._parts or self.chain(), x, iter(splice_rows(self._offsets, num_frames, x.device)))
 
     @torch.no_grad()
     def log_posteriors(self, features: Tensor) -> Tensor:
@@ -178,8 +177,10 @@ class AcousticModel(nn.Module):
                     normalize.done_below = True
             for affine in affines:
                 affine.join(True)
+            self._parts = stacked(chain)
             yield
         finally:
+            self._parts = []
             for affine in affines:
                 affine.join(False)
             for affine, pnorm, normalize in norms:

@@ -24,9 +24,9 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from ngsgd.kernels.layer import Preconditioned, Rows, descend, measured, side_by_side
 from ngsgd.kernels.native import in_reach
 from ngsgd.kernels.rows import append_ones
+from ngsgd.kernels.step import Preconditioned, Trained, descend, side_by_side
 from ngsgd.optim.online import OnlineNaturalGradient, renew
 from ngsgd.optim.preconditioner import Preconditioner, at_full_precision, scales
 from ngsgd.optim.simple import SimpleNaturalGradient
@@ -40,7 +40,7 @@ class Identity:
     """No preconditioning: X^ = X, gamma = 1."""
 
     def apply(self, x: Tensor) -> Preconditioned:
-        return measured(x)
+        return Preconditioned(x)
 
 
 class _Capture(torch.autograd.Function):
@@ -113,7 +113,7 @@ class _AffineLayer:
         return captured
 
     def keep(self, x: Tensor, dy: Tensor) -> None:
-        self._rows.append((x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])))
+        self._rows.append((_matrix(x), _matrix(dy)))
 
     def forget(self) -> None:
         self._rows.clear()
@@ -126,20 +126,24 @@ class _AffineLayer:
         """
         if not self._rows:
             return None
-        # Under autocast the rows have less precision than the parameters.
-        xs, ys = ([rows.to(self.weight.dtype) for rows in side] for side in zip(*self._rows, strict=True))
-        self._rows.clear()
-        D_in = self.weight.shape[1]
-        if self.bias is not None and (with_ones or any(x.shape[1] > D_in for x in xs)):
-            xs = [x if x.shape[1] > D_in else append_ones(x) for x in xs]
-        return xs[0] if len(xs) == 1 else torch.cat(xs), ys[0] if len(ys) == 1 else torch.cat(ys)
+        passed, self._rows = self._rows, []
+        dtype, D_in = self.weight.dtype, self.weight.shape[1]
+        if any(x.dtype is not dtype or y.dtype is not dtype for x, y in passed):
+            # Under autocast the rows have less precision than the parameters.
+            passed = [(x.to(dtype), y.to(dtype)) for x, y in passed]
+        if self.bias is not None and (with_ones or any(x.shape[1] > D_in for x, _ in passed)):
+            passed = [(x if x.shape[1] > D_in else append_ones(x), y) for x, y in passed]
+        if len(passed) == 1:
+            return passed[0]
+        xs, ys = zip(*passed, strict=True)
+        return torch.cat(xs), torch.cat(ys)
 
     def count(self, limited: Tensor | int) -> None:
         """Counts a step, and whether max-change limited it."""
         self.num_steps += 1
         self.num_limited = self.num_limited + limited
 
-    def descend(self, x: Rows, y: Rows, step: float | Tensor) -> None:
+    def descend(self, x: Preconditioned, y: Preconditioned, step: float | Tensor) -> None:
         """W,b <- W,b - step Y^^T X^; a loss is minimised, so the rows of Y are *minus* the objective's derivative.
 
         Args:
@@ -171,6 +175,10 @@ class _AffineLayer:
             self.bias.addmv_(Y.t(), X[:, D_in], alpha=-step)
         else:
             self.bias.sub_(Y.sum(dim=0), alpha=step)
+
+
+def _matrix(rows: Tensor) -> Tensor:
+    return rows if rows.dim() == 2 else rows.reshape(-1, rows.shape[-1])
 
 
 class NGSGD(torch.optim.Optimizer):
@@ -293,7 +301,6 @@ class NGSGD(torch.optim.Optimizer):
         Raises:
             FloatingPointError: an estimate was to be renewed from values that are not finite; parameters may have been
                 updated from them. Steps that renew none, and plain SGD, do not look.
-            MemoryError: there is none; some parameters may have been updated.
         """
         loss = None
         if closure is not None:
@@ -302,12 +309,7 @@ class NGSGD(torch.optim.Optimizer):
         lr = float(self.param_groups[0]["lr"])
         taken = [(layer, rows) for layer in self._layers if (rows := layer.take(with_ones=not self._plain)) is not None]
         with at_full_precision(self.param_groups[0]["params"][0].device):
-            if self._plain:
-                for layer, (X, Y) in taken:
-                    layer.descend(Rows(X), Rows(Y), lr)
-                    layer.count(False)
-            else:
-                self._precondition(taken, lr)
+            self._descend(taken, lr)
             renew(self._online)
         for group in self.param_groups:
             for p in group["params"]:
@@ -315,7 +317,7 @@ class NGSGD(torch.optim.Optimizer):
                     p.add_(p.grad, alpha=-lr)
         return loss
 
-    def _precondition(self, taken: list[tuple[_AffineLayer, tuple[Tensor, Tensor]]], lr: float) -> None:
+    def _descend(self, taken: list[tuple[_AffineLayer, tuple[Tensor, Tensor]]], lr: float) -> None:
         """The step of all affine layers. What is a number for each is computed where the data lies."""
         try:
             applied = [(layer, layer.x_side.apply(X), layer.y_side.apply(Y)) for layer, (X, Y) in taken]
@@ -323,16 +325,18 @@ class NGSGD(torch.optim.Optimizer):
             for side in self._online:
                 side.take_renewal()  # which would be of this minibatch
             raise
+        trained = [Trained(layer.weight, layer.bias, x, y) for layer, x, y in applied]
         places = defaultdict(list)
-        for layer, x, y in applied:
-            shortened = descend(layer.weight, layer.bias, x, y, lr, self.max_change_per_sample)
+        for these, shortened in zip(applied, descend(trained, lr, self.max_change_per_sample), strict=True):
+            weight = these[0].weight
             if shortened is None:
-                places[layer.weight.device, layer.weight.dtype].append((layer, x, y))
+                places[weight.device, weight.dtype].append(these)
             else:
-                layer.count(shortened)
+                these[0].count(shortened)
         for group in places.values():
-            for (layer, x, y), (step, limited) in zip(group, self._steps(group, lr), strict=True):
-                layer.descend(x.x_hat, y.x_hat, step)
+            steps = itertools.repeat((lr, 0), len(group)) if self._plain else self._steps(group, lr)
+            for (layer, x, y), (step, limited) in zip(group, steps, strict=True):
+                layer.descend(x, y, step)
                 layer.count(limited)
 
     def _steps(

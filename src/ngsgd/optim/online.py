@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ngsgd.kernels.fisher import (
     EPSILON,
+    ORTHONORMALITY_TOLERANCE,
     Given,
     Renewed,
     Solution,
@@ -40,13 +41,12 @@ from ngsgd.kernels.fisher import (
     solution_of,
     z_of,
 )
-from ngsgd.kernels.layer import Preconditioned, measured
 from ngsgd.kernels.native import in_reach
+from ngsgd.kernels.step import Preconditioned
 from ngsgd.optim.preconditioner import at_full_precision, scales
 
 NUM_INITIAL_UPDATES = 10  # so many updates are made on successive minibatches before update_period counts
 NUM_START_PASSES = 3  # passes over the first minibatch that turn the arbitrary start into an estimate
-ORTHONORMALITY_TOLERANCE = 1.0e-3
 LARGEST_CHOLESKY_ELEMENT = 100.0  # a larger element of the inverse factor means a repair that is not to be trusted
 
 
@@ -264,7 +264,7 @@ class OnlineNaturalGradient:
         self.t = 0
         self._estimate: FisherEstimate | None = None
         self._num_skipped = 0
-        self._renewal: Renewal | None = None
+        self._due: Preconditioned | None = None
 
     @torch.no_grad()
     def precondition(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,7 +286,7 @@ class OnlineNaturalGradient:
         with at_full_precision(x.device):
             applied = self.apply(x)
             renew([self])
-            return applied.x_hat.formed(), scales(*applied.traces)
+            return applied.formed(), scales(*applied.traces)
 
     def apply(self, x: Tensor) -> Preconditioned:
         """Preconditions the rows x (N, D) by the estimate as it is; where it is due, `renew` is to renew it.
@@ -297,7 +297,7 @@ class OnlineNaturalGradient:
         """
         N, D = x.shape
         if D == 1 or N == 0:
-            return measured(x.clone())
+            return Preconditioned(x.clone())
         if self._estimate is None:
             self._start(x)
         assert self._estimate is not None
@@ -305,10 +305,9 @@ class OnlineNaturalGradient:
         if W_t.shape[1] != D:
             raise ValueError(f"rows have dimension {D}, those before had {W_t.shape[1]}")
 
-        made = measured(x, W_t, shrunk)
+        made = Preconditioned(x, W_t, shrunk)
         if self.t < NUM_INITIAL_UPDATES or self._num_skipped >= self.update_period - 1:
-            assert made.x_hat.H is not None
-            self._renewal = Renewal(self._estimate, x, made.x_hat.H, made.traces[0], self.alpha, self._eta(N))
+            self._due = made
         else:
             self._num_skipped += 1
         return made
@@ -326,8 +325,10 @@ class OnlineNaturalGradient:
 
     def take_renewal(self) -> Renewal | None:
         """What the estimate is due to be renewed from, if it is; that is forgotten then."""
-        renewal, self._renewal = self._renewal, None
-        return renewal
+        due, self._due = self._due, None
+        if due is None or self._estimate is None or due.H is None:
+            return None
+        return Renewal(self._estimate, due.X, due.H, due.traces[0], self.alpha, self._eta(due.X.shape[0]))
 
     def accept(self, estimate: FisherEstimate) -> None:
         """Goes on from a renewed estimate."""

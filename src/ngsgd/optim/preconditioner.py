@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ngsgd.kernels.layer import Preconditioned
+from ngsgd.kernels.step import Preconditioned
 
 
 def at_full_precision(device: torch.device) -> AbstractContextManager[object]:

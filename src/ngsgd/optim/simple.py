@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ngsgd.kernels.layer import Preconditioned, measured
+from ngsgd.kernels.step import Preconditioned
 
 
 class SimpleNaturalGradient:
@@ -45,7 +45,7 @@ class SimpleNaturalGradient:
         """
         if x.dim() != 2:
             raise ValueError(f"expected a matrix of rows (N, D), got shape {tuple(x.shape)}")
-        return self.apply(x).x_hat.formed(), x.new_ones(())
+        return self.apply(x).formed(), x.new_ones(())
 
     def apply(self, x: Tensor) -> Preconditioned:
         """The same for the optimiser.
@@ -58,7 +58,7 @@ class SimpleNaturalGradient:
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError("natural gradient: the minibatch holds values that are not finite, or overflow")
         if N <= 1 or float(norm) == 0.0:
-            return measured(x.clone())
+            return Preconditioned(x.clone())
 
         # Everything below is the same for X and a multiple of it, so take the one whose scatter has trace N - 1; in
         # double precision, since with N <= D and a small alpha the denominator at the end is a small difference.
@@ -72,4 +72,4 @@ class SimpleNaturalGradient:
         p = torch.cholesky_solve(u.T, factor).T if D <= N else torch.cholesky_solve(u, factor)
         # Sherman-Morrison: (G - u u^T/(N-1))^-1 u = G^-1 u / (1 - u^T G^-1 u / (N-1)).
         x_hat = p / (1.0 - (u * p).sum(dim=1, keepdim=True) / (N - 1))
-        return measured((x_hat * (norm / torch.linalg.vector_norm(x_hat))).to(x.dtype))
+        return Preconditioned((x_hat * (norm / torch.linalg.vector_norm(x_hat))).to(x.dtype))

@@ -1,0 +1,69 @@
+/* What the compiled pieces of a training step share; see __init__.py.
+
+   All matrices are of floats, row after row. What is no matrix product is made in one pass over its rows. Sums over a row
+   run in LANES strands, whatever the processor, and products are not contracted with sums (-ffp-contract=off): the bytes
+   are the same on every machine. Matrix products and eigenvalues are PyTorch's own. */
+
+#include <math.h>
+#include <stddef.h>
+
+#define LANES 16
+
+#ifdef KERNEL
+/* As the one who compiles wants it. */
+#elif defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define KERNEL
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE float sum(float *strands) {
+    for (int half = LANES / 2; half; half /= 2)
+        for (int lane = 0; lane < half; lane++) strands[lane] += strands[lane + half];
+    return strands[0];
+}
+
+/* sum x_i y_i */
+INLINE float dot(const float *restrict x, const float *restrict y, long D) {
+    float strands[LANES] = {0};
+    long i = 0;
+    for (; i + LANES <= D; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) strands[lane] += x[i + lane] * y[i + lane];
+    for (int lane = 0; i + lane < D; lane++) strands[lane] += x[i + lane] * y[i + lane];
+    return sum(strands);
+}
+
+/* sum x_i y_i z_i */
+INLINE float dot3(const float *restrict x, const float *restrict y, const float *restrict z, long D) {
+    float strands[LANES] = {0};
+    long i = 0;
+    for (; i + LANES <= D; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) strands[lane] += x[i + lane] * y[i + lane] * z[i + lane];
+    for (int lane = 0; i + lane < D; lane++) strands[lane] += x[i + lane] * y[i + lane] * z[i + lane];
+    return sum(strands);
+}
+
+typedef struct {
+    const float *at;
+    long stride; /* from one row's begin to the next one's */
+    char op;     /* 'T' where the transpose is meant, else 'N' */
+} Factor;
+
+#define ROWS(at, stride) ((Factor){at, stride, 'N'})
+#define COLUMNS(at, stride) ((Factor){at, stride, 'T'})
+
+#define OURS __attribute__((visibility("hidden")))
+
+/* products.c */
+OURS void product(long M, long N, long K, float alpha, Factor A, Factor B, float beta, float *C, long stride);
+OURS long eigenvectors(double *Z, double *values, double *work, long *more, long R);
+
+/* rows.c */
+void append_ones(const float *x, float *rows, long N, long D, long stride);
+void two_norm(const float *x, float *y, float *scale, long N, long k, long G, float floor);
+void two_norm_derivative(float *x, const float *y, const float *scale, const float *dy, float *factor, long N, long k,
+                         long G, float floor, float tiny);
+OURS void row_lengths(const float *x, long N, long D, long stride, const float *H, const float *shrunk, long R,
+                      float *lengths, float *traces);

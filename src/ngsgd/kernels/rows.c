@@ -1,0 +1,87 @@
+/* Functions of rows; see rows.py. */
+
+#include "kernels.h"
+
+/* What brings a row of that mean square to root-mean-square 1, but for a row below the floor. */
+INLINE float scale_of(float mean_square, float floor) { return 1.0f / sqrtf(mean_square < floor ? floor : mean_square); }
+
+/* y (N, G): the 2-norms of groups whose k members lie G apart, in x (N, k G). Where `scale` is given these are then
+   brought to root-mean-square 1, see `normalize`. */
+KERNEL void two_norm(const float *restrict x, float *restrict y, float *restrict scale, long N, long k, long G,
+                     float floor) {
+    for (long n = 0; n < N; n++, y += G, x += k * G) {
+        for (long g = 0; g < G; g++) y[g] = x[g] * x[g];
+        for (long m = 1; m < k; m++)
+            for (long g = 0; g < G; g++) y[g] += x[m * G + g] * x[m * G + g];
+        for (long g = 0; g < G; g++) y[g] = sqrtf(y[g]);
+        if (!scale) continue;
+        float mean_square = dot(y, y, G) / G, by = scale_of(mean_square, floor);
+        for (long g = 0; g < G; g++) y[g] *= by;
+        scale[n] = mean_square < floor ? 0.0f : by;
+    }
+}
+
+/* x (N, k G) becomes the derivative at x, given y and perhaps `scale` of `two_norm`, and the derivative dy at y (N, G);
+   factor is room for G numbers. */
+KERNEL void two_norm_derivative(float *restrict x, const float *restrict y, const float *restrict scale,
+                                const float *restrict dy, float *restrict factor, long N, long k, long G, float floor,
+                                float tiny) {
+    float along = 0.0f, by = 1.0f, back = 1.0f;
+    for (long n = 0; n < N; n++, y += G, dy += G, x += k * G) {
+        if (scale) {
+            along = scale[n] == 0.0f ? 0.0f : dot(dy, y, G) / G;
+            by = scale[n] == 0.0f ? 1.0f / sqrtf(floor) : scale[n];
+            back = 1.0f / by;
+        }
+        for (long g = 0; g < G; g++) {
+            float norm = y[g] * back;
+            factor[g] = (dy[g] - y[g] * along) * by / (norm < tiny ? tiny : norm);
+        }
+        for (long m = 0; m < k; m++)
+            for (long g = 0; g < G; g++) x[m * G + g] *= factor[g];
+    }
+}
+
+/* y (N, D): the rows of x brought to root-mean-square 1 by scale (N), which is 0 for a row below the floor: such a row
+   is multiplied by a constant. */
+KERNEL void normalize(const float *restrict x, float *restrict y, float *restrict scale, long N, long D, float floor) {
+    for (long n = 0; n < N; n++, x += D, y += D) {
+        float mean_square = dot(x, x, D) / D, by = scale_of(mean_square, floor);
+        for (long i = 0; i < D; i++) y[i] = x[i] * by;
+        scale[n] = mean_square < floor ? 0.0f : by;
+    }
+}
+
+/* dx (N, D): the derivative at the input of `normalize`. */
+KERNEL void normalize_derivative(const float *restrict y, const float *restrict scale, const float *restrict dy,
+                                 float *restrict dx, long N, long D, float floor) {
+    for (long n = 0; n < N; n++, y += D, dy += D, dx += D) {
+        float along = scale[n] == 0.0f ? 0.0f : dot(dy, y, D) / D;
+        float by = scale[n] == 0.0f ? 1.0f / sqrtf(floor) : scale[n];
+        for (long i = 0; i < D; i++) dx[i] = (dy[i] - y[i] * along) * by;
+    }
+}
+
+/* The lengths (N) of the rows of X - H W, and the traces before = tr(X X^T) and after, of these rows: given x (N, D),
+   whose rows begin `stride` apart, H (N, R) and 2 - e (R). */
+KERNEL void row_lengths(const float *restrict x, long N, long D, long stride, const float *restrict H,
+                        const float *restrict shrunk, long R, float *restrict lengths, float *restrict traces) {
+    double before = 0.0, after = 0.0;
+    for (long n = 0; n < N; n++, x += stride, H += R) {
+        float square = dot(x, x, D), taken = dot3(shrunk, H, H, R);
+        float left = square < taken ? 0.0f : square - taken;
+        lengths[n] = sqrtf(left);
+        before += square;
+        after += left;
+    }
+    traces[0] = (float)before;
+    traces[1] = (float)after;
+}
+
+/* rows (N, D + 1), which begin `stride` apart: those of x (N, D) with a 1 after each. */
+KERNEL void append_ones(const float *restrict x, float *restrict rows, long N, long D, long stride) {
+    for (long n = 0; n < N; n++, x += D, rows += stride) {
+        for (long i = 0; i < D; i++) rows[i] = x[i];
+        rows[D] = 1.0f;
+    }
+}

@@ -1,0 +1,68 @@
+"""Components that are passed through at once: affine ones with the norms that they make themselves (see `Norm`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch import Tensor
+
+from ngsgd.network.affine import Affine, Together
+from ngsgd.network.components import Component, Normalize, PNorm, Splice
+
+
+class Stack:
+    """Affine components one above the other, with nothing in between but what the lower ones do, and splices.
+
+    Where an optimiser watches all of them, and the splices just put side by side what there is, they are compiled into
+    one piece, and their modules are not called.
+    """
+
+    def __init__(self, components: Sequence[Component | Affine]) -> None:
+        self.components = components
+        self.together = Together([c for c in components if isinstance(c, Affine)])
+        self.num_splices = sum(isinstance(c, Splice) for c in components)
+
+    def __call__(self, x: Tensor, rows: Iterator[Tensor | int]) -> Tensor:
+        """What comes out, (B, T', D_out), of x (B, T, D_in), with the splices' rows, see `Splice`."""
+        chosen = [next(rows) for _ in range(self.num_splices)]
+        if all(isinstance(those, int) for those in chosen) and (y := self.together(x)) is not None:
+            return y
+        return run(self.components, x, iter(chosen))
+
+
+def run(parts: Iterable[Component | Affine | Stack], x: Tensor, rows: Iterator[Tensor | int]) -> Tensor:
+    """Passes x through one part after the other; each splice takes its rows from those that are given."""
+    for part in parts:
+        match part:
+            case Stack():
+                x = part(x, rows)
+            case Splice():
+                x = part(x, next(rows))
+            case _:
+                x = part(x)
+    return x
+
+
+def stacked(chain: Iterable[Component | Affine]) -> list[Component | Affine | Stack]:
+    """The same chain, with stacks of its components where there may be such."""
+    parts: list[Component | Affine | Stack] = []
+    pile: list[Component | Affine] = []  # on a first affine component
+
+    def finish() -> None:
+        above = []
+        while pile and isinstance(pile[-1], Splice):
+            above.append(pile.pop())
+        parts.extend([Stack(tuple(pile))] if pile else [])
+        parts.extend(reversed(above))
+        pile.clear()
+
+    for component in chain:
+        done = isinstance(component, PNorm | Normalize) and component.done_below
+        plain = isinstance(component, Splice) and not component.const_dim
+        if isinstance(component, Affine) or (pile and (done or plain)):
+            pile.append(component)
+        else:
+            finish()
+            parts.append(component)
+    finish()
+    return parts
