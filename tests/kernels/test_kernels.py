@@ -18,7 +18,7 @@ import ngsgd.kernels.native
 from ngsgd.kernels.fisher import EPSILON, Given, renewed, shares, solution_of
 from ngsgd.kernels.native import Layer, Step, library, serves
 from ngsgd.kernels.rows import append_ones, normalize, normalize_derivative, two_norm, two_norm_derivative_
-from ngsgd.kernels.stack import AffineLayer, Layers, Norm, backwards
+from ngsgd.kernels.stack import AffineLayer, Norm, backwards, forwards
 from ngsgd.kernels.step import Preconditioned, Trained, descend, side_by_side
 from ngsgd.optim.online import FisherEstimate, Renewal, update
 
@@ -167,14 +167,17 @@ def test_layers_are_passed_through(normalized: bool, above: Norm | None, wanted:
                 values = values / values.square().mean(dim=-1, keepdim=True).sqrt()
         if norm is given[0].norm:
             values = values.reshape(4, 2, 9)
-    layers = Layers(given)
-    passed = layers.forwards(x)
+    passed = forwards(x, given)
     assert passed is not None
     torch.testing.assert_close(passed.y, values.detach())
     dy = random(*values.shape, seed=3)
     values.backward(dy)
     dx = torch.empty_like(x) if wanted else None
-    for (rows, dz), expected, z in zip(backwards(passed.room, passed.numbers, dy, dx), inputs, zs, strict=True):
+    # What is kept for the way back may be a copy by then, as may the weights.
+    weights, norms = [layer.weight.clone() for layer in given], [layer.norm for layer in given]
+    room, y = torch.cat((torch.zeros(5), passed.room))[5:], passed.y.clone() if above else None
+    passed.room.fill_(torch.nan)
+    for (rows, dz), expected, z in zip(backwards(room, y, weights, norms, 168, dy, dx), inputs, zs, strict=True):
         torch.testing.assert_close(rows, expected)
         torch.testing.assert_close(dz, z.grad.view(dz.shape), rtol=1e-4, atol=1e-5)
     if dx is not None:
@@ -183,26 +186,18 @@ def test_layers_are_passed_through(normalized: bool, above: Norm | None, wanted:
 
 @compiled
 def test_layers_are_passed_through_only_where_all_fits() -> None:
-    room = random(15, 16)
-    weight, bias = room[:, :7], room[:, 7]
-    layers = Layers([AffineLayer(weight, bias, None)])
-    assert layers.forwards(random(3, 7)) is not None
-    assert layers.forwards(random(7)).y.shape == (15,)
+    room, upper = random(15, 16), random(5, 16)
+    layer = AffineLayer(room[:, :7], room[:, 7], None)
+    assert forwards(random(3, 7), [layer]) is not None
+    assert forwards(random(7), [layer]).y.shape == (15,)
     for x in (random(3, 6), random(0, 7), random(3, 7).double(), random(7, 3).T):
-        assert layers.forwards(x) is None
-    assert Layers([AffineLayer(weight, bias.clone(), None)]).forwards(random(3, 7)) is None
-    # Four outputs of the lower one are no input of the upper one, and 15 rows of it are no 2 N.
-    upper = random(5, 16)
-    for D in (4, 8):
-        both = Layers(
-            [AffineLayer(weight, bias, Norm(5, normalized=True)), AffineLayer(upper[:, :D], upper[:, D], None)]
-        )
-        assert both.forwards(random(5, 7)) is None
-    # Somebody lays the parameter elsewhere.
-    parameter = torch.nn.Parameter(weight)
-    layers = Layers([AffineLayer(parameter, bias, None)])
-    parameter.data = parameter.data.clone()
-    assert layers.forwards(random(3, 7)) is None
+        assert forwards(x, [layer]) is None
+    assert forwards(random(3, 7), [layer._replace(bias=layer.bias.clone())]) is None
+    # 5 x 3 outputs are no inputs of 4, those of four places none of 9 for each, nor those of seven places of 6.
+    lower = layer._replace(norm=Norm(5, normalized=True))
+    for D, x in ((4, random(5, 7)), (9, random(3, 4, 7)), (6, random(2, 7, 7))):
+        assert forwards(x, [lower, AffineLayer(upper[:, :D], upper[:, D], None)]) is None
+    assert forwards(random(3, 2, 7), [lower, AffineLayer(upper[:, :6], upper[:, 6], None)]).y.shape == (3, 1, 5)
 
 
 @compiled
@@ -363,6 +358,7 @@ def test_a_layer_that_does_not_fit_is_left_to_others() -> None:
     assert descend([others[0], fits, others[1]], 0.1, 0.0) == [None, False, None]
     torch.testing.assert_close(weight, before - 0.1 * fits.y.X.T @ fits.x.X)
     assert descend([], 0.1, 0.0) == []
+    torch.testing.assert_close(fits.x.lengths, fits.x.X.norm(dim=1))  # which a step without limit does not measure
 
 
 @compiled

@@ -4,6 +4,8 @@
    run in LANES strands, whatever the processor, and products are not contracted with sums (-ffp-contract=off): the bytes
    are the same on every machine. Matrix products and eigenvalues are PyTorch's own. */
 
+#pragma once
+
 #include <math.h>
 #include <stddef.h>
 

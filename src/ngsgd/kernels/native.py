@@ -76,12 +76,12 @@ def _load() -> Any:
         # Where BLAS and LAPACK are a library of their own, that of torch's depends on it.
         torchs = ctypes.CDLL(str(next(Path(torch.__file__).with_name("lib").glob("libtorch_cpu.*"))))
         library.use(ctypes.cast(torchs.sgemm_, ctypes.c_void_p), ctypes.cast(torchs.dsyevd_, ctypes.c_void_p))
+        for name, signature in SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes = [TYPES[letter] for letter in signature]
+            function.restype = GIVE_A_NUMBER.get(name)
     except (OSError, AttributeError, StopIteration):
         return None
-    for name, signature in SIGNATURES.items():
-        function = getattr(library, name)
-        function.argtypes = [TYPES[letter] for letter in signature]
-        function.restype = GIVE_A_NUMBER.get(name)
     return library
 
 

@@ -158,8 +158,9 @@ def descend(layers: Sequence[Trained], rate: float, m: float) -> list[bool | Non
     increment_version(changed)
     limited = []
     for step, (_, _, x, y) in zip(steps, ours, strict=True):
-        x.take(step.x, room)
-        y.take(step.y, room)
+        for side, numbers in ((x, step.x), (y, step.y)):
+            if step.N and (numbers.R or m > 0.0):  # else they have not been measured
+                side.take(numbers, room)
         limited.append(bool(step.limited))
     made = iter(limited)
     return [next(made) if serves_it else None for serves_it in served]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ngsgd.kernels.rows import room_for_rows, two_norm, two_norm_derivative_
-from ngsgd.kernels.stack import AffineLayer, Layers, Norm, Passed, backwards
+from ngsgd.kernels.stack import AffineLayer, Norm, Passed, backwards, forwards
 from ngsgd.network.norms import InterleavedTwoNorm
 
 Watcher = Callable[[Tensor, Tensor], None]
@@ -55,7 +55,7 @@ class _Passed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, lowest: Tensor, affines: Sequence[Affine], passed: Passed) -> Tensor:
-        ctx.affines, ctx.numbers, ctx.shape = affines, passed.numbers, x.shape
+        ctx.affines, ctx.norms, ctx.shape = affines, [affine.norm for affine in affines], x.shape
         y = None if affines[-1].norm is None else passed.y
         ctx.save_for_backward(passed.room, y, *(affine.weight for affine in affines))
         return passed.y
@@ -63,33 +63,35 @@ class _Passed(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
-        room, (dy,) = ctx.saved_tensors[0], grad_outputs
+        (room, y, *weights), (dy,) = ctx.saved_tensors, grad_outputs
         dx = room.new_empty(ctx.shape) if ctx.needs_input_grad[0] else None
-        for affine, seen in zip(ctx.affines, backwards(room, ctx.numbers, dy, dx), strict=True):
-            affine.seen(*seen)
+        seen = backwards(room, y, weights, ctx.norms, ctx.shape.numel(), dy, dx)
+        for affine, (rows, dz) in zip(reversed(ctx.affines), reversed(seen), strict=True):  # as one by one
+            affine.seen(rows, dz)
         return dx, None, None, None
 
 
-class Together:
-    """Affine layers, each of which takes what the one below gives, and that are watched."""
+def pass_through(x: Tensor, affines: Sequence[Affine]) -> Tensor | None:
+    """What affine layers, each of which takes what the one below gives, make of x.
 
-    def __init__(self, affines: Sequence[Affine]) -> None:
-        """They are given from the lowest on."""
-        self._affines = affines
-        self._parameters = [p for affine in affines for p in (affine.weight, affine.bias)]
-        self._layers = Layers([AffineLayer(affine.weight, affine.bias, affine.norm) for affine in affines])
+    None where they are not watched, all of them, or it is not for the compiled functions.
 
-    def __call__(self, x: Tensor) -> Tensor | None:
-        """What they make of x (..., D_in); None where it is not for the compiled functions."""
-        if not (torch.is_grad_enabled() and all(affine.is_watched for affine in self._affines)):
-            return None
-        if torch.is_autocast_enabled(x.device.type) or not all(p.requires_grad for p in self._parameters):
-            return None
-        passed = self._layers.forwards(x)
-        if passed is None:
-            return None
-        y: Tensor = _Passed.apply(x, self._parameters[0], self._affines, passed)  # type: ignore[no-untyped-call]
-        return y
+    Args:
+        x: (..., D_in).
+        affines: from the lowest on. So many outputs of one as make an input of the next are put side by side.
+    """
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+        return None
+    layers = [AffineLayer(affine.weight, affine.bias, affine.norm) for affine in affines]
+    if not all(
+        a.is_watched and w.requires_grad and b.requires_grad for a, (w, b, _) in zip(affines, layers, strict=True)
+    ):
+        return None
+    passed = forwards(x, layers)
+    if passed is None:
+        return None
+    y: Tensor = _Passed.apply(x, layers[0].weight, affines, passed)  # type: ignore[no-untyped-call]
+    return y
 
 
 def _grouped(z: Tensor, norm: Norm) -> Tensor:
@@ -128,7 +130,7 @@ class Affine(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_watched and torch.is_grad_enabled() and self.weight.requires_grad and self.bias.requires_grad:
-            y: Tensor | None = Together((self,))(x)
+            y: Tensor | None = pass_through(x, (self,))
             if y is None:
                 y = _Watched.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
             return y
