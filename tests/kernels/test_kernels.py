@@ -352,8 +352,10 @@ def test_a_layer_that_does_not_fit_is_left_to_others() -> None:
         fits._replace(bias=torch.zeros(8)),  # whose column of ones is missing
         fits._replace(x=Preconditioned(random(5, 8).double())),
         fits._replace(y=Preconditioned(random(8, 5).T)),
+        fits._replace(y=Preconditioned(random(5, 9))),
+        fits._replace(y=Preconditioned(random(4, 8))),
     ]
-    assert descend(others, 0.1, 0.0) == [None] * 5
+    assert descend(others, 0.1, 0.0) == [None] * len(others)
     assert torch.equal(weight, before)
     assert descend([others[0], fits, others[1]], 0.1, 0.0) == [None, False, None]
     torch.testing.assert_close(weight, before - 0.1 * fits.y.X.T @ fits.x.X)

@@ -168,7 +168,9 @@ def descend(layers: Sequence[Trained], rate: float, m: float) -> list[bool | Non
 
 def _fits(layer: Trained) -> bool:
     weight, bias, x, y = layer
-    D_in = weight.shape[1]
-    if not (lie_in_rows(weight) and x.fits() and y.fits() and x.X.shape[1] == D_in + (bias is not None)):
+    (D_out, D_in), N = weight.shape, x.X.shape[0]
+    if not (lie_in_rows(weight) and x.fits() and y.fits()):
+        return False
+    if x.X.shape[1] != D_in + (bias is not None) or y.X.shape != (N, D_out):
         return False
     return bias is None or are_side_by_side(weight, bias) or serves(bias.detach())
