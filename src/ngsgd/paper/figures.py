@@ -243,7 +243,7 @@ def _finish(figure: Figure, axes: Axes, path: Path, x: str, y: str, title: str, 
     elif legend:
         rows = -(-entries // 2)
         figure.set_figheight(figure.get_figheight() + rows * LEGEND_ROW)
-        figure.legend(frameon=False, fontsize="x-small", loc="outside lower center", ncols=2)
+        figure.legend(frameon=False, fontsize="x-small", loc="outside lower center", ncols=2, handlelength=3.5)
     metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
     for suffix, own in metadata.items():
         with whole(path.with_suffix(suffix)) as temporary:
