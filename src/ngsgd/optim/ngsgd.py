@@ -301,6 +301,7 @@ class NGSGD(torch.optim.Optimizer):
         Raises:
             FloatingPointError: an estimate was to be renewed from values that are not finite; parameters may have been
                 updated from them. Steps that renew none, and plain SGD, do not look.
+            MemoryError: there is none for the renewal of an estimate; parameters have been updated.
         """
         loss = None
         if closure is not None:

@@ -21,7 +21,7 @@ from ngsgd.paper.analysis import OBJECTIVES, SHARES, on_grid
 from ngsgd.paper.grid import Experiment
 
 WIDTH = 4.0  # inches
-WITHIN = 4  # entries of a legend that the axes have room for; more stand below
+WITHIN = 3  # entries of a legend that the axes have room for; more stand below
 LEGEND_ROW = 0.16  # inches
 NAMES = {"sgd": "SGD", "ng-sgd": "NG-SGD online", "ng-sgd-simple": "NG-SGD simple"}
 STYLES = {"sgd": 1, "ng-sgd": 0, "ng-sgd-simple": 2}  # in COLOURS and MARKERS; of other methods by their order
