@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import ngsgd.kernels.native
-from ngsgd.kernels.native import Layer, Step, library, serves
+from ngsgd.kernels.native import Base, Layer, Step, Top, library, serves
 
 from .helpers import an_estimate, compiled, random
 
@@ -45,9 +45,9 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
     options = ["-O3", "-fno-math-errno", "-ffp-contract=off", "-DKERNEL=", "-shared", "-fPIC"]
     subprocess.run(["gcc", *options, *map(str, SOURCES.glob("*.c")), "-o", str(plain), "-lm"], check=True)
     others = ctypes.CDLL(str(plain))
-    N, k, G, R = 50, 5, 83, 21
+    N, k, G, R, C = 50, 5, 83, 21, 39
     estimate = an_estimate(R, k * G)
-    x, dy = random(N, k, G), random(N, G, seed=1)
+    x, dy, labels = random(N, k, G), random(N, G, seed=1), torch.arange(N) % C
     made = []
     torchs = ctypes.CDLL(str(next(Path(torch.__file__).with_name("lib").glob("libtorch_cpu.*"))))
     others.use(*(ctypes.cast(getattr(torchs, name), ctypes.c_void_p) for name in ("sgemm_", "dsyevd_")))
@@ -56,9 +56,11 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
         derivative, factor = x.clone(), torch.empty(G)
         W_1, shrunk, d_1, rho_1 = torch.empty(R, k * G), torch.empty(R), torch.empty(R).double(), ctypes.c_double()
         weight, number, numbers = random(k * G, k * G + 1, seed=3), ctypes.c_int(), []
-        layers, steps, room = (Layer * 1)(), (Step * 1)(), torch.zeros(400_000)
-        layer, step = layers[0], steps[0]
-        layer.W, layer.W_stride, layer.D, layer.k, layer.G, layer.norm = weight.data_ptr(), k * G + 1, k * G, k, G, 2
+        layers, steps, room = (Layer * 2)(), (Step * 1)(), torch.zeros(400_000)
+        lower, upper, step = *layers, steps[0]
+        lower.W, lower.W_stride, lower.D, lower.k, lower.G, lower.norm = weight.data_ptr(), k * G + 1, k * G, k, G, 2
+        upper.W, upper.W_stride, upper.D, upper.k, upper.G = weight.data_ptr(), G + 1, G, 1, C
+        base, top = Base(k * G, None, 1, 1, 1), Top(dy.data_ptr(), labels.data_ptr())
         for side in (step.x, step.y):
             side.X, side.D, side.stride, side.R = x.data_ptr(), k * G, k * G, R
             side.W, side.shrunk = estimate.W_t.data_ptr(), estimate.shrunk.data_ptr()
@@ -69,8 +71,7 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
             "two_norm_derivative": (derivative, y, scale, dy, factor, N, k, G, 1e-20, 1e-20),
             "normalize": (y, z, scale, N, G, 1e-20),
             "normalize_derivative": (z, scale, dy, dx, N, G, 1e-20),
-            "forwards": (layers, 1, x, x.numel(), room, z, 1e-20),
-            "backwards": (layers, 1, dy, None, 1e-20, 1e-20),
+            "there_and_back": (base, layers, 2, top, x, x.numel(), room, 1e-20, 1e-20),
             "descend": (steps, 1, room, 0.1, 1e-3),
             "renew": (
                 x, N, k * G, k * G, H, estimate.W_t, estimate.d_t, 0.1, 9.0, 4.0, 0.3, 1e-10, 5e-4, 1e6, 1e-3, W_1,
@@ -82,8 +83,8 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
             function.restype = getattr(library, name).restype
             function.argtypes = getattr(library, name).argtypes
             numbers += [function(*values), number.value, rho_1.value]
-            if name == "backwards":
-                numbers.append(room.numpy().tobytes())
+            if name == "there_and_back":
+                numbers += [top.loss, top.correct, room.numpy().tobytes()]
         arrays = (y, z, scale, dx, derivative, weight, room, W_1, shrunk, d_1)
         made.append([t.numpy().tobytes() for t in arrays] + numbers)
     assert made[0] == made[1]

@@ -1,69 +1,124 @@
-"""The way through layers and back beside PyTorch's operators."""
+"""The way through a network and back beside PyTorch's operators."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from ngsgd.kernels.rows import append_ones
-from ngsgd.kernels.stack import AffineLayer, Norm, backwards, forwards
+from ngsgd.kernels.stack import AffineLayer, Base, Norm, Top, there_and_back
 
 from .helpers import compiled, random
 
+NOTHING = Base(None, None, None)
 
-@compiled
-@pytest.mark.parametrize("normalized", [False, True])
-@pytest.mark.parametrize("above", [None, Norm(2, normalized=False)])
-@pytest.mark.parametrize("wanted", [False, True])
-def test_layers_are_passed_through(normalized: bool, above: Norm | None, wanted: bool) -> None:
-    """Two of them, the upper one on three outputs of the lower one side by side; beside PyTorch's operators."""
-    x, lower, upper = random(4, 6, 7), random(15, 16, seed=1), random(10, 16, seed=2)
-    given = [
-        AffineLayer(lower[:, :7], lower[:, 7], Norm(5, normalized=normalized)),
-        AffineLayer(upper[:, :9], upper[:, 9], above),
+
+def layers(D: int, norm: Norm | None) -> list[AffineLayer]:
+    """Two, the upper one, of five classes, on two outputs of the lower one side by side."""
+    room, upper = random(15, -(-(D + 1) // 16) * 16), random(5, 32, seed=2)
+    D_in = 2 * (15 if norm is None else 15 // norm.k)
+    return [
+        AffineLayer(room[:, :D], room[:, D], norm),
+        AffineLayer(upper[:, :D_in], upper[:, D_in], None),
     ]
-    leaf = x.clone().requires_grad_()
-    values, inputs, zs = leaf, [], []
+
+
+def by_operators(x: Tensor, given: list[AffineLayer], base: Base, top: Top) -> tuple[Tensor, int, list]:
+    if base.chosen is not None:
+        x = x[:, base.chosen].flatten(2)
+    if base.weight is not None:
+        x = nn.functional.linear(x, base.weight, base.bias)
+    inputs, zs = [], []
     for weight, bias, norm in given:
-        inputs.append(append_ones(values.detach().reshape(-1, weight.shape[1])))
-        z = torch.nn.functional.linear(values, weight, bias)
-        z.retain_grad()
-        zs.append(z)
-        values = z
+        x = x.reshape(-1, weight.shape[1])
+        inputs.append(append_ones(x.detach()))
+        x = nn.functional.linear(x, weight, bias).requires_grad_()
+        x.retain_grad()
+        zs.append(x)
         if norm is not None:
-            values = z.view(*z.shape[:-1], norm.k, -1).norm(dim=-2)
+            x = x.view(len(x), norm.k, -1).norm(dim=-2)
             if norm.normalized:
-                values = values / values.square().mean(dim=-1, keepdim=True).sqrt()
-        if norm is given[0].norm:
-            values = values.reshape(4, 2, 9)
-    passed = forwards(x, given)
-    assert passed is not None
-    torch.testing.assert_close(passed.y, values.detach())
-    dy = random(*values.shape, seed=3)
-    values.backward(dy)
-    dx = torch.empty_like(x) if wanted else None
-    # What is kept for the way back may be a copy by then, as may the weights.
-    weights, norms = [layer.weight.clone() for layer in given], [layer.norm for layer in given]
-    room, y = torch.cat((torch.zeros(5), passed.room))[5:], passed.y.clone() if above else None
-    passed.room.fill_(torch.nan)
-    for (rows, dz), expected, z in zip(backwards(room, y, weights, norms, 168, dy, dx), inputs, zs, strict=True):
-        torch.testing.assert_close(rows, expected)
-        torch.testing.assert_close(dz, z.grad.view(dz.shape), rtol=1e-4, atol=1e-5)
-    if dx is not None:
-        torch.testing.assert_close(dx, leaf.grad, rtol=1e-4, atol=1e-5)
+                x = x / x.square().mean(dim=-1, keepdim=True).sqrt()
+    scaled = x if top.scales is None else x * top.scales
+    loss = nn.functional.cross_entropy(scaled, top.labels, reduction="sum")
+    loss.backward()
+    correct = int((scaled.argmax(dim=1) == top.labels).sum())
+    return loss.detach(), correct, [(rows, z.grad) for rows, z in zip(inputs, zs, strict=True)]
 
 
 @compiled
-def test_layers_are_passed_through_only_where_all_fits() -> None:
-    room, upper = random(15, 16), random(5, 16)
-    layer = AffineLayer(room[:, :7], room[:, 7], None)
-    assert forwards(random(3, 7), [layer]) is not None
-    assert forwards(random(7), [layer]).y.shape == (15,)
-    for x in (random(3, 6), random(0, 7), random(3, 7).double(), random(7, 3).T):
-        assert forwards(x, [layer]) is None
-    assert forwards(random(3, 7), [layer._replace(bias=layer.bias.clone())]) is None
-    # 5 x 3 outputs are no inputs of 4, those of four places none of 9 for each, nor those of seven places of 6.
-    lower = layer._replace(norm=Norm(5, normalized=True))
-    for D, x in ((4, random(5, 7)), (9, random(3, 4, 7)), (6, random(2, 7, 7))):
-        assert forwards(x, [lower, AffineLayer(upper[:, :D], upper[:, D], None)]) is None
-    assert forwards(random(3, 2, 7), [lower, AffineLayer(upper[:, :6], upper[:, 6], None)]).y.shape == (3, 1, 5)
+@pytest.mark.parametrize("norm", [None, Norm(5, normalized=False), Norm(3, normalized=True)])
+@pytest.mark.parametrize("chosen", [None, torch.tensor([[0, 1, 3], [2, 3, 5]])])
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_there_and_back(norm: Norm | None, chosen: Tensor | None, fixed: bool, scaled: bool) -> None:
+    x, width = (random(4, 6, 7), 21) if chosen is not None else (random(4, 2, 21), 21)
+    D = 10 if fixed else width
+    base = Base(chosen, *((random(D, width, seed=3), random(D, seed=4)) if fixed else (None, None)))
+    top = Top(1.0 + 0.3 * random(5, seed=5) if scaled else None, torch.tensor([1, 4, 0, 2]))
+    given = layers(D, norm)
+    passed = there_and_back(x, given, base, top)
+    assert passed is not None
+    loss, correct, rows = by_operators(x, given, base, top)
+    assert passed.loss == pytest.approx(float(loss), rel=1e-5)
+    assert passed.correct == correct
+    for (inputs, dz), (their_inputs, their_dz) in zip(passed.rows, rows, strict=True):
+        torch.testing.assert_close(inputs, their_inputs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(dz, their_dz, rtol=1e-4, atol=1e-5)
+
+
+@compiled
+@pytest.mark.parametrize("C", [1, 3, 16, 37])
+def test_the_softmax(C: int) -> None:
+    """Of what is large, small, alike and not a number; of one layer, whose bias is z."""
+    D_in, z = 2, torch.stack([random(C), 80.0 * random(C, seed=1), -1e5 + random(C, seed=2), torch.zeros(C)])
+    labels = torch.tensor([C - 1, 0, C // 2, C - 1])
+    for row, label in zip(z, labels, strict=True):
+        room = torch.cat((torch.zeros(C, D_in), row[:, None], torch.zeros(C, 1)), dim=1)
+        layer = AffineLayer(room[:, :D_in], room[:, D_in], None)
+        passed = there_and_back(torch.ones(1, D_in), [layer], NOTHING, Top(None, label[None]))
+        assert passed is not None
+        expected = torch.log_softmax(row.double(), dim=0)
+        assert passed.loss == pytest.approx(-float(expected[label]), rel=1e-6, abs=1e-6)
+        assert passed.correct == int(row.argmax() == label)  # of the first one where all are alike
+        p = expected.exp()
+        p[label] -= 1.0
+        torch.testing.assert_close(passed.rows[0][1][0], p.float(), rtol=1e-6, atol=1e-7)
+        for bad in (torch.nan, torch.inf):
+            room[-1, D_in] = bad
+            passed = there_and_back(torch.ones(1, D_in), [layer], NOTHING, Top(None, label[None]))
+            assert passed is not None
+            assert not passed.loss < torch.inf
+
+
+@compiled
+def test_only_where_all_fits() -> None:
+    norm = Norm(5, normalized=True)
+    (lower, upper), top = layers(7, norm), Top(None, torch.tensor([1, 4, 0, 2]))
+    chosen, W, b = torch.tensor([[0, 1], [1, 2]]), random(7, 8), random(7)
+
+    def fits(x: Tensor, given: list[AffineLayer], base: Base = NOTHING, top: Top = top) -> bool:
+        return there_and_back(x, given, base, top) is not None
+
+    assert fits(random(4, 2, 7), [lower, upper])
+    assert fits(random(4, 3, 4), [lower, upper], Base(chosen, W, b))
+    for x in (random(4, 2, 6), random(0, 7), random(8, 7).double(), random(7, 8).T, torch.tensor(1.0), random(7, 7)):
+        assert not fits(x, [lower, upper])
+    assert not fits(random(4, 2, 7), [lower._replace(bias=lower.bias.clone()), upper])
+    assert not fits(random(4, 2, 7), [lower._replace(weight=lower.weight.double()), upper])
+    assert not fits(random(4, 2, 7), [lower, upper._replace(weight=upper.weight[:, :5], bias=upper.weight[:, 5])])
+    assert not fits(random(4, 7), [lower], top=top)  # norms below the softmax
+    for x in (random(4, 12), random(4, 3, 5)):
+        assert not fits(x, [lower, upper], Base(chosen, W, b))
+    assert not fits(random(4, 3, 4), [lower, upper], Base(chosen, None, None))
+    assert not fits(random(4, 2, 8), [lower, upper], Base(None, W.double(), b))
+    for scales, labels in ((None, top.labels[:3]), (None, top.labels.int()), (random(4), top.labels)):
+        assert not fits(random(4, 2, 7), [lower, upper], top=Top(scales, labels))
+
+
+@compiled
+@pytest.mark.parametrize("label", [-100, -1, 5, 2**40])
+def test_a_label_that_is_no_class(label: int) -> None:
+    with pytest.raises(IndexError, match="none of the classes, 0 to 4"):
+        there_and_back(random(4, 2, 7), layers(7, None), NOTHING, Top(None, torch.tensor([0, 1, 2, label])))

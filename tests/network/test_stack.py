@@ -1,21 +1,23 @@
-"""Stacks of components beside the same components, one by one."""
+"""The way through a network and back at once, beside its components one by one."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from ngsgd import NGSGD
 from ngsgd.kernels.native import library
+from ngsgd.network import components as c
+from ngsgd.network.affine import Affine
 from ngsgd.network.model import AcousticModel
 from ngsgd.network.splices import parse_splice_indexes
 from ngsgd.network.stack import Stack
@@ -25,97 +27,178 @@ compiled = pytest.mark.skipif(library is None, reason="installed without a C com
 
 
 @contextlib.contextmanager
-def in_training(splices: str = "layer0/-1:0:1 layer1/-2:1") -> Iterator[tuple[AcousticModel, NGSGD]]:
+def in_training(splices: str = "layer0/-1:0:1 layer1/-2:1", const_dim: int = 0) -> Iterator[AcousticModel]:
     layers = HiddenLayers(parse_splice_indexes(splices), "pnorm", 24, 6, batchnorm=False)
-    model = initial_model(layers, (np.eye(12), np.zeros(12)), np.ones(5, np.int64), 0)
+    width = 3 * (4 - const_dim) + const_dim
+    model = initial_model(layers, (np.eye(width), np.ones(width)), np.arange(1, 6), 0, const_dim=const_dim)
     model = insert_hidden_layer(model, layers, 0).train()
     with model.interleaved():
-        yield model, NGSGD(model, lr=0.05)
+        optimizer = NGSGD(model, lr=0.05)
+        yield model
+        del optimizer
 
 
-def batch(num_frames: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(num_frames: int = 1) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    features = torch.randn(8, 5 + num_frames, 4, generator=generator, requires_grad=True)
-    return features, torch.arange(8 * num_frames) % 5
+    return torch.randn(8, 5 + num_frames, 4, generator=generator), torch.arange(8 * num_frames) % 5
 
 
-def rows(model: AcousticModel, kept: contextlib.AbstractContextManager[object], *, checkpointed: bool = False):
-    """The derivative of the features, and what each layer hands over."""
-    x, labels = batch()
-    seen = []
-    handles = [m.watch(lambda *given: seen.append(given)) for m in model.chain() if m.kind == "affine"]
-    with kept:
-        y = checkpoint(model, x, use_reentrant=False) if checkpointed else model(x)
-        loss = nn.functional.nll_loss(y.flatten(0, 1), labels, reduction="sum")
-    with contextlib.suppress(RuntimeError):
-        torch.full((200_000,), torch.nan)  # where something may have been that is still needed
-    loss.backward()
+def watched(model: AcousticModel, run: Callable[[], tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """The loss, how many are right, and what each layer hands over."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    handles = [m.watch(lambda *given: seen.append(given)) for m in model.chain() if isinstance(m, Affine)]
+    loss, correct = run()
     for handle in handles:
         handle.remove()
-    return [x.grad, *(t.clone() for pair in seen for t in pair)]
+    return [loss, correct, *(t.reshape(-1, t.shape[-1]).clone() for pair in seen for t in pair)]
 
 
-def stacks(model: AcousticModel) -> list[Stack]:
-    return [part for part in model._parts if isinstance(part, Stack)]
+def at_once(model: AcousticModel, x: Tensor, labels: Tensor) -> list[Tensor]:
+    """As `watched`, of a network that is seen not to call its modules."""
+    calls: list[object] = []
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(nn.Module, "__call__", lambda *args: calls.append(args))
+        found = watched(model, lambda: model.backpropagate(x, labels))
+    assert not calls
+    return found
+
+
+def one_by_one(model: AcousticModel, x: Tensor, labels: Tensor) -> list[Tensor]:
+    def run() -> tuple[Tensor, Tensor]:
+        y, classes = model(x).flatten(0, 1), labels.flatten()
+        loss = nn.functional.nll_loss(y, classes, reduction="sum")
+        loss.backward()
+        return loss.detach(), (y.argmax(dim=1) == classes).sum()
+
+    return watched(model, run)
+
+
+def check(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    assert len(ours) == len(theirs) == 2 + 2 * 3
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @compiled
-def test_a_stack_gives_what_its_components_give() -> None:
-    """To the byte, and hands over the same; as they do where somebody looks at one of them."""
-    with in_training() as (model, _):
-        (stack,) = stacks(model)
-        assert [c.kind for c in stack.components] == [
-            "affine", "pnorm", "normalize", "splice", "affine", "pnorm", "normalize", "affine",
-        ]  # fmt: skip
-        at_once = rows(model, contextlib.nullcontext())
-        inside: list[torch.Tensor] = []
-        handle = stack.components[3].register_forward_hook(lambda module, given, y: inside.append(y))
-        one_by_one = rows(model, contextlib.nullcontext())
-        assert len(inside) == 1
-        handle.remove()
-        assert len(at_once) == 7
-        for ours, theirs in zip(at_once, one_by_one, strict=True):
-            assert torch.equal(ours, theirs)
+def test_at_once_it_is_what_it_is_one_by_one() -> None:
+    with in_training() as model:
+        check(at_once(model, *batch()), one_by_one(model, *batch()))
 
 
 @compiled
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_who_keeps_tensors_for_the_way_back_may_give_copies(checkpointed: bool) -> None:
-    with in_training() as (model, _):
-        expected = rows(model, contextlib.nullcontext())
-        kept = contextlib.nullcontext() if checkpointed else saved_tensors_hooks(torch.clone, torch.clone)
-        for ours, theirs in zip(rows(model, kept, checkpointed=checkpointed), expected, strict=True):
-            assert torch.equal(ours, theirs)
+def test_of_one_frame_and_of_several() -> None:
+    """Of one, all frames are put side by side; of several, whose frames overlap, some are chosen below."""
+    with in_training("layer0/-1:0:1") as model:
+        for num_frames in (1, 4):
+            x, labels = batch(num_frames)
+            given = x[:, : num_frames + 2], labels.view(8, -1)
+            check(at_once(model, *given), one_by_one(model, *given))
 
 
-def test_several_frames_are_passed_one_by_one_where_they_overlap() -> None:
-    with in_training() as (model, _):
-        x, _ = batch(3)
+@compiled
+def test_some_of_it_at_once() -> None:
+    """Below what is trained may be components that are not part of the piece."""
+    with in_training(const_dim=1) as model:
+        calls: list[nn.Module] = []
+        for component in model.chain():
+            call = component.forward
+            component.forward = lambda *args, m=component, f=call: (calls.append(m), f(*args))[1]
+        found = watched(model, lambda: model.backpropagate(*batch()))
+        assert [m.kind for m in calls] == ["splice"]
+        check(found, one_by_one(model, *batch()))
+
+
+@compiled
+def test_one_by_one_where_somebody_looks_or_asks_for_more() -> None:
+    for kind in ("splice", "fixed_affine", "affine", "pnorm", "normalize", "fixed_scale", "softmax"):
+        with in_training() as model:
+            inside: list[object] = []
+            last = [m for m in model.chain() if m.kind == kind][-1]
+            last.register_forward_hook(lambda module, given, y, inside=inside: inside.append(y))
+            check(watched(model, lambda model=model: model.backpropagate(*batch())), one_by_one(model, *batch()))
+            assert len(inside) == 2
+    with in_training() as model:
+        x, labels = batch()
+        model.backpropagate(x.requires_grad_(), labels)
+        assert x.grad is not None
+        assert x.grad.any()
+        model.chain()[2].bias.requires_grad_(False)
+        model.backpropagate(x.detach(), labels)
+        assert model.chain()[2].weight.grad is not None
+
+
+def test_frames_that_overlap_further_up_are_passed_one_by_one() -> None:
+    with in_training() as model:
+        x, labels = batch(3)
         with torch.no_grad():
             expected = model(x)
         torch.testing.assert_close(model(x).detach(), expected)
+        check(watched(model, lambda: model.backpropagate(x, labels)), one_by_one(model, x, labels))
+
+
+def test_a_network_of_other_components() -> None:
+    """Is no stack: with running sums below it would change twice."""
+    for below in ([c.BatchNorm(4)], [c.Tanh(4)], [Affine(4, 4), c.ReLU(4)], [c.PNorm(8, 4, p=3.0)]):
+        width = below[0].input_dim
+        model = AcousticModel([(str(i), m) for i, m in enumerate([*below, Affine(4, 5), c.Softmax(5)])]).train()
+        with model.interleaved():
+            assert model._stack is None
+            loss, _ = model.backpropagate(torch.ones(3, 1, width), torch.tensor([0, 1, 2]))
+            assert float(loss) == pytest.approx(3 * np.log(5))
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_what_does_not_fit_is_refused(interleaved: bool) -> None:
+    with in_training() as model:
+        x, labels = batch()
+        if not interleaved:
+            model._stack = None
+        with pytest.raises(IndexError):
+            model.backpropagate(x, labels + 1)
+        with pytest.raises(ValueError, match="batch_size"):
+            model.backpropagate(x, labels[1:])
+        with pytest.raises(ValueError, match="expected features"):
+            model.backpropagate(x[..., 1:], labels)
+        with pytest.raises(ValueError, match="fewer than the network's context"):
+            model.backpropagate(x[:, 1:], labels)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_who_keeps_tensors_for_the_way_back_may_give_copies(checkpointed: bool) -> None:
+    with in_training() as model:
+        x, labels = batch()
+        expected = one_by_one(model, x, labels)
+
+        def run() -> tuple[Tensor, Tensor]:
+            kept = contextlib.nullcontext() if checkpointed else saved_tensors_hooks(torch.clone, torch.clone)
+            with kept:
+                y = checkpoint(model, x, use_reentrant=False) if checkpointed else model(x)
+                loss = nn.functional.nll_loss(y.flatten(0, 1), labels, reduction="sum")
+            with contextlib.suppress(RuntimeError):
+                torch.full((200_000,), torch.nan)  # where something may have been that is still needed
+            loss.backward()
+            return loss.detach(), (y.flatten(0, 1).argmax(dim=1) == labels).sum()
+
+        for ours, theirs in zip(watched(model, run), expected, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_parameters_that_somebody_replaces_count() -> None:
-    with in_training() as (model, _):
+    with in_training() as model:
         model.load_state_dict({name: torch.zeros_like(t) for name, t in model.state_dict().items()}, assign=True)
-        torch.testing.assert_close(model(batch()[0]).exp(), torch.full((8, 1, 5), 0.2))
-
-
-def test_parameters_that_move_between_the_passes_are_as_they_were() -> None:
-    with in_training() as (model, _):
-        expected = rows(model, contextlib.nullcontext())[0]
         x, labels = batch()
-        loss = nn.functional.nll_loss(model(x).flatten(0, 1), labels, reduction="sum")
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
-        loss.backward()
-        torch.testing.assert_close(x.grad, expected)
+        loss, _ = model.backpropagate(x, labels)
+        assert float(loss) == pytest.approx(8 * np.log(5))
+        torch.testing.assert_close(model(x).exp(), torch.full((8, 1, 5), 0.2))
 
 
 def test_copies_are_made_in_training_too() -> None:
-    with in_training() as (model, _):
-        x, _ = batch()
+    """Whom nobody watches."""
+    with in_training() as model:
+        x, labels = batch()
         expected = model(x)
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             torch.testing.assert_close(other(x), expected)
+            other.backpropagate(x, labels)
+            assert all(p.grad is not None for p in other.parameters())
+            assert isinstance(other._stack, Stack | None)

@@ -150,7 +150,7 @@ class Products(TorchDispatchMode):
 @pytest.mark.skipif(ngsgd.kernels.native.library is None, reason="installed without a C compiler")
 @pytest.mark.parametrize("preconditioner", ["online", "none"])
 def test_a_network_of_the_recipe_trains_in_compiled_pieces(preconditioner: str) -> None:
-    """All but the transform of the features, which is not trained."""
+    """Without one of PyTorch's products."""
     layers = HiddenLayers(parse_splice_indexes("layer0/-1:0:1 layer1/-2:1"), "pnorm", 24, 6, batchnorm=False)
     model = initial_model(layers, (np.eye(12), np.zeros(12)), np.ones(5, np.int64), 0)
     model = insert_hidden_layer(model, layers, 0).train()
@@ -161,11 +161,10 @@ def test_a_network_of_the_recipe_trains_in_compiled_pieces(preconditioner: str) 
         )
         for t in range(15):
             with Products() if t else contextlib.nullcontext() as seen:  # the first one makes estimates out of nothing
-                loss = nn.functional.nll_loss(model(x)[:, 0], y, reduction="sum")
                 optimizer.zero_grad()
-                loss.backward()
+                model.backpropagate(x, y)
                 optimizer.step()
-            assert seen is None or seen.number == 1, t
+            assert seen is None or seen.number == 0, t
 
 
 class Waits(TorchDispatchMode):

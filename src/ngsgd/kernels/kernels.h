@@ -69,3 +69,5 @@ void two_norm_derivative(float *x, const float *y, const float *scale, const flo
                          long G, float floor, float tiny);
 OURS void row_lengths(const float *x, long N, long D, long stride, const float *H, const float *shrunk, long R,
                       float *lengths, float *traces);
+OURS void splice(const float *x, const long *chosen, float *to, long B, long T, long D, long P, long K, long stride);
+OURS double cross_entropy(float *z, const float *scales, const long *labels, long N, long C, long *correct);

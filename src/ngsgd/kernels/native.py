@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-#: p: address, l: number of rows or the like, f, d: float and double, a: layers, s: steps, n, i, r: where numbers go
+#: p: address, l: number of rows or the like, f, d: float and double, b, a, t: base, layers and top, s: steps, n, i, r:
+#: where numbers go
 SIGNATURES = {
-    "lay": "allpp",
-    "forwards": "alplppf",
-    "backwards": "alppff",
+    "lay": "ballp",
+    "there_and_back": "baltplpff",
     "two_norm": "ppplllf",
     "two_norm_derivative": "ppppplllff",
     "normalize": "pppllf",
@@ -31,12 +31,30 @@ SIGNATURES = {
 
 
 class Layer(ctypes.Structure):
-    """An affine layer, for the functions that pass through several of them. Those fill in what stands from N on."""
+    """An affine layer, for the way through a network. What stands from N on is filled in there."""
 
     _fields_ = (
         ("W", ctypes.c_void_p), ("W_stride", ctypes.c_long), ("D", ctypes.c_long), ("k", ctypes.c_long),
         ("G", ctypes.c_long), ("norm", ctypes.c_long), ("N", ctypes.c_long), ("stride", ctypes.c_long),
         *((matrix, ctypes.c_void_p) for matrix in ("rows", "z", "y", "scale", "factor", "dx")),
+    )  # fmt: skip
+
+
+class Base(ctypes.Structure):
+    """What stands below the lowest layer."""
+
+    _fields_ = (
+        ("D", ctypes.c_long), ("chosen", ctypes.c_void_p),
+        *((name, ctypes.c_long) for name in ("T", "P", "K")),
+        *((matrix, ctypes.c_void_p) for matrix in ("W", "b", "spliced")),
+    )  # fmt: skip
+
+
+class Top(ctypes.Structure):
+    """What stands above the uppermost layer."""
+
+    _fields_ = (
+        ("scales", ctypes.c_void_p), ("labels", ctypes.c_void_p), ("loss", ctypes.c_double), ("correct", ctypes.c_long),
     )  # fmt: skip
 
 
@@ -61,7 +79,7 @@ class Step(ctypes.Structure):
 
 TYPES = {
     "p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float, "d": ctypes.c_double,
-    "a": ctypes.POINTER(Layer), "s": ctypes.POINTER(Step),
+    "b": ctypes.POINTER(Base), "a": ctypes.POINTER(Layer), "t": ctypes.POINTER(Top), "s": ctypes.POINTER(Step),
     "n": ctypes.POINTER(ctypes.c_long), "i": ctypes.POINTER(ctypes.c_int), "r": ctypes.POINTER(ctypes.c_double),
 }  # fmt: skip
 GIVE_A_NUMBER = {"lay": ctypes.c_long, "lay_steps": ctypes.c_long, "renew": ctypes.c_int}

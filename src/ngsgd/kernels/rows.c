@@ -2,6 +2,8 @@
 
 #include "kernels.h"
 
+#include <string.h>
+
 /* What brings a row of that mean square to root-mean-square 1, but for a row below the floor. */
 INLINE float scale_of(float mean_square, float floor) { return 1.0f / sqrtf(mean_square < floor ? floor : mean_square); }
 
@@ -84,4 +86,80 @@ KERNEL void append_ones(const float *restrict x, float *restrict rows, long N, l
         for (long i = 0; i < D; i++) rows[i] = x[i];
         rows[D] = 1.0f;
     }
+}
+
+/* to: for each of B examples of T frames, x (B, T, D), P rows, which begin `stride` apart, of K frames side by side, those
+   that are chosen (P, K). */
+void splice(const float *x, const long *chosen, float *to, long B, long T, long D, long P, long K, long stride) {
+    for (long b = 0; b < B; b++, x += T * D)
+        for (long p = 0; p < P; p++, to += stride)
+            for (long k = 0; k < K; k++) memcpy(to + k * D, x + chosen[p * K + k] * D, D * sizeof(float));
+}
+
+INLINE float largest(const float *x, long D) {
+    float strands[LANES], most = x[0];
+    for (int lane = 0; lane < LANES; lane++) strands[lane] = most;
+    long i = 0;
+    for (; i + LANES <= D; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) strands[lane] = x[i + lane] > strands[lane] ? x[i + lane] : strands[lane];
+    for (int lane = 0; lane < LANES; lane++) most = strands[lane] > most ? strands[lane] : most;
+    for (; i < D; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+INLINE float total(const float *x, long D) {
+    float strands[LANES] = {0};
+    long i = 0;
+    for (; i + LANES <= D; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) strands[lane] += x[i + lane];
+    for (int lane = 0; i + lane < D; lane++) strands[lane] += x[i + lane];
+    return sum(strands);
+}
+
+/* e^x for x of at most 0, 1.2e-38 below -87.3: a power of 2 times a polynomial (Cephes, expf.c). In steps that the
+   compiler turns into ones of several numbers, without calls. */
+INLINE float exponential(float x) {
+    const float rounder = 12582912.0f; /* 1.5 2^23: what is added to it becomes whole */
+    x = x < -87.3f ? -87.3f : x;
+    union {
+        float real;
+        unsigned bits;
+    } whole = {x * 1.44269504f + rounder}, power;
+    float n = whole.real - rounder, r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    power.bits = (whole.bits << 23) + 0x3f800000u;
+    return (p * r * r + r + 1.0f) * power.real;
+}
+
+/* Minus the log posteriors of the labels (N), summed, of a softmax of z (N, C), each row of which is multiplied by scales
+   (C) first, if there are any. z becomes the derivative of that; `correct` is how often a label is the likeliest class, the
+   first one of several, or -1 where there is a label that is no class: all is left as it was then. */
+KERNEL double cross_entropy(float *restrict z, const float *restrict scales, const long *restrict labels, long N, long C,
+                            long *correct) {
+    double loss = 0.0;
+    *correct = -1;
+    for (long n = 0; n < N; n++)
+        if (labels[n] < 0 || labels[n] >= C) return loss;
+    *correct = 0;
+    for (long n = 0; n < N; n++, z += C) {
+        if (scales)
+            for (long i = 0; i < C; i++) z[i] *= scales[i];
+        float most = largest(z, C), of_label = z[labels[n]] - most;
+        long first = 0;
+        while (first < labels[n] && z[first] != most) first++;
+        *correct += first == labels[n] && of_label == 0.0f;
+        for (long i = 0; i < C; i++) z[i] = exponential(z[i] - most);
+        float all = total(z, C), by = 1.0f / all;
+        loss += log((double)all) - of_label;
+        for (long i = 0; i < C; i++) z[i] *= by;
+        z[labels[n]] -= 1.0f;
+        if (scales)
+            for (long i = 0; i < C; i++) z[i] *= scales[i];
+    }
+    return loss;
 }

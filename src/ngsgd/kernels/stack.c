@@ -1,56 +1,99 @@
-/* The way through affine layers and back; see stack.py. */
+/* The way through a network and back; see stack.py. */
 
 #include "kernels.h"
 
-/* An affine layer, and what is made of its outputs; the layers of an array stand one above the other. */
+#include <string.h>
+
+/* An affine layer, and what is made of its outputs; the layers of an array stand one above the other. The uppermost one has
+   no norms. */
 typedef struct {
     const float *W; /* (k G, D + 1), with b as its last column */
     long W_stride, D, k, G;
     long norm; /* 0: none; 1: 2-norms of groups whose k members lie G apart; 2: these brought to root-mean-square 1 */
     long N, stride; /* what follows is filled in by `lay` */
     float *rows;    /* (N, D + 1), which begin `stride` apart: those of the input with a 1 after each */
-    float *z;       /* (N, k G): rows (W b)^T */
+    float *z;       /* (N, k G): rows (W b)^T, then the derivative there */
     float *y;       /* (N, G): the norms, where there are any */
     float *scale;   /* (N): see `two_norm` */
     float *factor;  /* (G): room for the way back */
     float *dx;      /* (N, D): the derivative at the input */
 } Layer;
 
-/* Lays out, in `room`, what the layers need for an input of `size` numbers, but for the last one's output and the first
-   one's derivative. Returns how much room that is, or, where one layer's outputs are no rows for the next, -1. Without
-   `room` it just counts. */
-long lay(Layer *layers, long count, long size, float *room, float *out) {
-    long used = 0;
+/* What stands below the lowest layer, and is not trained. There may be nothing but x itself. */
+typedef struct {
+    long D;             /* of x (N, D), or, where frames are chosen, (B, T, D) */
+    const long *chosen; /* (P, K): the frames that are put side by side for each of P positions of an example, or NULL */
+    long T, P, K;
+    const float *W, *b; /* (D_1, K D) and (D_1), by which these are multiplied; or NULL */
+    float *spliced;     /* (B P, K D), filled in by `lay` */
+} Base;
+
+/* What stands above the uppermost layer: the softmax, and how good it is. */
+typedef struct {
+    const float *scales; /* (C), by which z is multiplied first, or NULL */
+    const long *labels;  /* (N), below C */
+    double loss;         /* this and what follows is filled in: minus the log posteriors of the labels, summed */
+    long correct;        /* how many labels are the likeliest class */
+} Top;
+
+/* Lays out, in `room`, what the layers need for an input of `size` numbers. Returns how much room that is, or, where one
+   layer's outputs are no rows for the next, -1. Without `room` it just counts. */
+long lay(Base *base, Layer *layers, long count, long size, float *room) {
+    long used = 0, width = base->chosen ? base->K * base->D : base->D;
+    long N = base->chosen ? size / (base->T * base->D) * base->P : size / base->D;
+    size = N * (base->W ? layers->D : width);
+    base->spliced = room && base->chosen && base->W ? room : NULL;
+    if (base->chosen && base->W) used = (N * width + LANES - 1) / LANES * LANES;
     for (Layer *at = layers; at < layers + count; at++) {
         if (size % at->D) return -1;
-        long N = size / at->D, last = at == layers + count - 1;
+        N = size / at->D;
         at->N = N;
         at->stride = (at->D + LANES) / LANES * LANES;
         struct {
             float **matrix;
             long size;
         } needed[] = {{&at->rows, N * at->stride},
-                      {&at->z, last && !at->norm ? 0 : N * at->k * at->G},
-                      {&at->y, last || !at->norm ? 0 : N * at->G},
+                      {&at->z, N * at->k * at->G},
+                      {&at->y, at->norm ? N * at->G : 0},
                       {&at->scale, at->norm < 2 ? 0 : N},
                       {&at->factor, at->norm ? at->G : 0},
-                      {&at->dx, at == layers ? 0 : N * at->D}};
+                      {&at->dx, at > layers && at[-1].norm ? N * at->D : 0}};
         for (int i = 0; i < 6; i++) {
             *needed[i].matrix = room && needed[i].size ? room + used : NULL;
             used += (needed[i].size + LANES - 1) / LANES * LANES;
         }
-        if (last && at->norm) at->y = out;
-        if (last && !at->norm) at->z = out;
+        /* Without norms in between it is the derivative at the z below. */
+        if (at > layers && !at[-1].norm) at->dx = at[-1].z;
         size = N * at->G;
     }
     return used;
 }
 
-/* Affine layers, from x to `out`, given as much room as `lay` says. */
-void forwards(Layer *layers, long count, const float *x, long size, float *room, float *out, float floor) {
-    lay(layers, count, size, room, out);
-    for (const Layer *at = layers; at < layers + count; at++) {
-        append_ones(x, at->rows, at->N, at->D, at->stride);
+/* The lowest layer's rows. */
+static void begin(const Base *base, const Layer *lowest, const float *x) {
+    long N = lowest->N, D = lowest->D, stride = lowest->stride, width = base->D;
+    if (base->chosen) {
+        float *to = base->W ? base->spliced : lowest->rows;
+        width = base->K * base->D;
+        splice(x, base->chosen, to, N / base->P, base->T, base->D, base->P, base->K, base->W ? width : stride);
+        x = to;
+    }
+    if (base->W) {
+        for (long n = 0; n < N; n++) memcpy(lowest->rows + n * stride, base->b, D * sizeof(float));
+        product(N, D, width, 1.0f, ROWS(x, width), COLUMNS(base->W, width), 1.0f, lowest->rows, stride);
+    } else if (!base->chosen) {
+        append_ones(x, lowest->rows, N, D, stride);
+        return;
+    }
+    for (long n = 0; n < N; n++) lowest->rows[n * stride + D] = 1.0f;
+}
+
+static void forwards(const Base *base, const Layer *layers, const Layer *last, const float *x, float floor) {
+    for (const Layer *at = layers; at <= last; at++) {
+        if (at == layers)
+            begin(base, at, x);
+        else
+            append_ones(x, at->rows, at->N, at->D, at->stride);
         product(at->N, at->k * at->G, at->D + 1, 1.0f, ROWS(at->rows, at->stride), COLUMNS(at->W, at->W_stride), 0.0f,
                 at->z, at->k * at->G);
         if (at->norm) two_norm(at->z, at->y, at->scale, at->N, at->k, at->G, floor);
@@ -58,16 +101,25 @@ void forwards(Layer *layers, long count, const float *x, long size, float *room,
     }
 }
 
-/* The way back, given the derivative at the output, dy: the z of layers with norms become the derivatives there. Where dx,
-   for the derivative at x, is given, it is wanted. */
-void backwards(Layer *layers, long count, const float *dy, float *dx, float floor, float tiny) {
-    layers->dx = dx;
-    for (const Layer *at = layers + count - 1; at >= layers; at--) {
+/* Given the derivative at the uppermost z in its place. */
+static void backwards(const Layer *layers, const Layer *last, float floor, float tiny) {
+    const float *dy = NULL;
+    for (const Layer *at = last; at >= layers; at--) {
         if (at->norm) two_norm_derivative(at->z, at->y, at->scale, dy, at->factor, at->N, at->k, at->G, floor, tiny);
-        const float *dz = at->norm ? at->z : dy;
-        if (at->dx)
-            product(at->N, at->D, at->k * at->G, 1.0f, ROWS(dz, at->k * at->G), ROWS(at->W, at->W_stride), 0.0f, at->dx,
-                    at->D);
+        if (at > layers)
+            product(at->N, at->D, at->k * at->G, 1.0f, ROWS(at->z, at->k * at->G), ROWS(at->W, at->W_stride), 0.0f,
+                    at->dx, at->D);
         dy = at->dx;
     }
+}
+
+/* From x to the loss, and back to the lowest layer's z, given as much room as `lay` says. Where a label is no class, there
+   is no way back. */
+void there_and_back(Base *base, Layer *layers, long count, Top *top, const float *x, long size, float *room, float floor,
+                    float tiny) {
+    const Layer *last = layers + count - 1;
+    lay(base, layers, count, size, room);
+    forwards(base, layers, last, x, floor);
+    top->loss = cross_entropy(last->z, top->scales, top->labels, last->N, last->G, &top->correct);
+    if (top->correct >= 0) backwards(layers, last, floor, tiny);
 }

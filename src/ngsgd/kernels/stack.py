@@ -1,4 +1,4 @@
-"""The way through affine layers that stand one above the other, and back: compiled for floats on a CPU.
+"""The way through a network of affine layers and back: compiled for floats on a CPU.
 
 For whatever else, the callers have PyTorch.
 """
@@ -6,12 +6,13 @@ For whatever else, the callers have PyTorch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
-from ngsgd.kernels.native import Layer, library, lie_in_rows, serves
+from ngsgd.kernels import native
+from ngsgd.kernels.native import library, lie_in_rows, serves
 from ngsgd.kernels.rows import NORM_FLOOR, TINY
 from ngsgd.kernels.step import are_side_by_side
 
@@ -42,99 +43,113 @@ class AffineLayer(NamedTuple):
     norm: Norm | None
 
 
-class Passed(NamedTuple):
-    """What has come out of layers, and the memory of what lies in between.
+class Base(NamedTuple):
+    """What stands below the lowest layer and is not trained.
 
     Attributes:
-        y: the uppermost one's norms, (..., G), or z = W x + b, (..., D_out).
-        room: for all that the way back needs.
+        chosen: (P, K), int64: for each of P positions of an example the frames that are put side by side, each of which
+            it has. None: x is taken as it is.
+        weight, bias: (D_1, K D) and (D_1,), by which these are multiplied; or both None.
     """
 
-    y: Tensor
-    room: Tensor
+    chosen: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
 
 
-def forwards(x: Tensor, layers: Sequence[AffineLayer]) -> Passed | None:
-    """Passes x through layers that stand one above the other; None where it is not for the compiled functions.
+class Top(NamedTuple):
+    """What stands above the uppermost layer: the softmax, and how good it is.
+
+    Attributes:
+        scales: (C,), by which z is multiplied first, or None.
+        labels: (N,), int64, the class of each row.
+    """
+
+    scales: Tensor | None
+    labels: Tensor
+
+
+class Passed(NamedTuple):
+    """What the way there and back has brought.
+
+    Attributes:
+        loss: minus the log posteriors of the labels, summed.
+        correct: how many labels are the likeliest class, the first one of several.
+        rows: for each layer the rows of its input, with a 1 after each, (N, D_in + 1), and the derivative at z,
+            (N, D_out).
+    """
+
+    loss: float
+    correct: int
+    rows: list[tuple[Tensor, Tensor]]
+
+
+def there_and_back(x: Tensor, layers: Sequence[AffineLayer], base: Base, top: Top) -> Passed | None:
+    """Passes x through a network and back to its lowest layer; None where it is not for the compiled functions.
 
     Args:
-        x: (..., D_in).
-        layers: from the lowest on. So many outputs of one as make an input of the next are put side by side.
+        x: (..., D_in), or (B, T, D) where the base chooses frames.
+        layers: from the lowest on; the uppermost one has no norms. So many outputs of one as make an input of the next
+            are put side by side.
+        base: what stands below them.
+        top: what stands above them.
+
+    Raises:
+        IndexError: a label is no class.
     """
-    size, shape = x.numel(), x.shape
-    if not (size and serves(x) and shape and shape[-1] == layers[0].weight.shape[1]):
+    size, count = x.numel(), len(layers)
+    below, above = _base(x, base), _top(top)
+    if below is None or above is None:
         return None
-    if not all(lie_in_rows(weight) and are_side_by_side(weight, bias) for weight, bias, _ in layers):
-        return None
-    count, numbers = len(layers), _numbers([weight for weight, _, _ in layers], [norm for _, _, norm in layers])
-    total: int = library.lay(numbers, count, size, None, None)
-    if total < 0:
-        return None
-    *places, _ = shape
-    below, above, G = numbers[0].N, numbers[count - 1].N, numbers[count - 1].G
-    if below != above:
-        if not places or places[-1] * above % below:
+    numbers = (native.Layer * count)()
+    for at, (weight, bias, norm) in zip(numbers, layers, strict=True):
+        if not (lie_in_rows(weight) and are_side_by_side(weight, bias)):
             return None
-        places[-1] = places[-1] * above // below
-    room, y = x.new_empty(total), x.new_empty(*places, G)
-    library.forwards(numbers, count, x.data_ptr(), size, room.data_ptr(), y.data_ptr(), NORM_FLOOR)
-    return Passed(y, room)
+        D_out, D_in = weight.shape
+        k, kind = (1, 0) if norm is None else (norm.k, 1 + norm.normalized)
+        # W, W_stride, D, k, G, norm
+        at.W, at.W_stride, at.D, at.k, at.G, at.norm = weight.data_ptr(), weight.stride(0), D_in, k, D_out // k, kind
+    lowest, last = numbers[0], numbers[count - 1]
+    if last.norm or (below.K * below.D if base.weight is None else len(base.weight)) != lowest.D:
+        return None
+    total: int = library.lay(below, numbers, count, size, None)
+    if total < 0 or len(top.labels) != last.N or (top.scales is not None and len(top.scales) != last.G):
+        return None
+    room = x.new_empty(total)
+    library.there_and_back(below, numbers, count, above, x.data_ptr(), size, room.data_ptr(), NORM_FLOOR, TINY)
+    if above.correct < 0:
+        raise IndexError(f"a label is none of the classes, 0 to {last.G - 1}")
+    start, rows = room.data_ptr(), []
+    for at in numbers:
+        N, D, stride, D_out = at.N, at.D + 1, at.stride, at.k * at.G
+        inputs = room.as_strided((N, D), (stride, 1), (at.rows - start) // 4)
+        rows.append((inputs, room.as_strided((N, D_out), (D_out, 1), (at.z - start) // 4)))
+    return Passed(above.loss, above.correct, rows)
 
 
-def backwards(
-    room: Tensor,
-    y: Tensor | None,
-    weights: Sequence[Tensor],
-    norms: Sequence[Norm | None],
-    size: int,
-    dy: Tensor,
-    dx: Tensor | None,
-) -> list[tuple[Tensor, Tensor]]:
-    """The way back through layers, which overwrites what lies in the room, but for one layer without norms.
-
-    Args:
-        room: as the way forwards has left it.
-        y: what has come out there, if the uppermost layer has norms; of no use else.
-        weights: W of each layer, as they were.
-        norms: of each layer.
-        size: the number of x's numbers.
-        dy: the derivative at y.
-        dx: where the derivative at x is to go; None where it is not wanted.
-
-    Returns:
-        For each layer the rows of its input, with a 1 after each, (N, D_in + 1), and the derivative at z, (N, D_out).
-    """
-    # Those who keep tensors for the way back may give others of the same values.
-    room, dy = room.contiguous(), dy.contiguous()
-    y = None if y is None else y.contiguous()
-    weights = [weight if lie_in_rows(weight) else weight.contiguous() for weight in weights]
-    count, numbers = len(weights), _numbers(weights, norms)
-    library.lay(numbers, count, size, room.data_ptr(), None if y is None else y.data_ptr())
-    to = None if dx is None else dx.data_ptr()
-    library.backwards(numbers, count, dy.data_ptr(), to, NORM_FLOOR, TINY)
-    if count > 1 or norms[0] is not None:
-        increment_version(room)
-
-    def matrix(at: int, D: int, stride: int) -> Tensor:
-        begin = room.storage_offset() + (at - room.data_ptr()) // room.itemsize
-        return room.as_strided((layer.N, D), (stride, 1), begin)
-
-    seen: list[tuple[Tensor, Tensor]] = []
-    dz_above = None
-    for layer in reversed(numbers):
-        D_out = layer.k * layer.G
-        dz_at = layer.z if layer.norm else dz_above
-        dz = dy.view(layer.N, D_out) if dz_at is None else matrix(dz_at, D_out, D_out)
-        seen.append((matrix(layer.rows, layer.D + 1, layer.stride), dz))
-        dz_above = layer.dx
-    return seen[::-1]
-
-
-def _numbers(weights: Sequence[Tensor], norms: Sequence[Norm | None]) -> Any:
-    """The layers for the compiled functions."""
-    numbers = (Layer * len(weights))()
-    for at, weight, norm in zip(numbers, weights, norms, strict=True):
-        at.W, at.W_stride, (D_out, at.D) = weight.data_ptr(), weight.stride(0), weight.shape
-        at.k, at.norm = (1, 0) if norm is None else (norm.k, 1 + norm.normalized)
-        at.G = D_out // at.k
+def _base(x: Tensor, base: Base) -> native.Base | None:
+    """The base for the compiled functions, if they can be used on that and x."""
+    chosen, weight, bias = base
+    shape = x.shape
+    if not (serves(x) and shape and x.numel()):
+        return None
+    numbers = native.Base(shape[-1], None, 1, 1, 1)
+    if chosen is not None:
+        if len(shape) != 3 or not (chosen.is_cpu and chosen.is_contiguous()):
+            return None
+        numbers.chosen, numbers.T, (numbers.P, numbers.K) = chosen.data_ptr(), shape[1], chosen.shape
+    if weight is not None and bias is not None:
+        if not (serves(weight) and serves(bias)) or weight.shape != (len(bias), numbers.K * numbers.D):
+            return None
+        numbers.W, numbers.b = weight.data_ptr(), bias.data_ptr()
     return numbers
+
+
+def _top(top: Top) -> native.Top | None:
+    """The top for the compiled functions, if they can be used on it."""
+    scales, labels = top
+    if labels.dtype is not torch.int64 or not (labels.is_cpu and labels.is_contiguous()):
+        return None
+    if scales is None:
+        return native.Top(None, labels.data_ptr())
+    return native.Top(scales.data_ptr(), labels.data_ptr()) if serves(scales) else None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ngsgd.kernels.rows import room_for_rows, two_norm, two_norm_derivative_
-from ngsgd.kernels.stack import AffineLayer, Norm, Passed, backwards, forwards
+from ngsgd.kernels.rows import append_ones, room_for_rows, two_norm, two_norm_derivative_
+from ngsgd.kernels.stack import Norm
+from ngsgd.kernels.step import side_by_side
 from ngsgd.network.norms import InterleavedTwoNorm
 
 Watcher = Callable[[Tensor, Tensor], None]
@@ -26,11 +27,16 @@ class _Watched(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, affine: Affine) -> Tensor:
         ctx.affine, norm, kind = affine, affine.norm, x.device.type
-        rows, bias = x, affine.bias.detach()
+        rows, bias, z = x, affine.bias.detach(), None
         if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64:
             dtype = torch.get_autocast_dtype(kind)
             rows, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-        z = nn.functional.linear(rows, weight, bias)
+        elif (joined := side_by_side(weight, bias)) is not None:  # the product adds the bias, too
+            rows = append_ones(x.reshape(-1, x.shape[-1]))
+            z = x.new_empty(*x.shape[:-1], len(bias))  # no view, which what stands above could not work on in place
+            torch.mm(rows, joined.t(), out=z.view(-1, len(bias)))
+        if z is None:
+            z = nn.functional.linear(rows, weight, bias)
         if norm is None:
             ctx.save_for_backward(weight, rows, None, None, None)
             return z
@@ -48,50 +54,6 @@ class _Watched(torch.autograd.Function):
             dz = two_norm_derivative_(_grouped(z, affine.norm), y, scale, dz).view(z.shape)
         affine.seen(rows, dz)
         return (torch.matmul(dz, weight) if ctx.needs_input_grad[0] else None), None, None
-
-
-class _Passed(torch.autograd.Function):
-    """The same in compiled pieces, of layers one above the other."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, lowest: Tensor, affines: Sequence[Affine], passed: Passed) -> Tensor:
-        ctx.affines, ctx.norms, ctx.shape = affines, [affine.norm for affine in affines], x.shape
-        y = None if affines[-1].norm is None else passed.y
-        ctx.save_for_backward(passed.room, y, *(affine.weight for affine in affines))
-        return passed.y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
-        (room, y, *weights), (dy,) = ctx.saved_tensors, grad_outputs
-        dx = room.new_empty(ctx.shape) if ctx.needs_input_grad[0] else None
-        seen = backwards(room, y, weights, ctx.norms, ctx.shape.numel(), dy, dx)
-        for affine, (rows, dz) in zip(reversed(ctx.affines), reversed(seen), strict=True):  # as one by one
-            affine.seen(rows, dz)
-        return dx, None, None, None
-
-
-def pass_through(x: Tensor, affines: Sequence[Affine]) -> Tensor | None:
-    """What affine layers, each of which takes what the one below gives, make of x.
-
-    None where they are not watched, all of them, or it is not for the compiled functions.
-
-    Args:
-        x: (..., D_in).
-        affines: from the lowest on. So many outputs of one as make an input of the next are put side by side.
-    """
-    if not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
-        return None
-    layers = [AffineLayer(affine.weight, affine.bias, affine.norm) for affine in affines]
-    if not all(
-        a.is_watched and w.requires_grad and b.requires_grad for a, (w, b, _) in zip(affines, layers, strict=True)
-    ):
-        return None
-    passed = forwards(x, layers)
-    if passed is None:
-        return None
-    y: Tensor = _Passed.apply(x, layers[0].weight, affines, passed)  # type: ignore[no-untyped-call]
-    return y
 
 
 def _grouped(z: Tensor, norm: Norm) -> Tensor:
@@ -129,10 +91,8 @@ class Affine(nn.Linear):
         return {"kind": self.kind, "input_dim": self.input_dim, "output_dim": self.output_dim}
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_watched and torch.is_grad_enabled() and self.weight.requires_grad and self.bias.requires_grad:
-            y: Tensor | None = pass_through(x, (self,))
-            if y is None:
-                y = _Watched.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
+        if self.is_trained and torch.is_grad_enabled():
+            y: Tensor = _Watched.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
             return y
         z = super().forward(x)
         if self.norm is not None:
@@ -151,8 +111,9 @@ class Affine(nn.Linear):
         return handle
 
     @property
-    def is_watched(self) -> bool:
-        return bool(self._watchers)
+    def is_trained(self) -> bool:
+        """Whether somebody watches, who will update W and b."""
+        return bool(self._watchers) and self.weight.requires_grad and self.bias.requires_grad
 
     def seen(self, x: Tensor, dy: Tensor) -> None:
         """Gives those who watch what a backward pass has brought."""

@@ -1,74 +1,116 @@
-"""Components that are passed through at once: affine ones with the norms that they make themselves (see `Norm`)."""
+"""A network as one compiled piece: its affine components, and what stands below, between and above them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from ngsgd.network.affine import Affine, pass_through
-from ngsgd.network.components import Component, Normalize, PNorm, Splice
+from ngsgd.kernels.stack import AffineLayer, Base, Top, there_and_back
+from ngsgd.network.affine import Affine
+from ngsgd.network.components import Component, FixedAffine, FixedScale, Normalize, PNorm, Softmax, Splice
+
+#: Which positions of a splice's input it puts side by side, see `Splice`.
+Rows = Tensor | int
 
 
-class Stack:
-    """Affine components one above the other, with nothing in between but what the lower ones do, and splices.
+class Stack(NamedTuple):
+    """A network of which all that is trained is affine components one above the other.
 
-    Where an optimiser watches all of them, nobody else does by hooks, and the splices just put side by side what there
-    is, they are one compiled piece, and their modules are not called.
+    Where an optimiser watches all of these, nobody else looks at a component by hooks, and the splices between them
+    just put side by side what there is, the way through them and back is one compiled piece: no module is called.
+
+    Attributes:
+        below: what is no part of it: components that are neither trained nor changed by training.
+        splice, fixed: what stands below the affine components, if there is such.
+        middle: the affine ones, with the norms that they make themselves (see `Norm`) and splices in between.
+        scale: what stands above them, if there is such, below the softmax.
+        softmax: the end of the network.
     """
 
-    def __init__(self, components: Sequence[Component | Affine]) -> None:
-        self.components = components
-        self.affines = [c for c in components if isinstance(c, Affine)]
-        self.num_splices = sum(isinstance(c, Splice) for c in components)
+    below: tuple[Component | Affine, ...]
+    splice: Splice | None
+    fixed: FixedAffine | None
+    middle: tuple[Component | Affine, ...]
+    scale: FixedScale | None
+    softmax: Softmax
 
-    def __call__(self, x: Tensor, rows: Iterator[Tensor | int]) -> Tensor:
-        """What comes out, (B, T', D_out), of x (B, T, D_in), with the splices' rows, see `Splice`."""
-        chosen = [next(rows) for _ in range(self.num_splices)]
-        plain = all(isinstance(those, int) for those in chosen) and not any(_has_hooks(c) for c in self.components)
-        if plain and (y := pass_through(x, self.affines)) is not None:
-            return y
-        return run(self.components, x, iter(chosen))
+    def backpropagate(self, x: Tensor, rows: Iterator[Rows], labels: Tensor) -> tuple[float, int] | None:
+        """The loss of features x (B, T, D), and how many labels are right; None where that cannot be done at once.
+
+        Those who watch the affine components are given their rows.
+        """
+        parts = (*self.below, self.splice, self.fixed, *self.middle, self.scale, self.softmax)
+        affines = [c for c in self.middle if isinstance(c, Affine)]
+        if not all(a.is_trained for a in affines) or any(map(_has_hooks, parts)) or x.requires_grad:
+            return None
+        with torch.no_grad():
+            x = run(self.below, x, rows)
+        chosen = None if self.splice is None else next(rows)
+        if isinstance(chosen, int):  # all of the input, in its order
+            x, chosen = x.reshape(len(x), chosen, -1), None
+        if not all(isinstance(those, int) for those in rows):
+            return None
+        layers = [AffineLayer(a.weight, a.bias, a.norm) for a in affines]
+        fixed = (None, None) if self.fixed is None else (self.fixed.weight, self.fixed.bias)
+        top = Top(None if self.scale is None else self.scale.scales, labels.reshape(-1))
+        passed = there_and_back(x.contiguous(), layers, Base(chosen, *fixed), top)
+        if passed is None:
+            return None
+        for affine, (inputs, dz) in zip(reversed(affines), reversed(passed.rows), strict=True):  # as one by one
+            affine.seen(inputs, dz)
+        return passed.loss, passed.correct
 
 
-def _has_hooks(component: nn.Module) -> bool:
-    hooks = component._forward_hooks, component._forward_pre_hooks, component._backward_hooks
-    return any(hooks) or bool(component._backward_pre_hooks)
+def stack_of(chain: Sequence[Component | Affine]) -> Stack | None:
+    """A chain of components as a stack, if it is one."""
+    rest = list(chain)
+    softmax, scale = _taken(rest, Softmax), _taken(rest, FixedScale)
+    middle: list[Component | Affine] = []
+    while rest and _belongs_between(rest[-1]):
+        middle.insert(0, rest.pop())
+    while middle and isinstance(middle[0], Splice):
+        rest.append(middle.pop(0))
+    if softmax is None or not middle or not isinstance(middle[-1], Affine) or middle[-1].norm is not None:
+        return None
+    fixed = _taken(rest, FixedAffine)
+    splice = _taken(rest, Splice) if rest and _is_plain(rest[-1]) else None
+    if not all(isinstance(component, Splice | FixedAffine | FixedScale) for component in rest):
+        return None
+    return Stack(tuple(rest), splice, fixed, tuple(middle), scale, softmax)
 
 
-def run(parts: Iterable[Component | Affine | Stack], x: Tensor, rows: Iterator[Tensor | int]) -> Tensor:
-    """Passes x through one part after the other; each splice takes its rows from those that are given."""
-    for part in parts:
-        match part:
-            case Stack():
-                x = part(x, rows)
-            case Splice():
-                x = part(x, next(rows))
-            case _:
-                x = part(x)
-    return x
+C = TypeVar("C", bound=nn.Module)
 
 
-def stacked(chain: Iterable[Component | Affine]) -> list[Component | Affine | Stack]:
-    """The same chain, with stacks of its components where there may be such."""
-    parts: list[Component | Affine | Stack] = []
-    pile: list[Component | Affine] = []  # on a first affine component
+def _taken(rest: list[Component | Affine], kind: type[C]) -> C | None:
+    """The uppermost component, which is taken off, if it is of that kind."""
+    if not rest or not isinstance(component := rest[-1], kind):
+        return None
+    rest.pop()
+    return component
 
-    def finish() -> None:
-        above = []
-        while pile and isinstance(pile[-1], Splice):
-            above.append(pile.pop())
-        parts.extend([Stack(tuple(pile))] if pile else [])
-        parts.extend(reversed(above))
-        pile.clear()
 
+def _belongs_between(component: Component | Affine) -> bool:
+    done = isinstance(component, PNorm | Normalize) and component.done_below
+    return isinstance(component, Affine) or done or _is_plain(component)
+
+
+def _is_plain(component: Component | Affine) -> bool:
+    return isinstance(component, Splice) and not component.const_dim
+
+
+def _has_hooks(module: nn.Module | None) -> bool:
+    if module is None:
+        return False
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks
+    return any(hooks) or bool(module._backward_pre_hooks)
+
+
+def run(chain: Iterable[Component | Affine], x: Tensor, rows: Iterator[Rows]) -> Tensor:
+    """Passes x through one component after the other; each splice takes its rows from those that are given."""
     for component in chain:
-        done = isinstance(component, PNorm | Normalize) and component.done_below
-        plain = isinstance(component, Splice) and not component.const_dim
-        if isinstance(component, Affine) or (pile and (done or plain)):
-            pile.append(component)
-        else:
-            finish()
-            parts.append(component)
-    finish()
-    return parts
+        x = component(x, next(rows)) if isinstance(component, Splice) else component(x)
+    return x

@@ -14,6 +14,7 @@ with l the learning rate and s the limit that max-change sets.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import weakref
@@ -23,6 +24,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ngsgd.kernels.native import in_reach
 from ngsgd.kernels.rows import append_ones
@@ -277,6 +279,20 @@ class NGSGD(torch.optim.Optimizer):
     # may; nothing here is compiled, so the method underneath serves.
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         torch.optim.Optimizer.add_param_group.__wrapped__(self, param_group)  # type: ignore[attr-defined]
+
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """What torch puts around each step for hooks and profilers: it takes its time, and is left out without them."""
+        watched = torch.optim.Optimizer.profile_hook_step(func)
+
+        @functools.wraps(func)
+        def step(self: NGSGD, *args: Any, **kwargs: Any) -> Any:
+            hooks = self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks
+            everywhere = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
+            alone = not (any(hooks) or any(everywhere) or torch._C._autograd._profiler_enabled())
+            return (func if alone else watched)(self, *args, **kwargs)
+
+        return step
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients, and the rows of affine layers, of all backward passes since the last step."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ngsgd.data.egs import minibatches, open_archive
@@ -144,14 +144,11 @@ def _train(
         for features, labels in batches:
             check_labels(labels, model.num_classes, name)
             x, y = _on_device(features, where), _on_device(labels, where).long()
-            with autocast:
-                log_posteriors = model(x)[:, 0]
-            loss = nn.functional.nll_loss(log_posteriors, y, reduction="sum")
-            correct = (log_posteriors.detach().argmax(dim=1) == y).sum()
-            if failure := course.add(loss.detach(), correct, len(labels)):
-                return failure
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            with autocast:
+                loss, correct = model.backpropagate(x, y)
+            if failure := course.add(loss, correct, len(labels)):
+                return failure
             try:
                 optimizer.step()
             except FloatingPointError as e:
