@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import ngsgd.kernels.native
-from ngsgd.kernels.native import Base, Layer, Step, Top, library, serves
+from ngsgd.kernels.native import Base, Layer, Renewal, Step, Top, library, serves
 
 from .helpers import an_estimate, compiled, random
 
@@ -54,8 +54,12 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
     for functions in (library, others):
         y, z, scale, dx = (torch.empty(n) for n in ((N, G), (N, G), N, (N, G)))
         derivative, factor = x.clone(), torch.empty(G)
-        W_1, shrunk, d_1, rho_1 = torch.empty(R, k * G), torch.empty(R), torch.empty(R).double(), ctypes.c_double()
-        weight, number, numbers = random(k * G, k * G + 1, seed=3), ctypes.c_int(), []
+        W_1, shrunk, d_1 = torch.empty(R, k * G), torch.empty(R), torch.empty(R).double()
+        renewal = Renewal(
+            estimate.d_t.data_ptr(), 0.1, 4.0, 0.3, 1e-10, 5e-4, 1e6, 1e-3, W_1.data_ptr(), shrunk.data_ptr(),
+            d_1.data_ptr(),
+        )  # fmt: skip
+        weight, numbers = random(k * G, k * G + 1, seed=3), []
         layers, steps, room = (Layer * 2)(), (Step * 1)(), torch.zeros(400_000)
         lower, upper, step = *layers, steps[0]
         lower.W, lower.W_stride, lower.D, lower.k, lower.G, lower.norm = weight.data_ptr(), k * G + 1, k * G, k, G, 2
@@ -73,16 +77,13 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
             "normalize_derivative": (z, scale, dy, dx, N, G, 1e-20),
             "there_and_back": (base, layers, 2, top, x, x.numel(), room, 1e-20, 1e-20),
             "descend": (steps, 1, room, 0.1, 1e-3),
-            "renew": (
-                x, N, k * G, k * G, H, estimate.W_t, estimate.d_t, 0.1, 9.0, 4.0, 0.3, 1e-10, 5e-4, 1e6, 1e-3, W_1,
-                shrunk, d_1, rho_1, number, R,
-            ),
+            "renew": (renewal, x, N, k * G, k * G, H, estimate.W_t, R, 9.0),
         }.items():  # fmt: skip
             values = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
             function = getattr(functions, name)
             function.restype = getattr(library, name).restype
             function.argtypes = getattr(library, name).argtypes
-            numbers += [function(*values), number.value, rho_1.value]
+            numbers += [function(*values), renewal.rho_1, renewal.doubtful, renewal.outcome]
             if name == "there_and_back":
                 numbers += [top.loss, top.correct, room.numpy().tobytes()]
         arrays = (y, z, scale, dx, derivative, weight, room, W_1, shrunk, d_1)

@@ -33,29 +33,29 @@ static KERNEL double renewal_z(const float *restrict K, const float *restrict L,
     return trace;
 }
 
-/* A (R, R), B, shrunk and d_1 (R), see fisher.py, given the eigenvalues of Z (R), rising, its eigenvectors, the rows of
-   U (R, R), and its trace before it was divided; room for R numbers. Returns rho_1; `doubtful` says whether rounding may
-   have cost the rows of R_{t+1} their orthonormality. */
-static KERNEL double renewal_solution(const double *restrict values, const double *restrict U, double trace, double tr_XX,
-                              const double *restrict d, double rho, double alpha, double eta, long N, long D,
-                              double epsilon, double delta, double condition, double *restrict room,
-                              float *restrict A, float *restrict B, float *restrict shrunk, double *restrict d_1,
-                              int *doubtful, long R) {
-    double l = eta / N, keep = 1.0 - eta, least = rho * keep * (rho * keep), all = D * rho, roots = 0.0;
-    *doubtful = 0;
+/* A (R, R) and B (R), see fisher.py, and the renewal's numbers, given the eigenvalues of Z (R), rising, its eigenvectors,
+   the rows of U (R, R), and its trace before it was divided; room for R numbers. Returns rho_1; `doubtful` says whether
+   rounding may have cost the rows of R_{t+1} their orthonormality. */
+static KERNEL double renewal_solution(Renewal *r, const double *restrict values, const double *restrict U, double trace,
+                                      double tr_XX, long N, long D, double *restrict room, float *restrict A,
+                                      float *restrict B, long R) {
+    const double *restrict d = r->d;
+    double *restrict d_1 = r->d_1, rho = r->rho, alpha = r->alpha;
+    double l = r->eta / N, keep = 1.0 - r->eta, least = rho * keep * (rho * keep), all = D * rho, roots = 0.0;
+    r->doubtful = 0;
     for (long i = 0; i < R; i++) {
         double c = values[R - 1 - i] * (trace > 1.0 ? trace : 1.0);
         if (c < least) {
             c = least;
-            *doubtful = 1;
+            r->doubtful = 1;
         }
         d_1[i] = sqrt(c);
         roots += d_1[i];
         all += d[i];
     }
-    if (d_1[0] * d_1[0] > condition * (d_1[R - 1] * d_1[R - 1])) *doubtful = 1;
+    if (d_1[0] * d_1[0] > r->condition * (d_1[R - 1] * d_1[R - 1])) r->doubtful = 1;
     double rho_1 = (l * tr_XX + keep * all - roots) / (D - R);
-    double floor = delta * d_1[0] > epsilon ? delta * d_1[0] : epsilon;
+    double floor = r->delta * d_1[0] > r->epsilon ? r->delta * d_1[0] : r->epsilon;
     for (long i = 0; i < R; i++) {
         room[i] = d_1[i];
         d_1[i] = d_1[i] - rho_1 > floor ? d_1[i] - rho_1 : floor;
@@ -65,7 +65,7 @@ static KERNEL double renewal_solution(const double *restrict values, const doubl
     shares(d_1, rho_1, alpha, D, e, R);
     for (long i = 0; i < R; i++) {
         B[i] = (float)(keep / l * (d[i] + rho));
-        shrunk[i] = (float)(2.0 - e[i]);
+        r->shrunk[i] = (float)(2.0 - e[i]);
         room[i] = l * sqrt(e[i]) / room[i];
     }
     shares(d, rho, alpha, D, e, R);
@@ -93,15 +93,16 @@ static int is_orthonormal(const float *W, const double *d, double rho, double al
 /* What goes wrong with a renewal. */
 enum { ALL_RIGHT, NOT_FINITE, NO_MEMORY, NO_EIGENVALUES };
 
-/* W_{t+1} (R, D), shrunk and d_{t+1} (R) and rho_{t+1} from X (N, D), whose rows begin `stride` apart, H (N, R), W_t and
-   the rest; see fisher.py. */
-int renew(const float *X, long N, long D, long stride, const float *H, const float *W, const double *d, double rho,
-          double tr_XX, double alpha, double eta, double epsilon, double delta, double condition, double tolerance,
-          float *W_1, float *shrunk, double *d_1, double *rho_1, int *doubtful, long R) {
+/* W_{t+1} (R, D) and the rest of a renewal, from X (N, D), whose rows begin `stride` apart, H (N, R), W_t and tr(X X^T);
+   see fisher.py. */
+void renew(Renewal *renewal, const float *X, long N, long D, long stride, const float *H, const float *W, long R,
+           double tr_XX) {
+    Renewal *r = renewal;
     long work_size = 1 + 6 * R + 2 * R * R, more_size = 3 + 5 * R;
     double *Z = room_for((R * R + 2 * R + work_size) * sizeof(double) + more_size * sizeof(long) +
                          (R * D + 3 * R * R + R) * sizeof(float));
-    if (!Z) return NO_MEMORY;
+    r->outcome = NO_MEMORY;
+    if (!Z) return;
     double *values = Z + R * R, *spare = values + R, *work = spare + R;
     long *more = (long *)(work + work_size);
     float *J = (float *)(more + more_size), *K = J + R * D, *L = K + R * R, *A = L + R * R, *B = A + R * R;
@@ -112,17 +113,16 @@ int renew(const float *X, long N, long D, long stride, const float *H, const flo
         product(R, R, N, 1.0f, COLUMNS(H, R), ROWS(H, R), 0.0f, L, R);
     else
         product(R, R, D, 1.0f, ROWS(W, D), COLUMNS(J, D), 0.0f, L, R);
-    double trace = renewal_z(K, L, d, rho, alpha, eta, N, D, spare, Z, R);
-    int outcome = isfinite(trace) && isfinite(tr_XX) ? ALL_RIGHT : NOT_FINITE;
-    if (outcome == ALL_RIGHT && eigenvectors(Z, values, work, more, R)) outcome = NO_EIGENVALUES;
-    if (outcome == ALL_RIGHT) {
-        *rho_1 = renewal_solution(values, Z, trace, tr_XX, d, rho, alpha, eta, N, D, epsilon, delta, condition, spare, A,
-                                  B, shrunk, d_1, doubtful, R);
-        for (long r = 0; r < R; r++)
-            for (long i = 0; i < D; i++) J[r * D + i] += B[r] * W[r * D + i];
-        product(R, D, R, 1.0f, ROWS(A, R), ROWS(J, D), 0.0f, W_1, D);
-        if (*doubtful) *doubtful = !is_orthonormal(W_1, d_1, *rho_1, alpha, tolerance, R, D, spare, K);
+    double trace = renewal_z(K, L, r->d, r->rho, r->alpha, r->eta, N, D, spare, Z, R);
+    r->outcome = isfinite(trace) && isfinite(tr_XX) ? ALL_RIGHT : NOT_FINITE;
+    if (r->outcome == ALL_RIGHT && eigenvectors(Z, values, work, more, R)) r->outcome = NO_EIGENVALUES;
+    if (r->outcome == ALL_RIGHT) {
+        r->rho_1 = renewal_solution(r, values, Z, trace, tr_XX, N, D, spare, A, B, R);
+        for (long i = 0; i < R; i++)
+            for (long j = 0; j < D; j++) J[i * D + j] += B[i] * W[i * D + j];
+        product(R, D, R, 1.0f, ROWS(A, R), ROWS(J, D), 0.0f, r->W_1, D);
+        if (r->doubtful)
+            r->doubtful = !is_orthonormal(r->W_1, r->d_1, r->rho_1, r->alpha, r->tolerance, R, D, spare, K);
     }
     free(Z);
-    return outcome;
 }

@@ -6,11 +6,12 @@ in double precision.
 
 from __future__ import annotations
 
-import ctypes
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from ngsgd.kernels import native
 from ngsgd.kernels.native import library, lie_in_rows, serves
 
 EPSILON = 1.0e-10  # smallest value of rho_t and d_t
@@ -79,6 +80,40 @@ def not_finite() -> FloatingPointError:
     return FloatingPointError("natural gradient: the minibatch holds values that are not finite, or overflow")
 
 
+class Pending:
+    """A renewal that the compiled functions are to make.
+
+    Args:
+        W: (R, D).
+        given: what it starts from beside matrices.
+    """
+
+    def __init__(self, W: Tensor, given: Given) -> None:
+        (d_t, rho_t, alpha, eta, _, _), R = given, len(W)
+        self._W_1, self._shrunk, self._d_1 = torch.empty_like(W), W.new_empty(R), torch.empty_like(d_t)
+        self._d_t = d_t  # for as long as it is read
+        self.numbers = native.Renewal(
+            d_t.data_ptr(), rho_t, alpha, eta, EPSILON, DELTA, CONDITION_THRESHOLD, ORTHONORMALITY_TOLERANCE,
+            self._W_1.data_ptr(), self._shrunk.data_ptr(), self._d_1.data_ptr(),
+        )  # fmt: skip
+
+    def made(self) -> Renewed:
+        """What they have made.
+
+        Raises:
+            FloatingPointError: the rows hold a value that is not finite, or so large that its square is not.
+            MemoryError: there is none.
+        """
+        failed = self.numbers.outcome
+        if failed == NOT_FINITE:
+            raise not_finite()
+        if failed == NO_MEMORY:
+            raise MemoryError("natural gradient: no memory to renew an estimate")
+        if failed:
+            raise FloatingPointError("natural gradient: the eigenvalues of Z_t were not found")
+        return Renewed(self._W_1, self._shrunk, self._d_1, self.numbers.rho_1, bool(self.numbers.doubtful))
+
+
 def renewed(X: Tensor, H: Tensor, W: Tensor, trace: Tensor, given: Given) -> Renewed | None:
     """F_{t+1} from F_t and a minibatch; None where it is not for the compiled functions.
 
@@ -95,21 +130,11 @@ def renewed(X: Tensor, H: Tensor, W: Tensor, trace: Tensor, given: Given) -> Ren
     """
     if not (lie_in_rows(X) and serves(H) and serves(W)):
         return None
-    (d_t, rho_t, alpha, eta, N, D), R = given, W.shape[0]
-    W_1, shrunk, d_1 = W.new_empty(R, D), W.new_empty(R), d_t.new_empty(R)
-    rho_1, doubtful = ctypes.c_double(), ctypes.c_int()
-    failed: int = library.renew(
-        X.data_ptr(), N, D, X.stride(0), H.data_ptr(), W.data_ptr(), d_t.data_ptr(), rho_t, float(trace), alpha, eta,
-        EPSILON, DELTA, CONDITION_THRESHOLD, ORTHONORMALITY_TOLERANCE, W_1.data_ptr(), shrunk.data_ptr(),
-        d_1.data_ptr(), rho_1, doubtful, R,
-    )  # fmt: skip
-    if failed == NOT_FINITE:
-        raise not_finite()
-    if failed == NO_MEMORY:
-        raise MemoryError("natural gradient: no memory to renew an estimate")
-    if failed:
-        raise FloatingPointError("natural gradient: the eigenvalues of Z_t were not found")
-    return Renewed(W_1, shrunk, d_1, rho_1.value, bool(doubtful))
+    pending = Pending(W, given)
+    library.renew(
+        pending.numbers, X.data_ptr(), *X.shape, X.stride(0), H.data_ptr(), W.data_ptr(), len(W), float(trace)
+    )
+    return pending.made()
 
 
 def shares(d_t: Tensor, rho_t: float, alpha: float, D: int) -> Tensor:

@@ -71,3 +71,17 @@ OURS void row_lengths(const float *x, long N, long D, long stride, const float *
                       float *lengths, float *traces);
 OURS void splice(const float *x, const long *chosen, float *to, long B, long T, long D, long P, long K, long stride);
 OURS double cross_entropy(float *z, const float *scales, const long *labels, long N, long C, long *correct);
+
+/* fisher.c */
+typedef struct {
+    const double *d; /* (R) */
+    double rho, alpha, eta;
+    double epsilon, delta, condition, tolerance; /* what is too small, and what is in doubt */
+    float *W_1, *shrunk; /* (R, D) and (R): where W_{t+1} and 2 - e_{t+1} are to go */
+    double *d_1;         /* (R): likewise, of d_{t+1} */
+    double rho_1;        /* this and what follows is filled in */
+    long doubtful, outcome;
+} Renewal;
+
+void renew(Renewal *renewal, const float *X, long N, long D, long stride, const float *H, const float *W, long R,
+           double tr_XX);

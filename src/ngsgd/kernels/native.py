@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-#: p: address, l: number of rows or the like, f, d: float and double, b, a, t: base, layers and top, s: steps, n, i, r:
-#: where numbers go
+#: p: address, l: number of rows or the like, f, d: float and double, b, a, t: base, layers and top, s: steps,
+#: w: renewal, n: where a number goes
 SIGNATURES = {
     "lay": "ballp",
     "there_and_back": "baltplpff",
@@ -26,7 +26,7 @@ SIGNATURES = {
     "append_ones": "pplll",
     "lay_steps": "slpn",
     "descend": "slpdd",
-    "renew": "plllpppddddddddpppril",
+    "renew": "wplllppld",
 }
 
 
@@ -58,12 +58,23 @@ class Top(ctypes.Structure):
     )  # fmt: skip
 
 
+class Renewal(ctypes.Structure):
+    """What an estimate is renewed from beside matrices, and what has come out."""
+
+    _fields_ = (
+        ("d", ctypes.c_void_p),
+        *((name, ctypes.c_double) for name in ("rho", "alpha", "eta", "epsilon", "delta", "condition", "tolerance")),
+        *((matrix, ctypes.c_void_p) for matrix in ("W_1", "shrunk", "d_1")),
+        ("rho_1", ctypes.c_double), ("doubtful", ctypes.c_long), ("outcome", ctypes.c_long),
+    )  # fmt: skip
+
+
 class Side(ctypes.Structure):
     """One side of a layer's step."""
 
     _fields_ = (
         ("X", ctypes.c_void_p), ("D", ctypes.c_long), ("stride", ctypes.c_long), ("W", ctypes.c_void_p),
-        ("shrunk", ctypes.c_void_p), ("R", ctypes.c_long),
+        ("shrunk", ctypes.c_void_p), ("R", ctypes.c_long), ("renewal", ctypes.c_void_p),
         *((matrix, ctypes.c_void_p) for matrix in ("H", "lengths", "traces")),
     )  # fmt: skip
 
@@ -80,9 +91,9 @@ class Step(ctypes.Structure):
 TYPES = {
     "p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float, "d": ctypes.c_double,
     "b": ctypes.POINTER(Base), "a": ctypes.POINTER(Layer), "t": ctypes.POINTER(Top), "s": ctypes.POINTER(Step),
-    "n": ctypes.POINTER(ctypes.c_long), "i": ctypes.POINTER(ctypes.c_int), "r": ctypes.POINTER(ctypes.c_double),
+    "w": ctypes.POINTER(Renewal), "n": ctypes.POINTER(ctypes.c_long),
 }  # fmt: skip
-GIVE_A_NUMBER = {"lay": ctypes.c_long, "lay_steps": ctypes.c_long, "renew": ctypes.c_int}
+GIVE_A_NUMBER = {"lay", "lay_steps"}
 
 
 def _load() -> Any:
@@ -97,7 +108,7 @@ def _load() -> Any:
         for name, signature in SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes = [TYPES[letter] for letter in signature]
-            function.restype = GIVE_A_NUMBER.get(name)
+            function.restype = ctypes.c_long if name in GIVE_A_NUMBER else None
     except (OSError, AttributeError, StopIteration):
         return None
     return library

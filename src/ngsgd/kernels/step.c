@@ -11,7 +11,8 @@ typedef struct {
     long D, stride;
     const float *W, *shrunk;
     long R;
-    float *H; /* (N, R); this and what follows is filled in */
+    Renewal *renewal; /* of the estimate that W is part of, where it is due, or NULL */
+    float *H;         /* (N, R); this and what follows is filled in */
     float *lengths, *traces;
 } Side;
 
@@ -70,7 +71,7 @@ static void add(const Step *step, long K, double s, Factor Y, const float *X, lo
 }
 
 /* W,b -= s Y^^T X^ for each layer, with s = rate gamma_x gamma_y, or less where m is above 0 and the step would go further
-   than m N. */
+   than m N; then the renewals that are due. */
 KERNEL void descend(Step *steps, long count, float *room, double rate, double m) {
     long size;
     float *spare = room + lay_steps(steps, count, room, &size);
@@ -100,4 +101,10 @@ KERNEL void descend(Step *steps, long count, float *room, double rate, double m)
             add(at, y->R, s, COLUMNS(y->W, y->D), second, x->D);
         }
     }
+    for (Step *at = steps; at < steps + count; at++)
+        for (int i = 0; i < 2; i++) {
+            const Side *side = i ? &at->y : &at->x;
+            if (side->renewal && side->R)
+                renew(side->renewal, side->X, at->N, side->D, side->stride, side->H, side->W, side->R, side->traces[0]);
+        }
 }

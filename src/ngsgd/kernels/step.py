@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from ngsgd.kernels.fisher import Given, Pending, Renewed
 from ngsgd.kernels.native import Side, Step, library, lie_in_rows, serves
 from ngsgd.kernels.rows import room_for_rows
 
@@ -25,11 +26,15 @@ class Preconditioned:
         X: (N, D).
         W: (R, D), of orthogonal rows, or None.
         shrunk: (R,), 2 - e, of which e holds the squared lengths of the rows of W; or None.
+        given: where the estimate that W is part of is due to be renewed what there is beside these; or None.
     """
 
-    def __init__(self, X: Tensor, W: Tensor | None = None, shrunk: Tensor | None = None) -> None:
-        self.X, self.W, self.shrunk = X, W, shrunk
+    def __init__(
+        self, X: Tensor, W: Tensor | None = None, shrunk: Tensor | None = None, given: Given | None = None
+    ) -> None:
+        self.X, self.W, self.shrunk, self.given = X, W, shrunk, given
         self._made: tuple[Side, Tensor] | None = None
+        self._pending: Pending | None = None
 
     def fits(self) -> bool:
         """Whether the compiled functions can be used on it."""
@@ -43,10 +48,22 @@ class Preconditioned:
         side.X, side.D, side.stride = X.data_ptr(), X.shape[1], X.stride(0)
         if W is not None and self.shrunk is not None:
             side.W, side.R, side.shrunk = W.data_ptr(), W.shape[0], self.shrunk.data_ptr()
+            if self.given is not None:
+                self._pending = Pending(W, self.given)
+                side.renewal = ctypes.addressof(self._pending.numbers)
 
     def take(self, side: Side, room: Tensor) -> None:
         """Takes what they have made of it, somewhere in the room."""
         self._made = side, room
+
+    def renewed(self) -> Renewed | None:
+        """The estimate, if it was due and the step of the layer has renewed it.
+
+        Raises:
+            FloatingPointError: the rows hold a value that is not finite, or so large that its square is not.
+            MemoryError: there is none.
+        """
+        return None if self._made is None or self._pending is None else self._pending.made()
 
     @functools.cached_property
     def H(self) -> Tensor | None:

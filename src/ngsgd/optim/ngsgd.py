@@ -340,7 +340,7 @@ class NGSGD(torch.optim.Optimizer):
             applied = [(layer, layer.x_side.apply(X), layer.y_side.apply(Y)) for layer, (X, Y) in taken]
         except FloatingPointError:
             for side in self._online:
-                side.take_renewal()  # which would be of this minibatch
+                side.take_due()  # which would be of this minibatch
             raise
         trained = [Trained(layer.weight, layer.bias, x, y) for layer, x, y in applied]
         places = defaultdict(list)

@@ -129,7 +129,7 @@ def update(renewals: Sequence[Renewal]) -> list[FisherEstimate]:
         if at_once is None:
             places[renewal.X.device, renewal.X.dtype].append(i)
         else:
-            made[i] = _estimate(renewal, at_once)
+            made[i] = _estimate(renewal.alpha, at_once)
     for there in places.values():
         made |= dict(zip(there, _together([renewals[i] for i in there]), strict=True))
     return [made[i] for i in range(len(renewals))]
@@ -193,15 +193,15 @@ def _renewed(
         A_t, B_t, shrunk = parts[3 * i : 3 * i + 3]
         W_1 = A_t @ torch.addcmul(J_t, B_t[:, None], renewal.estimate.W_t)
         made = Renewed(W_1, shrunk, solution.d_1, solution.rho_1, solution.doubtful)
-        estimates.append(_estimate(renewal, made))
+        estimates.append(_estimate(renewal.alpha, made))
     return estimates
 
 
-def _estimate(renewal: Renewal, made: Renewed) -> FisherEstimate:
+def _estimate(alpha: float, made: Renewed) -> FisherEstimate:
     """The estimate that a renewal has made, put right where need be."""
     W_1, shrunk, d_1, rho_1, doubtful = made
     if doubtful:
-        W_1 = orthonormalise(W_1, shares(d_1, rho_1, renewal.alpha, W_1.shape[1]))
+        W_1 = orthonormalise(W_1, shares(d_1, rho_1, alpha, W_1.shape[1]))
     return FisherEstimate(W_1, shrunk, d_1, rho_1)
 
 
@@ -301,16 +301,15 @@ class OnlineNaturalGradient:
         if self._estimate is None:
             self._start(x)
         assert self._estimate is not None
-        W_t, shrunk, _, _ = self._estimate
+        W_t, shrunk, d_t, rho_t = self._estimate
         if W_t.shape[1] != D:
             raise ValueError(f"rows have dimension {D}, those before had {W_t.shape[1]}")
 
-        made = Preconditioned(x, W_t, shrunk)
-        if self.t < NUM_INITIAL_UPDATES or self._num_skipped >= self.update_period - 1:
-            self._due = made
-        else:
+        if self.t >= NUM_INITIAL_UPDATES and self._num_skipped < self.update_period - 1:
             self._num_skipped += 1
-        return made
+            return Preconditioned(x, W_t, shrunk)
+        self._due = Preconditioned(x, W_t, shrunk, Given(d_t, rho_t, self.alpha, self._eta(N), N, D))
+        return self._due
 
     def _start(self, x: Tensor) -> None:
         estimate = start(x, min(self.rank, x.shape[1] - 1), self.alpha, self.order)
@@ -323,12 +322,16 @@ class OnlineNaturalGradient:
     def _eta(self, N: int) -> float:
         return min(0.9, 1.0 - math.exp(-N / self.num_samples_history))
 
-    def take_renewal(self) -> Renewal | None:
+    def take_due(self) -> Preconditioned | None:
         """What the estimate is due to be renewed from, if it is; that is forgotten then."""
         due, self._due = self._due, None
-        if due is None or self._estimate is None or due.H is None:
-            return None
-        return Renewal(self._estimate, due.X, due.H, due.traces[0], self.alpha, self._eta(due.X.shape[0]))
+        return due
+
+    def renewal(self, due: Preconditioned) -> Renewal:
+        """What it takes to renew the estimate from that."""
+        assert self._estimate is not None
+        assert due.H is not None
+        return Renewal(self._estimate, due.X, due.H, due.traces[0], self.alpha, self._eta(len(due.X)))
 
     def accept(self, estimate: FisherEstimate) -> None:
         """Goes on from a renewed estimate."""
@@ -344,8 +347,15 @@ def renew(preconditioners: Sequence[OnlineNaturalGradient]) -> None:
         FloatingPointError: the rows of one hold a value that is not finite, or so large that its square is not. No
             estimate has changed.
     """
-    due = [(preconditioner, preconditioner.take_renewal()) for preconditioner in preconditioners]
-    renewals = [(preconditioner, renewal) for preconditioner, renewal in due if renewal is not None]
-    if renewals:
-        for (preconditioner, _), estimate in zip(renewals, update([r for _, r in renewals]), strict=True):
-            preconditioner.accept(estimate)
+    due = [(side, applied) for side in preconditioners if (applied := side.take_due()) is not None]
+    estimates = []
+    others = []
+    for side, applied in due:
+        # Where the step of the layer was compiled, it has renewed the estimate, too.
+        if (made := applied.renewed()) is not None:
+            estimates.append((side, _estimate(side.alpha, made)))
+        else:
+            others.append((side, side.renewal(applied)))
+    estimates += zip([side for side, _ in others], update([renewal for _, renewal in others]), strict=True)
+    for side, estimate in estimates:
+        side.accept(estimate)
