@@ -25,7 +25,7 @@ class Preconditioned:
     Attributes:
         X: (N, D).
         W: (R, D), of orthogonal rows, or None.
-        shrunk: (R,), 2 - e, of which e holds the squared lengths of the rows of W; or None.
+        shrunk: (R,), 2 - e, of which e holds the squared lengths of the rows of W; or None. Both lie where X does.
         given: where the estimate that W is part of is due to be renewed what there is beside these; or None.
     """
 
@@ -38,9 +38,8 @@ class Preconditioned:
 
     def fits(self) -> bool:
         """Whether the compiled functions can be used on it."""
-        if self.W is not None and self.shrunk is not None and not (serves(self.W) and serves(self.shrunk)):
-            return False
-        return lie_in_rows(self.X)
+        X, W = self.X, self.W
+        return lie_in_rows(X) and (W is None or (W.dtype is X.dtype and W.is_contiguous()))
 
     def give(self, side: Side) -> None:
         """Tells the compiled functions where it is."""
@@ -175,9 +174,10 @@ def descend(layers: Sequence[Trained], rate: float, m: float) -> list[bool | Non
     increment_version(changed)
     limited = []
     for step, (_, _, x, y) in zip(steps, ours, strict=True):
-        for side, numbers in ((x, step.x), (y, step.y)):
-            if step.N and (numbers.R or m > 0.0):  # else they have not been measured
-                side.take(numbers, room)
+        if step.N:
+            for side, numbers in ((x, step.x), (y, step.y)):
+                if m > 0.0 or side.W is not None:  # else it has not been measured
+                    side.take(numbers, room)
         limited.append(bool(step.limited))
     made = iter(limited)
     return [next(made) if serves_it else None for serves_it in served]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ngsgd.kernels.rows import append_ones, room_for_rows, two_norm, two_norm_derivative_
-from ngsgd.kernels.stack import Norm
+from ngsgd.kernels.stack import AffineLayer, Norm
 from ngsgd.kernels.step import side_by_side
 from ngsgd.network.norms import InterleavedTwoNorm
 
@@ -91,7 +91,7 @@ class Affine(nn.Linear):
         return {"kind": self.kind, "input_dim": self.input_dim, "output_dim": self.output_dim}
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_trained and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and self.trained() is not None:
             y: Tensor = _Watched.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
             return y
         z = super().forward(x)
@@ -110,10 +110,12 @@ class Affine(nn.Linear):
         self._watchers[handle.id] = watcher
         return handle
 
-    @property
-    def is_trained(self) -> bool:
-        """Whether somebody watches, who will update W and b."""
-        return bool(self._watchers) and self.weight.requires_grad and self.bias.requires_grad
+    def trained(self) -> AffineLayer | None:
+        """W, b and the norm, if somebody watches, who will update the former; else None."""
+        weight, bias = self._parameters["weight"], self._parameters["bias"]  # attributes of modules take longer
+        if weight is None or bias is None or not (self._watchers and weight.requires_grad and bias.requires_grad):
+            return None
+        return AffineLayer(weight, bias, self.norm)
 
     def seen(self, x: Tensor, dy: Tensor) -> None:
         """Gives those who watch what a backward pass has brought."""

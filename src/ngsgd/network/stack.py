@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ngsgd.kernels.stack import AffineLayer, Base, Top, there_and_back
+from ngsgd.kernels.stack import Base, Top, there_and_back
 from ngsgd.network.affine import Affine
 from ngsgd.network.components import Component, FixedAffine, FixedScale, Normalize, PNorm, Softmax, Splice
 
@@ -44,16 +44,17 @@ class Stack(NamedTuple):
         """
         parts = (*self.below, self.splice, self.fixed, *self.middle, self.scale, self.softmax)
         affines = [c for c in self.middle if isinstance(c, Affine)]
-        if not all(a.is_trained for a in affines) or any(map(_has_hooks, parts)) or x.requires_grad:
+        layers = [layer for affine in affines if (layer := affine.trained()) is not None]
+        if len(layers) < len(affines) or any(map(_has_hooks, parts)) or x.requires_grad:
             return None
-        with torch.no_grad():
-            x = run(self.below, x, rows)
+        if self.below:
+            with torch.no_grad():
+                x = run(self.below, x, rows)
         chosen = None if self.splice is None else next(rows)
         if isinstance(chosen, int):  # all of the input, in its order
             x, chosen = x.reshape(len(x), chosen, -1), None
         if not all(isinstance(those, int) for those in rows):
             return None
-        layers = [AffineLayer(a.weight, a.bias, a.norm) for a in affines]
         fixed = (None, None) if self.fixed is None else (self.fixed.weight, self.fixed.bias)
         top = Top(None if self.scale is None else self.scale.scales, labels.reshape(-1))
         passed = there_and_back(x.contiguous(), layers, Base(chosen, *fixed), top)
