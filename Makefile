@@ -23,7 +23,7 @@ test: env
 test-all: test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 -m slow
 
-# On a machine that does nothing else; a quarter of an hour.
+# On a machine that does nothing else; some twenty minutes.
 bench: env
 	for benchmark in step threads examples start averaging iteration planning; do \
 		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/$$benchmark.py || exit 1; done
