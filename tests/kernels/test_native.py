@@ -75,7 +75,7 @@ def test_every_processor_gives_the_same_bytes(tmp_path: Path) -> None:
             "two_norm_derivative": (derivative, y, scale, dy, factor, N, k, G, 1e-20, 1e-20),
             "normalize": (y, z, scale, N, G, 1e-20),
             "normalize_derivative": (z, scale, dy, dx, N, G, 1e-20),
-            "there_and_back": (base, layers, 2, top, x, x.numel(), room, 1e-20, 1e-20),
+            "there_and_back": (base, layers, 2, top, x, N, x.numel(), room, 1e-20, 1e-20),
             "descend": (steps, 1, room, 0.1, 1e-3),
             "renew": (renewal, x, N, k * G, k * G, H, estimate.W_t, R, 9.0),
         }.items():  # fmt: skip

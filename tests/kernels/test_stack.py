@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from ngsgd.kernels.rows import append_ones
 from ngsgd.kernels.stack import AffineLayer, Base, Norm, Top, there_and_back
@@ -14,13 +15,13 @@ from .helpers import compiled, random
 NOTHING = Base(None, None, None)
 
 
-def layers(D: int, norm: Norm | None) -> list[AffineLayer]:
+def layers(D: int, norm: Norm | None, chosen: Tensor | None = None) -> list[AffineLayer]:
     """Two, the upper one, of five classes, on two outputs of the lower one side by side."""
     room, upper = random(15, -(-(D + 1) // 16) * 16), random(5, 32, seed=2)
     D_in = 2 * (15 if norm is None else 15 // norm.k)
     return [
         AffineLayer(room[:, :D], room[:, D], norm),
-        AffineLayer(upper[:, :D_in], upper[:, D_in], None),
+        AffineLayer(upper[:, :D_in], upper[:, D_in], None, chosen),
     ]
 
 
@@ -30,7 +31,10 @@ def by_operators(x: Tensor, given: list[AffineLayer], base: Base, top: Top) -> t
     if base.weight is not None:
         x = nn.functional.linear(x, base.weight, base.bias)
     inputs, zs = [], []
-    for weight, bias, norm in given:
+    B = len(x)
+    for weight, bias, norm, chosen in given:
+        if chosen is not None:
+            x = x.view(B, -1, x.shape[-1])[:, chosen]
         x = x.reshape(-1, weight.shape[1])
         inputs.append(append_ones(x.detach()))
         x = nn.functional.linear(x, weight, bias).requires_grad_()
@@ -52,12 +56,16 @@ def by_operators(x: Tensor, given: list[AffineLayer], base: Base, top: Top) -> t
 @pytest.mark.parametrize("chosen", [None, torch.tensor([[0, 1, 3], [2, 3, 5]])])
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_there_and_back(norm: Norm | None, chosen: Tensor | None, fixed: bool, scaled: bool) -> None:
+@pytest.mark.parametrize("above", [None, torch.tensor([[0, 1], [1, 0], [1, 1]])])
+def test_there_and_back(
+    norm: Norm | None, chosen: Tensor | None, fixed: bool, scaled: bool, above: Tensor | None
+) -> None:
     x, width = (random(4, 6, 7), 21) if chosen is not None else (random(4, 2, 21), 21)
     D = 10 if fixed else width
     base = Base(chosen, *((random(D, width, seed=3), random(D, seed=4)) if fixed else (None, None)))
-    top = Top(1.0 + 0.3 * random(5, seed=5) if scaled else None, torch.tensor([1, 4, 0, 2]))
-    given = layers(D, norm)
+    labels = torch.tensor([1, 4, 0, 2] if above is None else [1, 4, 0, 2, 3, 3, 0, 1, 2, 4, 0, 1])
+    top = Top(1.0 + 0.3 * random(5, seed=5) if scaled else None, labels)
+    given = layers(D, norm, above)
     passed = there_and_back(x, given, base, top)
     assert passed is not None
     loss, correct, rows = by_operators(x, given, base, top)
@@ -113,8 +121,16 @@ def test_only_where_all_fits() -> None:
         assert not fits(x, [lower, upper], Base(chosen, W, b))
     assert not fits(random(4, 3, 4), [lower, upper], Base(chosen, None, None))
     assert not fits(random(4, 2, 8), [lower, upper], Base(None, W.double(), b))
-    for scales, labels in ((None, top.labels[:3]), (None, top.labels.int()), (random(4), top.labels)):
+    with FakeTensorMode():
+        fake = torch.zeros(4, dtype=torch.int64)
+    for scales, labels in ((None, top.labels[:3]), (None, top.labels.int()), (None, fake), (random(4), top.labels)):
         assert not fits(random(4, 2, 7), [lower, upper], top=Top(scales, labels))
+    assert not fits(random(4, 3, 4), [lower, upper], Base(torch.zeros_like(fake).view(2, 2), W, b))
+    pairs = torch.tensor([[0, 1]])
+    assert fits(random(4, 2, 7), [lower, upper._replace(chosen=pairs)])
+    for unfit in (pairs.int(), torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1]] * 2), fake.view(2, 2)):
+        assert not fits(random(4, 2, 7), [lower, upper._replace(chosen=unfit)])
+    assert not fits(random(4, 2, 7), [lower._replace(chosen=pairs), upper])
 
 
 @compiled

@@ -20,7 +20,6 @@ from ngsgd.network import components as c
 from ngsgd.network.affine import Affine
 from ngsgd.network.model import AcousticModel
 from ngsgd.network.splices import parse_splice_indexes
-from ngsgd.network.stack import Stack
 from ngsgd.network.topology import HiddenLayers, initial_model, insert_hidden_layer
 
 compiled = pytest.mark.skipif(library is None, reason="installed without a C compiler")
@@ -80,19 +79,14 @@ def check(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 @compiled
-def test_at_once_it_is_what_it_is_one_by_one() -> None:
-    with in_training() as model:
-        check(at_once(model, *batch()), one_by_one(model, *batch()))
-
-
-@compiled
-def test_of_one_frame_and_of_several() -> None:
-    """Of one, all frames are put side by side; of several, whose frames overlap, some are chosen below."""
-    with in_training("layer0/-1:0:1") as model:
-        for num_frames in (1, 4):
-            x, labels = batch(num_frames)
-            given = x[:, : num_frames + 2], labels.view(8, -1)
-            check(at_once(model, *given), one_by_one(model, *given))
+@pytest.mark.parametrize("above", ["", " layer1/-2:1", " layer1/-1:0:1", " layer1/-1:1"])
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_at_once_it_is_what_it_is_one_by_one(above: str, num_frames: int) -> None:
+    """Whether all is put side by side or positions overlap, below or further up."""
+    with in_training("layer0/-1:0:1" + above) as model:
+        x, labels = batch(num_frames)
+        given = x[:, : num_frames + model.left_context + model.right_context], labels.view(8, -1)
+        check(at_once(model, *given), one_by_one(model, *given))
 
 
 @compiled
@@ -117,23 +111,26 @@ def test_one_by_one_where_somebody_looks_or_asks_for_more() -> None:
             last.register_forward_hook(lambda module, given, y, inside=inside: inside.append(y))
             check(watched(model, lambda model=model: model.backpropagate(*batch())), one_by_one(model, *batch()))
             assert len(inside) == 2
+    inside = []
+    with in_training() as model:
+        model.register_forward_hook(lambda module, given, y: inside.append(y))
+        model.backpropagate(*batch())
+        assert len(inside) == 1
+    with in_training() as model:
+        handle = nn.modules.module.register_module_forward_hook(lambda module, given, y: inside.append(y))
+        model.backpropagate(*batch())
+        handle.remove()
+        assert len(inside) > 9
     with in_training() as model:
         x, labels = batch()
+        with torch.no_grad(), pytest.raises(RuntimeError, match="does not require grad"):
+            model.backpropagate(x, labels)
         model.backpropagate(x.requires_grad_(), labels)
         assert x.grad is not None
         assert x.grad.any()
         model.chain()[2].bias.requires_grad_(False)
         model.backpropagate(x.detach(), labels)
         assert model.chain()[2].weight.grad is not None
-
-
-def test_frames_that_overlap_further_up_are_passed_one_by_one() -> None:
-    with in_training() as model:
-        x, labels = batch(3)
-        with torch.no_grad():
-            expected = model(x)
-        torch.testing.assert_close(model(x).detach(), expected)
-        check(watched(model, lambda: model.backpropagate(x, labels)), one_by_one(model, x, labels))
 
 
 def test_a_network_of_other_components() -> None:
@@ -153,14 +150,32 @@ def test_what_does_not_fit_is_refused(interleaved: bool) -> None:
         x, labels = batch()
         if not interleaved:
             model._stack = None
-        with pytest.raises(IndexError):
-            model.backpropagate(x, labels + 1)
+        for label in (-100, 5):  # the former is ignored by nll_loss
+            labels[3] = label
+            with pytest.raises(IndexError):
+                model.backpropagate(x, labels)
+        labels[3] = 3
         with pytest.raises(ValueError, match="batch_size"):
             model.backpropagate(x, labels[1:])
         with pytest.raises(ValueError, match="expected features"):
             model.backpropagate(x[..., 1:], labels)
         with pytest.raises(ValueError, match="fewer than the network's context"):
             model.backpropagate(x[:, 1:], labels)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_what_comes_back_is_of_the_features_kind(interleaved: bool) -> None:
+    """Whatever a caller has set; of an empty minibatch, too."""
+    with in_training() as model:
+        x, labels = batch()
+        if not interleaved:
+            model._stack = None
+        with torch.device("meta"):
+            for size in (8, 0):
+                loss, correct = model.backpropagate(x[:size], labels[:size])
+                assert (loss.dtype, correct.dtype) == (torch.float32, torch.int64)
+                assert loss.device == correct.device == x.device
+        assert (float(loss), int(correct)) == (0.0, 0)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -201,4 +216,5 @@ def test_copies_are_made_in_training_too() -> None:
             torch.testing.assert_close(other(x), expected)
             other.backpropagate(x, labels)
             assert all(p.grad is not None for p in other.parameters())
-            assert isinstance(other._stack, Stack | None)
+            if other._stack is not None:
+                assert other._stack.softmax is other.chain()[-1]

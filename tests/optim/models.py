@@ -10,7 +10,7 @@ from ngsgd.network.affine import Affine
 
 
 class Joined(Affine):
-    """Laid as it is for training, so that the compiled pieces serve; in single precision, as these are."""
+    """Laid as it is for training; in single precision, of which what is compiled is."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.float())

@@ -17,7 +17,7 @@ from ngsgd import NGSGD, OnlineNaturalGradient
 from ngsgd.network.splices import parse_splice_indexes
 from ngsgd.network.topology import HiddenLayers, initial_model, insert_hidden_layer
 
-from .models import small_batch, small_model, step
+from .models import both_kinds, small_batch, small_model, step
 
 LAYERS = ("affine0", "affine1", "affine2", "output_affine")
 
@@ -127,8 +127,11 @@ def test_refuses_arguments_out_of_range(arguments) -> None:
         NGSGD(small_model(), **arguments)
 
 
-def test_a_layer_of_computed_weights_gets_plain_sgd() -> None:
-    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 3))).double()
+@both_kinds
+def test_a_layer_of_computed_weights_gets_plain_sgd(linear: type[nn.Linear]) -> None:
+    layer = linear(5, 3)
+    nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(layer)).double()
     start = [p.detach().clone() for p in model.parameters()]
     step(model, NGSGD(model, lr=0.05), *small_batch())
     assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), start, strict=True))

@@ -70,6 +70,7 @@ void two_norm_derivative(float *x, const float *y, const float *scale, const flo
 OURS void row_lengths(const float *x, long N, long D, long stride, const float *H, const float *shrunk, long R,
                       float *lengths, float *traces);
 OURS void splice(const float *x, const long *chosen, float *to, long B, long T, long D, long P, long K, long stride);
+OURS void splice_derivative(const float *to, const long *chosen, float *dx, long B, long T, long D, long P, long K);
 OURS double cross_entropy(float *z, const float *scales, const long *labels, long N, long C, long *correct);
 
 /* fisher.c */

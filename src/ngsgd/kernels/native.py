@@ -17,8 +17,8 @@ from torch.nn import Parameter
 #: p: address, l: number of rows or the like, f, d: float and double, b, a, t: base, layers and top, s: steps,
 #: w: renewal, n: where a number goes
 SIGNATURES = {
-    "lay": "ballp",
-    "there_and_back": "baltplpff",
+    "lay": "balllp",
+    "there_and_back": "baltpllpff",
     "two_norm": "ppplllf",
     "two_norm_derivative": "ppppplllff",
     "normalize": "pppllf",
@@ -31,13 +31,15 @@ SIGNATURES = {
 
 
 class Layer(ctypes.Structure):
-    """An affine layer, for the way through a network. What stands from N on is filled in there."""
+    """An affine layer, for the way through a network. What stands from T on is filled in there."""
 
     _fields_ = (
-        ("W", ctypes.c_void_p), ("W_stride", ctypes.c_long), ("D", ctypes.c_long), ("k", ctypes.c_long),
-        ("G", ctypes.c_long), ("norm", ctypes.c_long), ("N", ctypes.c_long), ("stride", ctypes.c_long),
-        *((matrix, ctypes.c_void_p) for matrix in ("rows", "z", "y", "scale", "factor", "dx")),
-    )  # fmt: skip
+        ("W", ctypes.c_void_p),
+        *((name, ctypes.c_long) for name in ("W_stride", "D", "k", "G", "norm")),
+        ("chosen", ctypes.c_void_p),
+        *((name, ctypes.c_long) for name in ("P", "K", "T", "N", "stride")),
+        *((matrix, ctypes.c_void_p) for matrix in ("rows", "z", "y", "scale", "factor", "dx", "dy")),
+    )
 
 
 class Base(ctypes.Structure):

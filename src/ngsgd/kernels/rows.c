@@ -96,6 +96,18 @@ void splice(const float *x, const long *chosen, float *to, long B, long T, long 
             for (long k = 0; k < K; k++) memcpy(to + k * D, x + chosen[p * K + k] * D, D * sizeof(float));
 }
 
+/* dx (B, T, D): the derivative at the input of `splice`, given that at its rows, to (B P, K D). */
+KERNEL void splice_derivative(const float *restrict to, const long *restrict chosen, float *restrict dx, long B, long T,
+                              long D, long P, long K) {
+    memset(dx, 0, B * T * D * sizeof(float));
+    for (long b = 0; b < B; b++, dx += T * D)
+        for (long p = 0; p < P; p++)
+            for (long k = 0; k < K; k++, to += D) {
+                float *restrict frame = dx + chosen[p * K + k] * D;
+                for (long i = 0; i < D; i++) frame[i] += to[i];
+            }
+}
+
 INLINE float largest(const float *x, long D) {
     float strands[LANES], most = x[0];
     for (int lane = 0; lane < LANES; lane++) strands[lane] = most;
@@ -116,16 +128,18 @@ INLINE float total(const float *x, long D) {
     return sum(strands);
 }
 
-/* e^x for x of at most 0, 1.2e-38 below -87.3: a power of 2 times a polynomial (Cephes, expf.c). In steps that the
-   compiler turns into ones of several numbers, without calls. */
+#define LEAST -87.3f
+
+/* e^x for x of at most 0, and 0 below LEAST, where it would not have all of its digits: a power of 2 times a polynomial
+   (Cephes, expf.c). In steps that the compiler turns into ones of several numbers, without calls. */
 INLINE float exponential(float x) {
     const float rounder = 12582912.0f; /* 1.5 2^23: what is added to it becomes whole */
-    x = x < -87.3f ? -87.3f : x;
+    float within = x < LEAST ? LEAST : x;
     union {
         float real;
         unsigned bits;
-    } whole = {x * 1.44269504f + rounder}, power;
-    float n = whole.real - rounder, r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    } whole = {within * 1.44269504f + rounder}, power;
+    float n = whole.real - rounder, r = within - n * 0.693359375f + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
@@ -133,7 +147,7 @@ INLINE float exponential(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     power.bits = (whole.bits << 23) + 0x3f800000u;
-    return (p * r * r + r + 1.0f) * power.real;
+    return x < LEAST ? 0.0f : (p * r * r + r + 1.0f) * power.real;
 }
 
 /* Minus the log posteriors of the labels (N), summed, of a softmax of z (N, C), each row of which is multiplied by scales

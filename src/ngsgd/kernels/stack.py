@@ -36,11 +36,14 @@ class AffineLayer(NamedTuple):
         weight: W, (D_out, D_in).
         bias: b, (D_out,).
         norm: what is made of the outputs.
+        chosen: (P, K), int64, of a layer above the lowest one: for each of P positions of an example those below that
+            are put side by side, each of which there is. None: so many as make an input, in their order.
     """
 
     weight: Tensor
     bias: Tensor
     norm: Norm | None
+    chosen: Tensor | None = None
 
 
 class Base(NamedTuple):
@@ -89,34 +92,37 @@ def there_and_back(x: Tensor, layers: Sequence[AffineLayer], base: Base, top: To
 
     Args:
         x: (..., D_in), or (B, T, D) where the base chooses frames.
-        layers: from the lowest on; the uppermost one has no norms. So many outputs of one as make an input of the next
-            are put side by side.
+        layers: from the lowest on; the uppermost one has no norms.
         base: what stands below them.
         top: what stands above them.
 
     Raises:
         IndexError: a label is no class.
     """
-    size, count = x.numel(), len(layers)
+    size, count, B = x.numel(), len(layers), x.shape[0] if x.dim() else 1
     below, above = _base(x, base), _top(top)
     if below is None or above is None:
         return None
     numbers = (native.Layer * count)()
-    for at, (weight, bias, norm) in zip(numbers, layers, strict=True):
+    for at, (weight, bias, norm, chosen) in zip(numbers, layers, strict=True):
         if not (lie_in_rows(weight) and are_side_by_side(weight, bias)):
             return None
+        if chosen is not None:
+            if not _are_numbers(chosen):
+                return None
+            at.chosen, (at.P, at.K) = chosen.data_ptr(), chosen.shape
         D_out, D_in = weight.shape
         k, kind = (1, 0) if norm is None else (norm.k, 1 + norm.normalized)
         # W, W_stride, D, k, G, norm
         at.W, at.W_stride, at.D, at.k, at.G, at.norm = weight.data_ptr(), weight.stride(0), D_in, k, D_out // k, kind
     lowest, last = numbers[0], numbers[count - 1]
-    if last.norm or (below.K * below.D if base.weight is None else len(base.weight)) != lowest.D:
+    if last.norm or lowest.chosen or (below.K * below.D if base.weight is None else len(base.weight)) != lowest.D:
         return None
-    total: int = library.lay(below, numbers, count, size, None)
+    total: int = library.lay(below, numbers, count, B, size, None)
     if total < 0 or len(top.labels) != last.N or (top.scales is not None and len(top.scales) != last.G):
         return None
     room = x.new_empty(total)
-    library.there_and_back(below, numbers, count, above, x.data_ptr(), size, room.data_ptr(), NORM_FLOOR, TINY)
+    library.there_and_back(below, numbers, count, above, x.data_ptr(), B, size, room.data_ptr(), NORM_FLOOR, TINY)
     if above.correct < 0:
         raise IndexError(f"a label is none of the classes, 0 to {last.G - 1}")
     start, rows = room.data_ptr(), []
@@ -135,7 +141,7 @@ def _base(x: Tensor, base: Base) -> native.Base | None:
         return None
     numbers = native.Base(shape[-1], None, 1, 1, 1)
     if chosen is not None:
-        if len(shape) != 3 or not (chosen.is_cpu and chosen.is_contiguous()):
+        if len(shape) != 3 or not _are_numbers(chosen):
             return None
         numbers.chosen, numbers.T, (numbers.P, numbers.K) = chosen.data_ptr(), shape[1], chosen.shape
     if weight is not None and bias is not None:
@@ -148,8 +154,13 @@ def _base(x: Tensor, base: Base) -> native.Base | None:
 def _top(top: Top) -> native.Top | None:
     """The top for the compiled functions, if they can be used on it."""
     scales, labels = top
-    if labels.dtype is not torch.int64 or not (labels.is_cpu and labels.is_contiguous()):
+    if not _are_numbers(labels):
         return None
     if scales is None:
         return native.Top(None, labels.data_ptr())
     return native.Top(scales.data_ptr(), labels.data_ptr()) if serves(scales) else None
+
+
+def _are_numbers(t: Tensor) -> bool:
+    """Whether the compiled functions can be used on a tensor of numbers; see `serves`."""
+    return type(t) is Tensor and t.dtype is torch.int64 and t.is_cpu and t.is_contiguous()

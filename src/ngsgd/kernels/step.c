@@ -104,7 +104,7 @@ KERNEL void descend(Step *steps, long count, float *room, double rate, double m)
     for (Step *at = steps; at < steps + count; at++)
         for (int i = 0; i < 2; i++) {
             const Side *side = i ? &at->y : &at->x;
-            if (side->renewal && side->R)
+            if (side->renewal)
                 renew(side->renewal, side->X, at->N, side->D, side->stride, side->H, side->W, side->R, side->traces[0]);
         }
 }

@@ -142,6 +142,8 @@ class Trained(NamedTuple):
 def descend(layers: Sequence[Trained], rate: float, m: float) -> list[bool | None]:
     """W,b <- W,b - s Y^^T X^ with s = rate gamma_x gamma_y, or less where the step would go further than m N.
 
+    Estimates that are due are renewed then, see `Preconditioned.renewed`.
+
     Args:
         layers: they, and what the steps are made of.
         rate: learning rate.

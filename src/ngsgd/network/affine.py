@@ -112,7 +112,8 @@ class Affine(nn.Linear):
 
     def trained(self) -> AffineLayer | None:
         """W, b and the norm, if somebody watches, who will update the former; else None."""
-        weight, bias = self._parameters["weight"], self._parameters["bias"]  # attributes of modules take longer
+        # Attributes of modules take longer. Who computes them of others has none of these, and is not watched.
+        weight, bias = self._parameters.get("weight"), self._parameters.get("bias")
         if weight is None or bias is None or not (self._watchers and weight.requires_grad and bias.requires_grad):
             return None
         return AffineLayer(weight, bias, self.norm)

@@ -19,11 +19,12 @@ from ngsgd.kernels.native import serves
 from ngsgd.kernels.stack import Norm
 from ngsgd.network.affine import Affine
 from ngsgd.network.components import Component, Normalize, PNorm, Splice, from_spec
-from ngsgd.network.stack import Stack, run, stack_of
+from ngsgd.network.stack import Stack, has_hooks, run, stack_of
 from ngsgd.network.storage import FORMAT, Header, read_model, write_model
 
 LOG_FLOOR = math.log(1.0e-20)
 PRIOR_FLOOR = 1.0e-20
+NO_LABEL = torch.iinfo(torch.int64).min
 
 
 @functools.lru_cache(maxsize=64)
@@ -116,7 +117,9 @@ class AcousticModel(nn.Module):
     def backpropagate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The way to the loss, minus the log posteriors of the frames' labels, summed, and back.
 
-        It does what ``loss.backward()`` does, in a block of `interleaved` in less time.
+        In a block of `interleaved`, and with an optimiser that watches the affine components, as `NGSGD` does, it takes
+        less time than ``loss.backward()``: what comes to the optimiser is the same but for rounding, and autograd knows
+        nothing of it.
 
         Args:
             x: as for `forward`.
@@ -130,15 +133,17 @@ class AcousticModel(nn.Module):
             IndexError: a label is no class.
         """
         kind = x.device.type
-        if self._stack is not None and not torch.is_autocast_enabled(kind):
+        if self._stack is not None and not torch.is_autocast_enabled(kind) and not has_hooks(self):
             passed = self._stack.backpropagate(x, self._rows(x), labels)
             if passed is not None:
-                return torch.tensor(passed[0]), torch.tensor(passed[1])
+                loss, correct = passed
+                return x.new_tensor(loss), x.new_tensor(correct, dtype=torch.int64)
         log_posteriors, classes = self(x).flatten(0, 1), labels.reshape(-1)
         with torch.autocast(kind, enabled=False):
-            loss = nn.functional.nll_loss(log_posteriors, classes, reduction="sum")
-            torch.autograd.backward(loss)
-            return loss.detach(), (log_posteriors.detach().argmax(dim=1) == classes).sum()
+            # No label is to be ignored.
+            summed = nn.functional.nll_loss(log_posteriors, classes, ignore_index=NO_LABEL, reduction="sum")
+            torch.autograd.backward(summed)
+            return summed.detach(), (log_posteriors.detach().argmax(dim=1) == classes).sum()
 
     def _rows(self, x: Tensor) -> Iterator[Tensor | int]:
         """Those of the splices, for features (B, left_context + T + right_context, D)."""
@@ -187,8 +192,8 @@ class AcousticModel(nn.Module):
         themselves, and normalise them. The bias of each lies beside its weights, where the functions in C serve.
 
         What the model computes stays the same but for rounding. At the end all is as it was; the model cannot be saved
-        before. An optimiser belongs into the block as a whole, and a graph serves one backward pass, which goes over
-        the affine components' outputs.
+        before. An optimiser belongs into the block as a whole, components are not to be replaced in it, and a graph
+        serves one backward pass, which goes over the affine components' outputs.
         """
         chain = self.chain()
         affines = [c for c in chain if isinstance(c, Affine) and serves(c.weight.data)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ngsgd.kernels.stack import Base, Top, there_and_back
 from ngsgd.network.affine import Affine
@@ -19,8 +21,8 @@ Rows = Tensor | int
 class Stack(NamedTuple):
     """A network of which all that is trained is affine components one above the other.
 
-    Where an optimiser watches all of these, nobody else looks at a component by hooks, and the splices between them
-    just put side by side what there is, the way through them and back is one compiled piece: no module is called.
+    Where an optimiser watches all of these, and nobody else looks at a component by hooks, the way through them and
+    back is one compiled piece: no module is called.
 
     Attributes:
         below: what is no part of it: components that are neither trained nor changed by training.
@@ -42,10 +44,10 @@ class Stack(NamedTuple):
 
         Those who watch the affine components are given their rows.
         """
-        parts = (*self.below, self.splice, self.fixed, *self.middle, self.scale, self.softmax)
         affines = [c for c in self.middle if isinstance(c, Affine)]
         layers = [layer for affine in affines if (layer := affine.trained()) is not None]
-        if len(layers) < len(affines) or any(map(_has_hooks, parts)) or x.requires_grad:
+        wanted = x.requires_grad or not (x.numel() and torch.is_grad_enabled())
+        if wanted or len(layers) < len(affines) or self._is_looked_at():
             return None
         if self.below:
             with torch.no_grad():
@@ -53,16 +55,25 @@ class Stack(NamedTuple):
         chosen = None if self.splice is None else next(rows)
         if isinstance(chosen, int):  # all of the input, in its order
             x, chosen = x.reshape(len(x), chosen, -1), None
-        if not all(isinstance(those, int) for those in rows):
-            return None
+        depth = 0
+        for component in self.middle:
+            if isinstance(component, Affine):
+                depth += 1
+            elif isinstance(component, Splice) and isinstance(those := next(rows), Tensor):
+                layers[depth] = layers[depth]._replace(chosen=those)
         fixed = (None, None) if self.fixed is None else (self.fixed.weight, self.fixed.bias)
         top = Top(None if self.scale is None else self.scale.scales, labels.reshape(-1))
         passed = there_and_back(x.contiguous(), layers, Base(chosen, *fixed), top)
         if passed is None:
             return None
-        for affine, (inputs, dz) in zip(reversed(affines), reversed(passed.rows), strict=True):  # as one by one
+        # From the uppermost on, as autograd would.
+        for affine, (inputs, dz) in zip(reversed(affines), reversed(passed.rows), strict=True):
             affine.seen(inputs, dz)
         return passed.loss, passed.correct
+
+    def _is_looked_at(self) -> bool:
+        parts = (*self.below, self.splice, self.fixed, *self.middle, self.scale, self.softmax)
+        return any(map(has_hooks, parts)) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def stack_of(chain: Sequence[Component | Affine]) -> Stack | None:
@@ -76,6 +87,8 @@ def stack_of(chain: Sequence[Component | Affine]) -> Stack | None:
         rest.append(middle.pop(0))
     if softmax is None or not middle or not isinstance(middle[-1], Affine) or middle[-1].norm is not None:
         return None
+    if any(isinstance(a, Splice) and isinstance(b, Splice) for a, b in itertools.pairwise(middle)):
+        return None
     fixed = _taken(rest, FixedAffine)
     splice = _taken(rest, Splice) if rest and _is_plain(rest[-1]) else None
     if not all(isinstance(component, Splice | FixedAffine | FixedScale) for component in rest):
@@ -83,10 +96,10 @@ def stack_of(chain: Sequence[Component | Affine]) -> Stack | None:
     return Stack(tuple(rest), splice, fixed, tuple(middle), scale, softmax)
 
 
-C = TypeVar("C", bound=nn.Module)
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
-def _taken(rest: list[Component | Affine], kind: type[C]) -> C | None:
+def _taken(rest: list[Component | Affine], kind: type[Kind]) -> Kind | None:
     """The uppermost component, which is taken off, if it is of that kind."""
     if not rest or not isinstance(component := rest[-1], kind):
         return None
@@ -103,7 +116,7 @@ def _is_plain(component: Component | Affine) -> bool:
     return isinstance(component, Splice) and not component.const_dim
 
 
-def _has_hooks(module: nn.Module | None) -> bool:
+def has_hooks(module: nn.Module | None) -> bool:
     if module is None:
         return False
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks

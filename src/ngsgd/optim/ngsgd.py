@@ -282,7 +282,7 @@ class NGSGD(torch.optim.Optimizer):
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """What torch puts around each step for hooks and profilers: it takes its time, and is left out without them."""
+        """What torch puts around each step, for hooks and its profiler, takes time: it is left out without these."""
         watched = torch.optim.Optimizer.profile_hook_step(func)
 
         @functools.wraps(func)

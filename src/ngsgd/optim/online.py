@@ -331,7 +331,8 @@ class OnlineNaturalGradient:
         """What it takes to renew the estimate from that."""
         assert self._estimate is not None
         assert due.H is not None
-        return Renewal(self._estimate, due.X, due.H, due.traces[0], self.alpha, self._eta(len(due.X)))
+        assert due.given is not None
+        return Renewal(self._estimate, due.X, due.H, due.traces[0], due.given.alpha, due.given.eta)
 
     def accept(self, estimate: FisherEstimate) -> None:
         """Goes on from a renewed estimate."""
