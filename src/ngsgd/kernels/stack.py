@@ -113,7 +113,6 @@ def there_and_back(x: Tensor, layers: Sequence[AffineLayer], base: Base, top: To
             at.chosen, (at.P, at.K) = chosen.data_ptr(), chosen.shape
         D_out, D_in = weight.shape
         k, kind = (1, 0) if norm is None else (norm.k, 1 + norm.normalized)
-        # W, W_stride, D, k, G, norm
         at.W, at.W_stride, at.D, at.k, at.G, at.norm = weight.data_ptr(), weight.stride(0), D_in, k, D_out // k, kind
     lowest, last = numbers[0], numbers[count - 1]
     if last.norm or lowest.chosen or (below.K * below.D if base.weight is None else len(base.weight)) != lowest.D:
