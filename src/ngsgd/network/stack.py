@@ -117,10 +117,9 @@ def _is_plain(component: Component | Affine) -> bool:
 
 
 def has_hooks(module: nn.Module | None) -> bool:
-    if module is None:
-        return False
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks
-    return any(hooks) or bool(module._backward_pre_hooks)
+    return module is not None and bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def run(chain: Iterable[Component | Affine], x: Tensor, rows: Iterator[Rows]) -> Tensor:
