@@ -2,7 +2,10 @@
 
 import atexit
 import json
+import queue
 import shutil
+import signal
+import threading
 import time
 
 from ngsgd.forks.server import start as start_server
@@ -31,6 +34,22 @@ def claim_results():
     remove_abandoned("results", elsewhere=hooks.end_former_jobs is not None)
     if not ON_CLUSTER:
         start_server()
+
+
+def hear_in_a_thread(number):
+    """Has a thread do what Snakemake does when a signal asks it to end.
+
+    A handler runs in the main thread, between any two of its instructions. Snakemake's own waits for the scheduler's
+    lock, and for ever where the main thread holds that.
+    """
+    answer, heard = signal.getsignal(number), queue.SimpleQueue()
+
+    def listen():
+        while True:
+            answer(*heard.get())
+
+    threading.Thread(target=listen, daemon=True).start()
+    signal.signal(number, lambda *arguments: heard.put(arguments))
 
 
 # Why jobs have failed, by their logs, where the cluster knows more of it than these.
@@ -84,6 +103,7 @@ def show_results():
 
 
 onstart:
+    hear_in_a_thread(signal.SIGTERM)
     claim_results()
 
 
