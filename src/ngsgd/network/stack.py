@@ -17,6 +17,8 @@ from ngsgd.network.components import Component, FixedAffine, FixedScale, Normali
 #: Which positions of a splice's input it puts side by side, see `Splice`.
 Rows = Tensor | int
 
+Kind = TypeVar("Kind", bound=nn.Module)
+
 
 class Stack(NamedTuple):
     """A network of which all that is trained is affine components one above the other.
@@ -94,9 +96,6 @@ def stack_of(chain: Sequence[Component | Affine]) -> Stack | None:
     if not all(isinstance(component, Splice | FixedAffine | FixedScale) for component in rest):
         return None
     return Stack(tuple(rest), splice, fixed, tuple(middle), scale, softmax)
-
-
-Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def _taken(rest: list[Component | Affine], kind: type[Kind]) -> Kind | None:
