@@ -43,6 +43,8 @@ def hear_in_a_thread(number):
     lock, and for ever where the main thread holds that.
     """
     answer, heard = signal.getsignal(number), queue.SimpleQueue()
+    if not callable(answer):  # Snakemake has set none, as where it does not run in the main thread
+        return
 
     def listen():
         while True:
