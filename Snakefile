@@ -23,18 +23,18 @@ include: "workflow/rules/figures.smk"
 
 if STUDY:
 
-    include: "workflow/rules/paper.smk"
+    include: "workflow/rules/study.smk"
 
 
 # Beside the scheduler, also where the others go to a cluster: they take a moment each.
 localrules:
     all,
-    renew,
+    activate_recipe,
     plan,
     initial_model,
     average,
     metrics,
-    sweep,
+    score_lm_weights,
     convergence,
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from figures import Figure, in_turn, ratios, write
 
 from ngsgd.network.storage import FORMAT, Header, read_model, write_model
-from ngsgd.procedure.average import average_arrays, end_iteration
+from ngsgd.training.average import average_arrays, end_iteration
 
 JOBS, LAYERS, WIDTH = 16, 5, 2000
 REPETITIONS = 5

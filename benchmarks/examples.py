@@ -86,7 +86,7 @@ if __name__ == "__main__":
         for bits, path in paths.items():
             archive(path, bits)
         model = network(400, 80)
-        with model.interleaved():
+        with model.training_layout():
             things = {"copy": copying(), "step": timed(step(model, "sgd", MINIBATCH, torch.float32), 100)}
             taken = in_turn({**things, **{str(bits): reading(path) for bits, path in paths.items()}})
         figures = [Figure("minibatches / copy of their bytes, 32 bits", ratios(taken["32"], taken["copy"]))]

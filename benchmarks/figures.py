@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ngsgd.files import write_text
-from ngsgd.memory import LARGE_PAGES, settle
+from ngsgd.memory import LARGE_PAGES, tune_allocator
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results/bench"
@@ -71,7 +71,7 @@ def as_a_job() -> None:
     """Has this process, from its start, the memory that a job of the workflow has, and one thread."""
     if not LARGE_PAGES.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | LARGE_PAGES)
-    settle()
+    tune_allocator()
     torch.set_num_threads(1)
 
 

@@ -43,13 +43,13 @@ if __name__ == "__main__":
     # From the fifth on all layers are there.
     measured = [x for x in sorted(times)[5:] if x + 1 in times]
     slowest = {x: max(end - begin for begin, end in times[x]) for x in measured}
-    whole = {x: begins[x + 1] - begins[x] for x in measured}
+    durations = {x: begins[x + 1] - begins[x] for x in measured}
     write(
         "iteration",
         "An iteration of the workflow",
         [
             Figure("slowest job", [slowest[x] for x in measured], unit="s"),
-            Figure("iteration / its slowest job", [whole[x] / slowest[x] for x in measured], 1.25),
-            Figure("iteration beyond its slowest job", [whole[x] - slowest[x] for x in measured], unit="s"),
+            Figure("iteration / its slowest job", [durations[x] / slowest[x] for x in measured], 1.25),
+            Figure("iteration beyond its slowest job", [durations[x] - slowest[x] for x in measured], unit="s"),
         ],
     )

@@ -19,9 +19,9 @@ from figures import ROOT, Figure, in_turn, write
 
 from ngsgd.data.egs import record_type
 from ngsgd.network.topology import initial_model
-from ngsgd.procedure.plan import Job
-from ngsgd.procedure.run import Run
-from ngsgd.procedure.settings import run_settings
+from ngsgd.training.plan import Job
+from ngsgd.training.run import Run
+from ngsgd.training.settings import run_settings
 
 CLASSES, DIM = 50, 13
 LIMIT = 1.0  # seconds beyond `import torch`

@@ -97,7 +97,7 @@ def compare(pnorm_input: int, pnorm_output: int, size: int, dtype: torch.dtype) 
         "products that training needs": products(pnorm_input, pnorm_output, size, dtype, needed=True),
     }
     models = {method: network(pnorm_input, pnorm_output) for method in ("sgd", "ng-sgd")}
-    with models["sgd"].interleaved(), models["ng-sgd"].interleaved():
+    with models["sgd"].training_layout(), models["ng-sgd"].training_layout():
         runs = {method: step(model, method, size, dtype) for method, model in models.items()}
         for run in (*bare.values(), *runs.values()):
             for _ in range(16):  # past the first updates of the estimates, which come at every step

@@ -18,11 +18,11 @@ PROGRAM = """\
 import sys, time, torch
 sys.path.insert(0, "benchmarks")
 from step import network, step
-from ngsgd.memory import settle
-settle()
+from ngsgd.memory import tune_allocator
+tune_allocator()
 torch.set_num_threads(int(sys.argv[1]))
 model = network(int(sys.argv[2]), int(sys.argv[3]))
-with model.interleaved():
+with model.training_layout():
     run = step(model, "ng-sgd", 128, torch.float32)
     for _ in range(20):
         run()

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.clusters.slurm import Slurm  # noqa: E402  the tests' cluster
+from tests.cluster_executor.slurm import Slurm  # noqa: E402  the tests' cluster
 
 BIN = Path(sys.executable).parent
 ITERATIONS, SECONDS = 4, 3
@@ -239,5 +239,8 @@ if __name__ == "__main__":
         print("\n| the workflow itself | between iterations, s | whole training, s | loop of `srun`, s | ratio |")
         print("| --- | --- | --- | --- | --- |")
         for jobs in (2, 8):
-            found, whole, mere = workflow(jobs, cluster)
-            print(f"| {jobs} jobs | {told(found)} | {whole:.1f} | {mere:.1f} | {whole / mere:.2f} |", flush=True)
+            found, total, mere = workflow(jobs, cluster)
+            print(
+                f"| {jobs} jobs | {told(found)} | {total:.1f} | {mere:.1f} | {total / mere:.2f} |",
+                flush=True,
+            )

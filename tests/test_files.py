@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from ngsgd.errors import NgsgdError
-from ngsgd.files import canonical_json, derived_seed, file_stamp, remove_abandoned, whole
-from ngsgd.lifetime import RunLock
+from ngsgd.files import atomic_write, canonical_json, derived_seed, file_stamp, remove_abandoned
+from ngsgd.locks import RunLock
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "file"
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("first")
         assert not path.exists()
         inode = temporary.stat().st_ino
@@ -21,7 +21,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.stat().st_ino == inode  # renamed, not copied
 
     def interrupted() -> None:
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("sec")
             raise KeyboardInterrupt
 

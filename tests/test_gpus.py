@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ngsgd.gpus import deal
+from ngsgd.gpus import claim_gpu
 
 PROGRAM = """
 import os, sys
-from ngsgd.gpus import deal
-deal(sys.argv[1])
+from ngsgd.gpus import claim_gpu
+claim_gpu(sys.argv[1])
 print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 sys.stdin.read()
 """
@@ -68,7 +68,7 @@ def test_jobs_in_one_step_of_slurm_share_none(tmp_path: Path) -> None:
 
 
 def test_locks_are_the_same_for_jobs_with_temporary_folders_of_their_own() -> None:
-    assert inspect.signature(deal).parameters["folder"].default == "/tmp"
+    assert inspect.signature(claim_gpu).parameters["folder"].default == "/tmp"
 
 
 def test_without_gpus_there_is_nothing_to_deal(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = ("kaldi", "kernels", "optim", "network", "data", "procedure", "faces", "paper")
+LAYERS = ("kaldi", "kernels", "optim", "network", "data", "training", "reporting", "study", "cli")
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -78,11 +78,11 @@ HEAVY = {
 @pytest.mark.parametrize(
     ("module", "without"),
     [
-        ("ngsgd.procedure.job", HEAVY),
-        ("ngsgd.procedure.diagnose", HEAVY),
-        ("ngsgd.procedure.average", HEAVY | {"torch"}),
-        ("ngsgd.faces.commands", HEAVY | {"torch"}),
-        ("ngsgd.faces.cli", HEAVY | {"torch", "numpy", "typing", "argparse", "logging", "subprocess"}),
+        ("ngsgd.training.job", HEAVY),
+        ("ngsgd.training.diagnose", HEAVY),
+        ("ngsgd.training.average", HEAVY | {"torch"}),
+        ("ngsgd.cli.commands", HEAVY | {"torch"}),
+        ("ngsgd.cli.main", HEAVY | {"torch", "numpy", "typing", "argparse", "logging", "subprocess"}),
     ],
 )
 def test_what_runs_in_each_iteration_imports_only_what_it_needs(module: str, without: set[str]) -> None:

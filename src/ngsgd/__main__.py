@@ -1,6 +1,6 @@
 """``python -m ngsgd``: the ``ngsgd`` command."""
 
-from ngsgd.faces.cli import main
+from ngsgd.cli.main import main
 
 if __name__ == "__main__":
     main()

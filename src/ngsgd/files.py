@@ -17,7 +17,7 @@ STAMPED = 16 * 2**20  # bytes
 
 
 @contextlib.contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside ``path`` that becomes ``path`` when the block ends well.
 
     The contents reach the disk before the name does. The temporary name is unique to the process, so that two
@@ -47,7 +47,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -80,7 +80,7 @@ def derived_seed(*parts: int | str) -> int:
     return int(hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:8], 16) & 0x7FFFFFFF
 
 
-def require_file(path: str | os.PathLike[str]) -> None:
+def require_regular_file(path: str | os.PathLike[str]) -> None:
     """Sees that a path is a regular file: reading from a pipe or a device may never end.
 
     Raises:
@@ -90,12 +90,12 @@ def require_file(path: str | os.PathLike[str]) -> None:
         raise OSError(errno.EINVAL, "not a file", os.fspath(path))
 
 
-def find(path: str | os.PathLike[str], root: Path) -> Path:
+def resolve_path(path: str | os.PathLike[str], root: Path) -> Path:
     """A path as it stands if something is there, or else below a root."""
     return Path(path) if os.path.exists(path) else root / path
 
 
-def named_files(script: Path, root: Path) -> set[Path]:
+def scp_targets(script: Path, root: Path) -> set[Path]:
     """The files that the entries of a Kaldi ``.scp`` point into, as far as they exist; empty where there is none.
 
     It looks at every line of every call's corpora, and so no closer than it must.
@@ -105,7 +105,7 @@ def named_files(script: Path, root: Path) -> set[Path]:
     except OSError:
         return set()
     ends = {line.partition(b" ")[2].strip().partition(b"[")[0].rpartition(b":")[0] for line in lines}
-    found = (find(os.fsdecode(end), root) for end in ends if end and b"\0" not in end)
+    found = (resolve_path(os.fsdecode(end), root) for end in ends if end and b"\0" not in end)
     return {path for path in found if path.is_file()}
 
 

@@ -16,7 +16,7 @@ LOOK = 0.5  # seconds from one look for a free GPU to the next
 _held: list[int] = []  # descriptors of locks, until the process ends
 
 
-def candidates() -> list[str]:
+def visible_gpus() -> list[str]:
     """The GPUs that this process may use, by their number or name."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -24,7 +24,7 @@ def candidates() -> list[str]:
     return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
 
 
-def deal(folder: str | os.PathLike[str] = LOCKS) -> None:
+def claim_gpu(folder: str | os.PathLike[str] = LOCKS) -> None:
     """Keeps a GPU to this process until it ends, and hides the others from it; waits until one is free.
 
     It must come before CUDA is used. Nothing is done where there is no GPU.
@@ -35,7 +35,7 @@ def deal(folder: str | os.PathLike[str] = LOCKS) -> None:
     Raises:
         OSError: the folder cannot be written to.
     """
-    names = candidates()
+    names = visible_gpus()
     if not names:
         return
     # SLURM may give each job a view of the machine in which its own GPU is number 0: what is dealt there are its own.

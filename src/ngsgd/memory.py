@@ -14,7 +14,7 @@ KEPT = 1 << 30  # bytes that may lie idle in the process
 ALONE = 1 << 25  # bytes from which on a piece is the system's own; glibc takes no more
 
 
-def settle() -> None:
+def tune_allocator() -> None:
     """Makes this process fit to train: its memory is its own, and what it has loaded is there to stay.
 
     A training step makes and frees the same large matrices again and again; glibc would give them back to the system

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ngsgd.data.corpus import Intake, Subset, Utterance, read_info, write_subset
+from ngsgd.data.corpus import Subset, Utterance, UtteranceFilter, read_info, write_subset
 from ngsgd.errors import DataError
 
 
@@ -25,7 +25,7 @@ BAD = {
 
 @pytest.mark.parametrize("reason", BAD)
 def test_one_bad_utterance_is_dropped_with_a_warning(reason: str, caplog: pytest.LogCaptureFixture) -> None:
-    intake = Intake(dim=2, num_classes=3, max_bad_share=0.01)
+    intake = UtteranceFilter(dim=2, num_classes=3, max_bad_share=0.01)
     good = [utterance(f"good{i}") for i in range(150)]
     with caplog.at_level(logging.WARNING):
         kept = list(intake.accept([*good, BAD[reason]], count_classes=True))
@@ -37,7 +37,7 @@ def test_one_bad_utterance_is_dropped_with_a_warning(reason: str, caplog: pytest
 
 
 def test_too_many_bad_utterances_stop_the_run() -> None:
-    intake = Intake(dim=2, num_classes=3, max_bad_share=0.01)
+    intake = UtteranceFilter(dim=2, num_classes=3, max_bad_share=0.01)
     list(intake.accept([utterance("good")] * 98 + [BAD["labels"], BAD["finite"]]))
     with pytest.raises(DataError, match=r"2 of 100 utterances are bad.*first is bad"):
         intake.check(100)
@@ -46,14 +46,14 @@ def test_too_many_bad_utterances_stop_the_run() -> None:
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_out_of_range_names_the_utterance(label: int) -> None:
     wrong = utterance("u7", labels=np.array([0, 1, label, 2, 0], np.int32))
-    intake = Intake(2, 3, 0.01)
+    intake = UtteranceFilter(2, 3, 0.01)
     assert list(intake.accept([wrong])) == []
     assert f"label {label} is outside 0 - 2" in intake.dropped["u7"]
 
 
 def test_an_empty_corpus_is_refused() -> None:
     with pytest.raises(DataError, match="empty"):
-        Intake(2, 3, 0.01).check(0)
+        UtteranceFilter(2, 3, 0.01).check(0)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ngsgd.data.alignment import decode_word, equal_segments, realigned, train_chain, viterbi
+from ngsgd.data.alignment import decode_word, equal_segments, realign_labels, train_chain, viterbi
 from ngsgd.data.corpus import SUBSETS, Subset, WordModel, read_info
 from ngsgd.data.digits import WORDS, prepare, read_digits, split
 from ngsgd.errors import DataError
@@ -158,7 +158,7 @@ def test_realignment_keeps_the_sequence_and_follows_the_scores() -> None:
     scores = np.full((7, 5), -9.0)
     for t, best in enumerate([4, 1, 1, 1, 1, 1, 4]):
         scores[t, best] = 0.0
-    assert realigned(labels, scores).tolist() == [4, 1, 1, 1, 1, 1, 4]
+    assert realign_labels(labels, scores).tolist() == [4, 1, 1, 1, 1, 1, 4]
     scores[:, 1] = -99.0  # each state keeps at least one frame
-    assert realigned(labels, scores).tolist().count(1) == 1
-    assert realigned(labels[:1], scores[:1]).tolist() == [4]
+    assert realign_labels(labels, scores).tolist().count(1) == 1
+    assert realign_labels(labels[:1], scores[:1]).tolist() == [4]

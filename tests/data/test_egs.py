@@ -31,7 +31,7 @@ def subset(tmp_path: Path) -> Subset:
 def make(subset: Subset, layout: egs.Layout, num_splits: int, folder: Path, seed: int = 0) -> list[Path]:
     parts = [folder / f"part.{k}.npy" for k in range(num_splits)]
     for k, part in enumerate(parts):
-        egs.deal(subset, layout, CONTEXT, k, num_splits, part)
+        egs.distribute(subset, layout, CONTEXT, k, num_splits, part)
     archives = [folder / f"archive.{a}.npy" for a in range(layout.num_archives)]
     for a, archive in enumerate(archives):
         egs.shuffle(subset, layout, a, seed, parts, archive)
@@ -128,7 +128,7 @@ def test_too_little_disk_is_told_before_anything_is_written(
     free = egs.shutil.disk_usage(tmp_path)._replace(free=egs.DISK_RESERVE + 500)
     monkeypatch.setattr(egs.shutil, "disk_usage", lambda path: free)
     with pytest.raises(DataError, match="make room"):
-        egs.deal(subset, egs.Layout(1, 4), CONTEXT, 0, 1, tmp_path / "egs" / "part.npy")
+        egs.distribute(subset, egs.Layout(1, 4), CONTEXT, 0, 1, tmp_path / "egs" / "part.npy")
     assert not list((tmp_path / "egs").iterdir())
 
 
@@ -195,7 +195,7 @@ def test_archives_of_few_bits_give_nearly_the_same(tmp_path: Path, bits: int) ->
     for stored in (bits, 32):
         parts = [tmp_path / f"{stored}.{k}.npy" for k in (0, 1)]
         for k, part in enumerate(parts):
-            egs.deal(subset, layout, CONTEXT, k, 2, part, bits=stored)
+            egs.distribute(subset, layout, CONTEXT, k, 2, part, bits=stored)
         egs.shuffle(subset, layout, 1, 0, parts, tmp_path / f"{stored}.npy")
         archives[stored] = egs.open_archive(tmp_path / f"{stored}.npy")
     exact = archives[32].features
@@ -208,8 +208,8 @@ def test_archives_of_few_bits_give_nearly_the_same(tmp_path: Path, bits: int) ->
             assert few.dtype == np.float32
             rounding = 1e-6 * np.abs(all_).max(axis=(0, 1))
             assert (np.abs(few - all_).max(axis=(0, 1)) <= 1.001 * half_step.max(axis=0) + rounding).all()
-    whole = np.arange(len(exact))
-    error = np.abs(archives[bits].gather(whole, slice(None)) - exact).max(axis=1)
+    entire = np.arange(len(exact))
+    error = np.abs(archives[bits].gather(entire, slice(None)) - exact).max(axis=1)
     assert (error <= 1.001 * half_step + 1e-6 * np.abs(exact).max(axis=1)).all()
     assert (error[:, [0, 2]] > 0.0).any(axis=0).all()  # some are off, or nothing was shortened
     assert archives[bits].features.dtype.itemsize == bits // 8

@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 from ngsgd.data import egs
 from ngsgd.data.corpus import Subset
-from ngsgd.faces.program import program
+from ngsgd.cli.entry_point import entry_point
 egs.DISK_RESERVE = -(2**40)  # as if the room had gone after it was looked for
-with program():
-    egs.deal(Subset(sys.argv[1], "train"), egs.Layout(1, 8), (7, 6), 0, 1, Path(sys.argv[2], "part.npy"))
+with entry_point():
+    egs.distribute(Subset(sys.argv[1], "train"), egs.Layout(1, 8), (7, 6), 0, 1, Path(sys.argv[2], "part.npy"))
 """
 
 

@@ -17,12 +17,12 @@ import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit}))
 from ngsgd.data.corpus import Subset
-from ngsgd.data.egs import Layout, deal, minibatches, open_archive, shuffle
+from ngsgd.data.egs import Layout, distribute, minibatches, open_archive, shuffle
 folder = Path(sys.argv[1])
 subset, layout, context = Subset(folder, "train"), Layout(1, 8), (7, 6)
 parts = [folder / f"part.{{k}}.npy" for k in range(2)]
 for k, part in enumerate(parts):
-    deal(subset, layout, context, k, 2, part)
+    distribute(subset, layout, context, k, 2, part)
 shuffle(subset, layout, 0, 0, parts, folder / "archive.npy")
 frames = sum(len(y) for x, y in minibatches(open_archive(folder / "archive.npy"), 3, context, context, 128, 0))
 print(frames)

@@ -61,10 +61,10 @@ def test_between_utterances_there_is_no_transition(tmp_path: Path) -> None:
 def test_labels_are_counted_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     labels = [rng.integers(6, size=n).tolist() for n in (5, 1, 7, 3, 9)]
-    whole = loop(tmp_path, *labels)
+    entire = loop(tmp_path, *labels)
     for block in (1, 2, 3, 5, 8):
         monkeypatch.setattr("ngsgd.data.phones.BLOCK", block)
-        assert np.array_equal(loop(tmp_path, *labels)._log_transitions, whole._log_transitions), block
+        assert np.array_equal(loop(tmp_path, *labels)._log_transitions, entire._log_transitions), block
 
 
 def test_a_phone_begins_where_the_states_do_not_go_on(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from ngsgd.cli.models import load
 from ngsgd.data.lhotse import read_manifest
 from ngsgd.errors import NgsgdError
-from ngsgd.faces.models import load
 from ngsgd.kaldi.graph import prepare_graph
 from ngsgd.kaldi.nnet2 import write_nnet2
 from ngsgd.kaldi.tables import Script, integers, matrix, read_archive, read_lines

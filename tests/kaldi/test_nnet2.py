@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from ngsgd.cli.commands import run_command as main
+from ngsgd.cli.models import load
 from ngsgd.errors import ModelError, NgsgdError
-from ngsgd.faces.commands import perform as main
-from ngsgd.faces.models import load
 from ngsgd.kaldi.nnet2 import COMPONENTS, Nnet2, Record, read_nnet2, write_nnet2
 from ngsgd.kaldi.tables import Script, integers, matrix, read_archive
 from ngsgd.kaldi.transition import HmmState, TransitionModel, read_transition_model, transitions_to_text

@@ -60,7 +60,7 @@ def test_an_interleaved_model_is_the_same_model(tmp_path: Path) -> None:
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x = torch.randn(5, 14, 4, generator=torch.Generator().manual_seed(0))
     y = model(x)
-    with model.interleaved():
+    with model.training_layout():
         assert not torch.equal(model.components["affine0"].weight, state["components.affine0.weight"])
         torch.testing.assert_close(model(x), y)
         with pytest.raises(RuntimeError, match="interleaved"):
@@ -82,7 +82,7 @@ def test_an_interleaved_model_has_the_same_gradients(batchnorm: bool) -> None:
         return {"x": x.grad} | {name: p.grad.clone() for name, p in model.named_parameters()}
 
     expected = gradients()
-    with model.interleaved():
+    with model.training_layout():
         made = gradients()
         orders = {f"components.{name}": getattr(c, "output_order", None) for name, c in model.components.items()}
     for name, gradient in made.items():

@@ -52,13 +52,13 @@ def test_posteriors_are_kaldis(trajectory, before) -> None:
     assert np.abs(posteriors - trajectory["posteriors_before_first_256"]).max() < 1e-5
 
 
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_training_is_kaldis(trajectory, before, interleaved: bool) -> None:
+@pytest.mark.parametrize("training_layout", [False, True])
+def test_training_is_kaldis(trajectory, before, training_layout: bool) -> None:
     """32 minibatches in order: the change of each layer's parameters, and the objective on the way."""
     features = torch.from_numpy(trajectory["egs_features"])
     labels = torch.from_numpy(trajectory["egs_labels"]).long()
     total = 0.0
-    with before.interleaved() if interleaved else contextlib.nullcontext():
+    with before.training_layout() if training_layout else contextlib.nullcontext():
         optimizer = NGSGD(before, lr=float(trajectory["learning_rate"]))
         for x, y in zip(features.split(128), labels.split(128), strict=True):
             loss = nn.functional.nll_loss(before(x)[:, 0], y, reduction="sum")
@@ -158,7 +158,7 @@ def test_a_network_of_the_recipe_trains_in_compiled_pieces(preconditioner: str) 
     model = initial_model(layers, (np.eye(12), np.zeros(12)), np.ones(5, np.int64), 0)
     model = insert_hidden_layer(model, layers, 0).train()
     x, y = torch.randn(40, 6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 5
-    with model.interleaved():
+    with model.training_layout():
         optimizer = NGSGD(
             model, lr=0.02, rank_in=3, rank_out=8, preconditioner=preconditioner, max_change_per_sample=0.1
         )

@@ -12,10 +12,10 @@ import torch
 from ngsgd import load_model
 from ngsgd.data.corpus import Subset
 from ngsgd.data.egs import open_archive
-from ngsgd.procedure.average import average_arrays
-from ngsgd.procedure.evaluate import score_utterances
-from ngsgd.procedure.run import Run
-from ngsgd.procedure.scoring import score
+from ngsgd.training.average import average_arrays
+from ngsgd.training.evaluate import score_utterances
+from ngsgd.training.run import Run
+from ngsgd.training.scoring import score
 
 from .conftest import Workplace
 

@@ -42,8 +42,8 @@ def test_words_are_decoded_and_the_weight_is_swept(trained: Workplace) -> None:
     evaluation = json.loads((trained.run / "evaluation.json").read_text())
     assert evaluation["words"] == 30
     assert evaluation["word_error_rate"] <= 0.3
-    sweep = pd.read_csv(trained.run / "decoding/sweep.tsv", sep="\t")
-    assert sweep["lmwt"].tolist() == [1, 2, 3] == [row["lmwt"] for row in evaluation["sweep"]]
+    sweep = pd.read_csv(trained.run / "decoding/lm_weights.tsv", sep="\t")
+    assert sweep["lmwt"].tolist() == [1, 2, 3] == [row["lmwt"] for row in evaluation["lm_weights"]]
     assert sweep["test_words"].tolist() == sweep["valid_words"].tolist() == [30] * 3
     best = sweep.loc[sweep["lmwt"] == evaluation["lmwt"]].iloc[0]
     assert best["valid_word_error_rate"] == sweep["valid_word_error_rate"].min()
@@ -111,11 +111,11 @@ def test_nothing_to_do_and_what_is_made_again(trained: Workplace, tmp_path: Path
     assert place.models() == trained.models()
     # Another weight: what is decoded, and no more.
     place.config["max_lmwt"] = 4
-    outcome = place.snakemake("results/run/decoding/sweep.tsv")
+    outcome = place.snakemake("results/run/decoding/lm_weights.tsv")
     assert outcome.status == 0, outcome.text
-    assert outcome.jobs == {"renew": 1, "plan": 1, "graph": 1, "decode": 3, "sweep": 1}
+    assert outcome.jobs == {"activate_recipe": 1, "plan": 1, "graph": 1, "decode": 3, "score_lm_weights": 1}
     assert place.snakemake().jobs == {"evaluate": 1, "all": 1}
-    assert pd.read_csv(place.run / "decoding/sweep.tsv", sep="\t")["lmwt"].tolist() == [1, 2, 3, 4]
+    assert pd.read_csv(place.run / "decoding/lm_weights.tsv", sep="\t")["lmwt"].tolist() == [1, 2, 3, 4]
 
 
 def test_other_words_are_scored_again_and_nothing_is_trained(trained: Workplace, tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ def test_models_are_removed_while_the_run_goes_on(empty: Workplace, undisturbed:
     assert models(empty) == [0, 4, 6]
     assert not list(empty.run.glob("jobs/*"))
     assert not list((empty.folder / "results/egs").glob("*/archives"))
-    whole = undisturbed.models()
-    assert {name: whole[name] for name in empty.models() if name != "final.safetensors"} == {
-        f"models/{x}.safetensors": whole[f"models/{x}.safetensors"] for x in (0, 4, 6)
+    entire = undisturbed.models()
+    assert {name: entire[name] for name in empty.models() if name != "final.safetensors"} == {
+        f"models/{x}.safetensors": entire[f"models/{x}.safetensors"] for x in (0, 4, 6)
     }
     assert empty.snakemake().jobs == {}
     # What is needed is made again from the nearest one before it that was kept.
@@ -40,7 +40,7 @@ def test_models_are_removed_while_the_run_goes_on(empty: Workplace, undisturbed:
     assert outcome.status == 0, outcome.text
     assert (outcome.jobs["train"], outcome.jobs["average"]) == (4, 2)
     assert models(empty) == [0, 4, 6]
-    assert empty.models()["models/6.safetensors"] == whole["models/6.safetensors"]
+    assert empty.models()["models/6.safetensors"] == entire["models/6.safetensors"]
     assert empty.snakemake().jobs == {}
     # To keep more from now on brings nothing back.
     empty.config |= {"keep_last_models": None, "keep_every_model": None}

@@ -112,7 +112,7 @@ def test_deleted_examples_are_made_again_for_those_who_need_them(finished: Workp
     (finished.run / "jobs/3.2.safetensors").unlink()
     (finished.run / "models/4.safetensors").unlink()
     outcome = finished.snakemake()
-    assert outcome.jobs == {"deal": 2, "shuffle": 1, "train": 1, "average": 1} | DERIVED
+    assert outcome.jobs == {"distribute": 2, "shuffle": 1, "train": 1, "average": 1} | DERIVED
     assert finished.models() == undisturbed.models()
 
 
@@ -166,7 +166,7 @@ def test_a_change_is_noticed_without_any_record_of_snakemakes(finished: Workplac
     shutil.rmtree(finished.folder / ".snakemake")
     assert finished.snakemake("--dry-run").jobs == {}
     finished.config["alpha"] = 2.0
-    assert finished.snakemake("--dry-run").jobs["renew"] == 1
+    assert finished.snakemake("--dry-run").jobs["activate_recipe"] == 1
 
 
 def test_lost_settings_and_lost_data_are_made_again(finished: Workplace, undisturbed: Workplace) -> None:
@@ -195,14 +195,14 @@ def test_changed_data_trains_again(
 ) -> None:
     finished.config["num_test_utterances"] = 40
     outcome = finished.snakemake("--dry-run")
-    assert outcome.jobs["prepare_digits"] == outcome.jobs["renew"] == 1
+    assert outcome.jobs["prepare_digits"] == outcome.jobs["activate_recipe"] == 1
 
 
 def test_settings_of_what_comes_after_training_do_not_train_again(finished: Workplace, undisturbed: Workplace) -> None:
     finished.config["num_valid_frames"] = 300
     outcome = finished.snakemake()
     assert outcome.status == 0, outcome.text
-    assert outcome.jobs == {"renew": 1, "plan": 1, "sample": 1, "diagnose": 7, "combine": 1, "evaluate": 1} | DERIVED
+    assert outcome.jobs == {"activate_recipe": 1, "plan": 1, "sample": 1, "diagnose": 7, "combine": 1, "evaluate": 1} | DERIVED
     final = {"final.safetensors"}
     ours, theirs = finished.models(), undisturbed.models()
     assert {n: h for n, h in ours.items() if n not in final} == {n: h for n, h in theirs.items() if n not in final}
@@ -266,9 +266,9 @@ def test_asked_to_end_it_leaves_no_job_behind(empty: Workplace, number: signal.S
 def test_a_job_ends_with_its_scheduler(tmp_path: Path) -> None:
     program = (
         "import subprocess, sys, time\n"
-        "from ngsgd.lifetime import announce_scheduler\n"
+        "from ngsgd.locks import announce_scheduler\n"
         "announce_scheduler()\n"
-        "job = 'import time; from ngsgd.lifetime import end_with_scheduler; end_with_scheduler(); '\n"
+        "job = 'import time; from ngsgd.locks import exit_with_scheduler; exit_with_scheduler(); '\n"
         "job += 'print(1, flush=True); time.sleep(60)'\n"
         "subprocess.run(['sh', '-c', f'{sys.executable} -c \"{job}\"; true'])\n"
     )

@@ -79,4 +79,4 @@ def test_runs_share_their_data_and_examples(undisturbed: Workplace, tmp_path: Pa
     )  # the rest is known after the plan
     plan = Workplace(tmp_path / "shared", config).snakemake("--dry-run")
     assert plan.status == 0, plan.text
-    assert plan.jobs == {"renew": 3, "prepare_digits": 1, "all": 1} | of_each
+    assert plan.jobs == {"activate_recipe": 3, "prepare_digits": 1, "all": 1} | of_each

@@ -54,7 +54,7 @@ def test_one_call_makes_the_page_and_the_next_one_what_is_missing(tmp_path: Path
     (made / "speedup.png").unlink()
     again = place.snakemake("paper")
     assert again.status == 0, again.text
-    assert again.jobs == {"paper": 1, "paper_figure": 1}
+    assert again.jobs == {"paper": 1, "study_figure": 1}
     assert (made / "speedup.png").read_bytes() == first
     # Other candidates are another choice, here with the same outcome.
     place.config["paper"]["digits"]["rates"]["sgd"].append(0.001)

@@ -8,11 +8,11 @@ import signal
 import threading
 import time
 
-from ngsgd.forks.server import start as start_server
+from ngsgd.forkserver.server import start as start_server
 from ngsgd.files import remove_abandoned
-from ngsgd.lifetime import RunLock, announce_scheduler
-from ngsgd.procedure.losses import Stragglers, fail
-from ngsgd.procedure.pruning import prune
+from ngsgd.locks import RunLock, announce_scheduler
+from ngsgd.training.lost_jobs import StragglerMonitor, record_failure
+from ngsgd.training.pruning import prune
 from snakemake_executor_plugin_ngsgd import hooks
 
 results_lock = RunLock("results")
@@ -26,12 +26,12 @@ def claim_results():
         sys.exit(f"error: {e}")
     announce_scheduler()
     try:
-        if hooks.end_former_jobs:
-            hooks.end_former_jobs()
+        if hooks.cancel_former_jobs:
+            hooks.cancel_former_jobs()
     except NgsgdError as e:
         sys.exit(f"error: {e}")
     # On a cluster no job of another machine lives any more; elsewhere there may be one whose Snakemake has died.
-    remove_abandoned("results", elsewhere=hooks.end_former_jobs is not None)
+    remove_abandoned("results", elsewhere=hooks.cancel_former_jobs is not None)
     if not ON_CLUSTER:
         start_server()
 
@@ -76,8 +76,8 @@ def report_errors(snakemake_log):
 def remove_unneeded():
     """What is not kept when all is made."""
     # Snakemake forgets them where it was killed before it had removed them.
-    for dealt in Path("results/egs").glob("*/dealt"):
-        shutil.rmtree(dealt, ignore_errors=True)
+    for distributed in Path("results/egs").glob("*/dealt"):
+        shutil.rmtree(distributed, ignore_errors=True)
     finished = [
         run for name, run in RUNS.items() if PLANS.known(name) and run.evaluation.exists() and run.plan.exists()
     ]
@@ -123,7 +123,7 @@ onerror:
 
 # What the executor on a cluster asks of this workflow.
 STRAGGLERS = (
-    None if EXECUTION.straggler_timeout is None else Stragglers(EXECUTION.straggler_timeout, EXECUTION.min_jobs)
+    None if EXECUTION.straggler_timeout is None else StragglerMonitor(EXECUTION.straggler_timeout, EXECUTION.min_jobs)
 )
 
 
@@ -134,10 +134,10 @@ def failed(job, reason, attempts_left):
     if job.is_group() or job.rule.name != "train":
         return False
     row = PLANS.job(job.wildcards)
-    return fail(RUNS[job.wildcards.run], row, reason, attempts_left, EXECUTION.min_jobs)
+    return record_failure(RUNS[job.wildcards.run], row, reason, attempts_left, EXECUTION.min_jobs)
 
 
-def keeps_others_waiting(job):
+def is_straggler(job):
     """Whether a job is to be given up, though it is still under way."""
     if STRAGGLERS is None or job.is_group() or job.rule.name != "train":
         return False
@@ -147,4 +147,4 @@ def keeps_others_waiting(job):
 
 
 hooks.failed = failed
-hooks.keeps_others_waiting = keeps_others_waiting
+hooks.is_straggler = is_straggler

@@ -13,6 +13,6 @@ rule combine:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
-        **resources_of("combine"),
+        **rule_resources("combine"),
     script:
         "../scripts/combine.py"

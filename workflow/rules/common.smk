@@ -7,16 +7,16 @@ import yaml
 
 from ngsgd.errors import NgsgdError
 from ngsgd.files import file_stamp
-from ngsgd.gpus import candidates
+from ngsgd.gpus import visible_gpus
 from ngsgd.memory import LARGE_PAGES
-from ngsgd.paper.grid import KEYS as PAPER_KEYS
-from ngsgd.paper.grid import Study
-from ngsgd.procedure.execution import Execution
-from ngsgd.procedure.losses import deferred, read_losses
-from ngsgd.procedure.plan import make_plan, models_to_combine, read_plan
-from ngsgd.procedure.renewal import Recipe
-from ngsgd.procedure.run import Run
-from ngsgd.procedure.settings import run_settings
+from ngsgd.study.grid import KEYS as PAPER_KEYS
+from ngsgd.study.grid import Study
+from ngsgd.training.execution import Execution
+from ngsgd.training.lost_jobs import reassign_lost_archives, read_lost_jobs
+from ngsgd.training.plan import make_plan, models_to_combine, read_plan
+from ngsgd.training.recipe import Recipe
+from ngsgd.training.run import Run
+from ngsgd.training.settings import run_settings
 from snakemake.exceptions import WorkflowError
 
 PAPER = Path("results/paper")
@@ -46,7 +46,7 @@ except NgsgdError as e:
 RUNS = {}
 
 
-def model_to_start_from(settings):
+def initial_model_path(settings):
     """The path of the model that a run starts from: below results/ it may have to be made first."""
     given = Path(settings.initial_model)
     return given if given.is_relative_to("results") else settings.path("initial_model")
@@ -56,7 +56,7 @@ def add_run(name, dependents=()):
     """Adds a run to RUNS, after the one whose model it starts from."""
     settings, origin = SETTINGS[name], None
     if settings.initial_model:
-        path = model_to_start_from(settings)
+        path = initial_model_path(settings)
         # What a run of this configuration is going to make cannot be looked at yet: its recipe stands for it.
         maker = next((other for other in SETTINGS if path.is_relative_to(Path("results", other))), None)
         if maker in (*dependents, name):
@@ -88,7 +88,7 @@ ON_CLUSTER = workflow.global_resources["_nodes"].value is not None
 
 # Without a cluster as many jobs train at once as there are GPUs, where they want one.
 if not ON_CLUSTER and "gpus" not in workflow.global_resources:
-    workflow.global_resources["gpus"] = max(1, len(candidates()))
+    workflow.global_resources["gpus"] = max(1, len(visible_gpus()))
 
 # Snakemake would take so many for granted as there are, and the jobs would be in one another's way.
 CORES = workflow.global_resources["_cores"].value
@@ -105,7 +105,7 @@ def attempts_left(wildcards, attempt):
     return workflow.execution_settings.retries + 1 - attempt
 
 
-def resources_of(step):
+def rule_resources(step):
     """What the jobs of a rule need, where the configuration says so; else it is left to the profile."""
     given = dict(EXECUTION.resources.get(step, {}))
     if step == "train":
@@ -137,7 +137,7 @@ wildcard_constraints:
     key=r"[0-9a-f]+",
 
 
-def recipe_of_run(name):
+def recipe_path(name):
     """The file that is there while the run's settings are in force in its folder."""
     return f"results/{name}/recipe/{RUNS[name].key()}.json"
 
@@ -154,19 +154,19 @@ class Plans:
         """For each iteration of a run the rows of its jobs."""
         if name not in self._jobs:
             # Left to itself, Snakemake does without what a target that is there already would have been made from.
-            if not Path(recipe_of_run(name)).exists():
-                workflow.dag.forcefiles.add(recipe_of_run(name))
-            checkpoints.renew.get(run=name, key=RUNS[name].key())
+            if not Path(recipe_path(name)).exists():
+                workflow.dag.forcefiles.add(recipe_path(name))
+            checkpoints.activate_recipe.get(run=name, key=RUNS[name].key())
             run = RUNS[name]
-            layout = Recipe.read(recipe_of_run(name)).layout
+            layout = Recipe.read(recipe_path(name)).layout
             plan = make_plan(layout, run.settings)
             if run.plan.exists() and read_plan(run.plan) != plan:
                 raise WorkflowError(f"{run.plan} is not the plan of the run's settings; delete it and run again")
             if run.settings_file.exists() and Run.open(run.folder) != run:
                 raise WorkflowError(f"{run.settings_file} is not of the settings in force; delete it and run again")
             self._layouts[name] = layout
-            losses = read_losses(run.ledger)
-            plan = deferred(plan, {(loss.iteration, loss.job) for loss in losses})
+            losses = read_lost_jobs(run.ledger)
+            plan = reassign_lost_archives(plan, {(loss.iteration, loss.job) for loss in losses})
             self._lost[name] = {}
             for loss in losses:
                 self._lost[name].setdefault(loss.iteration, set()).add(loss.job)

@@ -12,7 +12,7 @@ rule prepare_digits:
     conda:
         "../envs/ngsgd.yaml"
     resources:
-        **resources_of("prepare_digits"),
+        **rule_resources("prepare_digits"),
     params:
         settings=lambda wildcards: DATA[wildcards.data].of_corpus(),
     script:
@@ -31,7 +31,7 @@ rule prepare_part:
     conda:
         "../envs/ngsgd.yaml"
     resources:
-        **resources_of("prepare_part"),
+        **rule_resources("prepare_part"),
     params:
         settings=lambda wildcards: DATA[wildcards.data].of_corpus(),
     script:
@@ -52,7 +52,7 @@ rule assemble:
     conda:
         "../envs/ngsgd.yaml"
     resources:
-        **resources_of("assemble"),
+        **rule_resources("assemble"),
     params:
         max_bad_share=lambda wildcards: DATA[wildcards.data].max_bad_utterance_share,
     script:

@@ -11,7 +11,7 @@ rule graph:
     conda:
         "../envs/ngsgd.yaml"
     resources:
-        **resources_of("graph"),
+        **rule_resources("graph"),
     script:
         "../scripts/make_graph.py"
 
@@ -27,19 +27,19 @@ rule decode:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
-        **resources_of("decode"),
+        **rule_resources("decode"),
     shell:
         "ngsgd decode results/{wildcards.run} {wildcards.split} 2> {log}"
 
 
-rule sweep:
+rule score_lm_weights:
     input:
-        for_sweep,
+        lm_weight_inputs,
     output:
-        "results/{run}/decoding/sweep.tsv",
+        "results/{run}/decoding/lm_weights.tsv",
     log:
-        "results/{run}/logs/sweep.log",
+        "results/{run}/logs/score_lm_weights.log",
     conda:
         "../envs/ngsgd.yaml"
     script:
-        "../scripts/sweep.py"
+        "../scripts/score_lm_weights.py"

@@ -4,7 +4,7 @@
 
 rule transform:
     input:
-        info=corpus_of_egs,
+        info=egs_corpus,
     output:
         transform="results/egs/{egs}/transform.npy",
     log:
@@ -12,34 +12,34 @@ rule transform:
     conda:
         "../envs/ngsgd.yaml"
     resources:
-        **resources_of("transform"),
+        **rule_resources("transform"),
     params:
         settings=lambda wildcards: EGS[wildcards.egs].of_examples(),
     script:
         "../scripts/transform.py"
 
 
-rule deal:
+rule distribute:
     input:
-        info=corpus_of_egs,
+        info=egs_corpus,
     output:
-        dealt=temp("results/egs/{egs}/dealt/{split}of{num}.npy"),
+        distributed=temp("results/egs/{egs}/distributed/{split}of{num}.npy"),
     log:
-        "results/logs/{egs}/deal.{split}of{num}.log",
+        "results/logs/{egs}/distribute.{split}of{num}.log",
     conda:
         "../envs/ngsgd.yaml"
     resources:
-        **resources_of("deal"),
+        **rule_resources("distribute"),
     params:
         settings=lambda wildcards: EGS[wildcards.egs].of_examples(),
     script:
-        "../scripts/deal.py"
+        "../scripts/distribute.py"
 
 
 rule shuffle:
     input:
-        info=corpus_of_egs,
-        dealt=dealt,
+        info=egs_corpus,
+        distributed=distributed,
     output:
         archive="results/egs/{egs}/archives/{archive}.npy",
     log:
@@ -47,7 +47,7 @@ rule shuffle:
     conda:
         "../envs/ngsgd.yaml"
     resources:
-        **resources_of("shuffle"),
+        **rule_resources("shuffle"),
     params:
         settings=lambda wildcards: EGS[wildcards.egs].of_examples(),
     script:
@@ -56,7 +56,7 @@ rule shuffle:
 
 rule sample:
     input:
-        info=corpus_of_egs,
+        info=egs_corpus,
     output:
         examples="results/egs/{egs}/{subset}-{frames}.npy",
     log:
@@ -64,7 +64,7 @@ rule sample:
     conda:
         "../envs/ngsgd.yaml"
     resources:
-        **resources_of("sample"),
+        **rule_resources("sample"),
     params:
         settings=lambda wildcards: EGS[wildcards.egs].of_examples(),
     script:

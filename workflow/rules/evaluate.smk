@@ -12,7 +12,7 @@ rule diagnose:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
-        **resources_of("diagnose"),
+        **rule_resources("diagnose"),
         **KEEP,
     shell:
         "ngsgd diagnose results/{wildcards.run} {wildcards.iteration}"
@@ -43,6 +43,6 @@ rule evaluate:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
-        **resources_of("evaluate"),
+        **rule_resources("evaluate"),
     script:
         "../scripts/evaluate.py"

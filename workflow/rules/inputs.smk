@@ -1,6 +1,6 @@
 # What each step needs: the input functions that the rules name.
 #
-# The paths of a run's files are the library's (ngsgd.procedure.run): the commands are given the run's folder and find
+# The paths of a run's files are the library's (ngsgd.training.run): the commands are given the run's folder and find
 # their files by themselves, so that `input` is free to say what must be made first, and that alone.
 
 
@@ -20,27 +20,27 @@ def part_files(wildcards):
     return [info.replace("corpus.json", file) for info in part_infos(wildcards) for file in CORPUS_FILES]
 
 
-def corpus_of_run(wildcards):
+def run_corpus(wildcards):
     return f"{RUNS[wildcards.run].data}/corpus.json"
 
 
-def corpus_of_egs(wildcards):
+def egs_corpus(wildcards):
     """The description of the corpus that a set of examples is made from."""
     return f"results/data/{EGS[wildcards.egs].data_key()}/corpus.json"
 
 
-def dealt(wildcards):
+def distributed(wildcards):
     num = EGS[wildcards.egs].num_splits
-    return [f"results/egs/{wildcards.egs}/dealt/{k}of{num}.npy" for k in range(num)]
+    return [f"results/egs/{wildcards.egs}/distributed/{k}of{num}.npy" for k in range(num)]
 
 
-CHAIN = {"renew", "plan", "initial_model", "train", "average", "adjust_priors", "align", "relabel"}
+CHAIN = {"activate_recipe", "plan", "initial_model", "train", "average", "adjust_priors", "align", "relabel"}
 
 
-def for_making(*outputs):
+def missing_inputs(*outputs):
     """Decorates an input function of a run: what is there already asks for nothing to be made.
 
-    A run's files are all of one recipe (see ngsgd.procedure.renewal), so that one that exists is the right one.
+    A run's files are all of one recipe (see ngsgd.training.recipe), so that one that exists is the right one.
     Snakemake would take it to be out of date as soon as something that it was made from has been made again, though
     with the same bytes; so it is told only of what is missing, or forced. Where everything is forced, or a whole step
     of training, it is told of the whole chain.
@@ -72,18 +72,18 @@ def for_making(*outputs):
     return decorate
 
 
-@for_making("results/{run}/plan.tsv", "results/{run}/settings.json")
+@missing_inputs("results/{run}/plan.tsv", "results/{run}/settings.json")
 def for_plan(wildcards, run):
-    return [recipe_of_run(wildcards.run)]
+    return [recipe_path(wildcards.run)]
 
 
-@for_making("results/{run}/models/0.safetensors")
+@missing_inputs("results/{run}/models/0.safetensors")
 def for_initial_model(wildcards, run):
-    origin = model_to_start_from(run.settings) if run.settings.initial_model else run.transform
+    origin = initial_model_path(run.settings) if run.settings.initial_model else run.transform
     return [run.settings_file, origin, run.data / "corpus.json"]
 
 
-@for_making("results/{run}/jobs/{iteration}.{job}.safetensors")
+@missing_inputs("results/{run}/jobs/{iteration}.{job}.safetensors")
 def for_train(wildcards, run):
     job = PLANS.job(wildcards)
     archives = [job.archive]
@@ -94,7 +94,7 @@ def for_train(wildcards, run):
     return [run.plan, run.settings_file, run.model(job.iteration), run.archive(job.archive), *labels]
 
 
-@for_making("results/{run}/models/{next}.safetensors", "results/{run}/reports/{next}.json")
+@missing_inputs("results/{run}/models/{next}.safetensors", "results/{run}/reports/{next}.json")
 def for_average(wildcards, run):
     x = int(wildcards.next) - 1
     return [
@@ -109,7 +109,7 @@ def for_average(wildcards, run):
     ]
 
 
-@for_making("results/{run}/diagnostics/{iteration}.json")
+@missing_inputs("results/{run}/diagnostics/{iteration}.json")
 def for_diagnose(wildcards, run):
     x = int(wildcards.iteration)
     alignment = PLANS.alignment_of_model(wildcards.run, x)
@@ -117,13 +117,13 @@ def for_diagnose(wildcards, run):
     return [run.plan, run.settings_file, run.model(x), run.valid, run.train_subset, *labels]
 
 
-@for_making("results/{run}/alignments/{alignment}/model.safetensors")
+@missing_inputs("results/{run}/alignments/{alignment}/model.safetensors")
 def for_adjust_priors(wildcards, run):
     x = PLANS.realignment(wildcards.run, int(wildcards.alignment))
     return [run.plan, run.settings_file, run.model(x), run.prior]
 
 
-@for_making(
+@missing_inputs(
     "results/{run}/alignments/{alignment}/splits/{split}of{num}.train.npy",
     "results/{run}/alignments/{alignment}/splits/{split}of{num}.valid.npy",
 )
@@ -131,19 +131,19 @@ def for_align(wildcards, run):
     return [run.settings_file, run.alignment_model(int(wildcards.alignment)), run.data / "corpus.json"]
 
 
-@for_making("results/{run}/alignments/{alignment}/archives/{archive}.npy")
+@missing_inputs("results/{run}/alignments/{alignment}/archives/{archive}.npy")
 def for_relabel(wildcards, run):
     splits = range(run.settings.num_splits)
     return [run.settings_file, *(run.aligned(int(wildcards.alignment), split, "train") for split in splits)]
 
 
-@for_making("results/{run}/diagnostics/labels/{alignment}.{scored}.npy")
+@missing_inputs("results/{run}/diagnostics/labels/{alignment}.{scored}.npy")
 def for_relabel_diagnostics(wildcards, run):
     splits = range(run.settings.num_splits)
     return [run.settings_file, *(run.aligned(int(wildcards.alignment), split, wildcards.scored) for split in splits)]
 
 
-@for_making("results/{run}/final.safetensors", "results/{run}/combination.json")
+@missing_inputs("results/{run}/final.safetensors", "results/{run}/combination.json")
 def for_combine(wildcards, run):
     last = list(PLANS.last_models(wildcards.run))
     alignment = PLANS.alignment_of_model(wildcards.run, last[-1])
@@ -152,7 +152,7 @@ def for_combine(wildcards, run):
     return [run.plan, run.settings_file, *models, run.valid, run.prior, run.data / "corpus.json", *labels]
 
 
-@for_making("results/{run}/decoding/graph.fst")
+@missing_inputs("results/{run}/decoding/graph.fst")
 def for_graph(wildcards, run):
     return [run.settings_file, run.data / "corpus.json"]
 
@@ -176,7 +176,7 @@ def for_decode(wildcards):
     return after_final(run, run.decoded(int(wildcards.split)), needed)
 
 
-def for_sweep(wildcards):
+def lm_weight_inputs(wildcards):
     PLANS.of(wildcards.run)
     run = RUNS[wildcards.run]
     if not run.settings.graph:
@@ -187,14 +187,14 @@ def for_sweep(wildcards):
 def for_evaluate(wildcards):
     PLANS.of(wildcards.run)
     run = RUNS[wildcards.run]
-    words = for_sweep(wildcards) if run.settings.graph else []
+    words = lm_weight_inputs(wildcards) if run.settings.graph else []
     return after_final(run, run.evaluation, (run.settings_file, run.data / "corpus.json")) + words
 
 
 def all_sweeps(wildcards):
     for name in RUNS:
         PLANS.of(name)
-    return [str(run.sweep) for run in RUNS.values() if run.settings.graph]
+    return [str(run.lm_weight_scores) for run in RUNS.values() if run.settings.graph]
 
 
 def for_metrics(wildcards):

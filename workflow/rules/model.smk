@@ -3,13 +3,13 @@
 
 # Sees that the run's folder holds nothing but what the settings and data in force made: everything that is made in a
 # run comes after it. Its output is named after the settings, so that its absence tells of their change.
-checkpoint renew:
+checkpoint activate_recipe:
     input:
-        corpus_of_run,
+        run_corpus,
     output:
         "results/{run}/recipe/{key}.json",
     log:
-        "results/logs/{run}/renew.{key}.log",
+        "results/logs/{run}/activate_recipe.{key}.log",
     conda:
         "../envs/ngsgd.yaml"
     params:
@@ -18,7 +18,7 @@ checkpoint renew:
         examples=lambda wildcards: str(RUNS[wildcards.run].examples),
         origin=lambda wildcards: RUNS[wildcards.run].origin,
     script:
-        "../scripts/renew.py"
+        "../scripts/activate_recipe.py"
 
 
 rule plan:
@@ -46,7 +46,7 @@ rule initial_model:
         "../envs/ngsgd.yaml"
     params:
         origin=lambda wildcards: (
-            str(model_to_start_from(RUNS[wildcards.run].settings)) if RUNS[wildcards.run].origin else None
+            str(initial_model_path(RUNS[wildcards.run].settings)) if RUNS[wildcards.run].origin else None
         ),
     script:
         "../scripts/initial_model.py"

@@ -12,7 +12,7 @@ rule adjust_priors:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
-        **resources_of("adjust_priors"),
+        **rule_resources("adjust_priors"),
     script:
         "../scripts/adjust_priors.py"
 
@@ -29,7 +29,7 @@ rule align:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
-        **resources_of("align"),
+        **rule_resources("align"),
     shell:
         "ngsgd align results/{wildcards.run} {wildcards.alignment} {wildcards.split} 2> {log}"
 
@@ -44,7 +44,7 @@ rule relabel:
     conda:
         "../envs/ngsgd.yaml"
     resources:
-        **resources_of("relabel"),
+        **rule_resources("relabel"),
     script:
         "../scripts/relabel.py"
 
@@ -59,6 +59,6 @@ rule relabel_diagnostics:
     conda:
         "../envs/ngsgd.yaml"
     resources:
-        **resources_of("relabel_diagnostics"),
+        **rule_resources("relabel_diagnostics"),
     script:
         "../scripts/relabel_diagnostics.py"

@@ -15,7 +15,7 @@ rule train:
         "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
-        **resources_of("train"),
+        **rule_resources("train"),
         attempts_left=attempts_left,
         min_jobs=MIN_JOBS,
     shell:

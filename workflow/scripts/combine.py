@@ -1,10 +1,10 @@
+from ngsgd.cli.entry_point import entry_point
 from ngsgd.data.corpus import read_info
-from ngsgd.faces.program import program
-from ngsgd.procedure.combine import combine
-from ngsgd.procedure.plan import models_to_combine, read_plan
-from ngsgd.procedure.run import Run
+from ngsgd.training.combine import combine
+from ngsgd.training.plan import models_to_combine, read_plan
+from ngsgd.training.run import Run
 
-with program(snakemake.log[0]):
+with entry_point(snakemake.log[0]):
     run = Run.open(f"results/{snakemake.wildcards.run}")
     plan = read_plan(run.plan)
     combine(

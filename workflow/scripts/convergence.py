@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ngsgd.faces.plots import convergence
-from ngsgd.faces.program import program
+from ngsgd.cli.entry_point import entry_point
+from ngsgd.reporting.plots import convergence
 
-with program(snakemake.log[0]):
+with entry_point(snakemake.log[0]):
     tables = {
         run: pd.read_csv(path, sep="\t") for run, path in zip(snakemake.params.runs, snakemake.input, strict=True)
     }

@@ -1,6 +1,6 @@
-from ngsgd.faces.program import program
-from ngsgd.procedure.evaluate import evaluate
-from ngsgd.procedure.run import Run
+from ngsgd.cli.entry_point import entry_point
+from ngsgd.training.evaluate import evaluate
+from ngsgd.training.run import Run
 
-with program(snakemake.log[0]):
+with entry_point(snakemake.log[0]):
     evaluate(Run.open(f"results/{snakemake.wildcards.run}"), snakemake.output[0])

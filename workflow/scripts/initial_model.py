@@ -1,19 +1,19 @@
 import numpy as np
 
+from ngsgd.cli.entry_point import entry_point
+from ngsgd.cli.models import load
 from ngsgd.data.corpus import read_info
 from ngsgd.data.transform import read_transform
-from ngsgd.faces.models import load
-from ngsgd.faces.program import program
 from ngsgd.files import derived_seed
 from ngsgd.network.topology import initial_model
-from ngsgd.procedure.origin import successor
-from ngsgd.procedure.run import Run
+from ngsgd.training.run import Run
+from ngsgd.training.warm_start import warm_start_model
 
-with program(snakemake.log[0]):
+with entry_point(snakemake.log[0]):
     run = Run.open(f"results/{snakemake.wildcards.run}")
     info = read_info(run.data)
     if snakemake.params.origin:
-        model = successor(load(snakemake.params.origin), snakemake.params.origin, run.settings, info)
+        model = warm_start_model(load(snakemake.params.origin), snakemake.params.origin, run.settings, info)
     else:
         model = initial_model(
             run.settings.hidden_layers(),

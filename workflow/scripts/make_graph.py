@@ -1,6 +1,6 @@
-from ngsgd.faces.program import program
-from ngsgd.procedure.run import Run
-from ngsgd.procedure.words import make_graph
+from ngsgd.cli.entry_point import entry_point
+from ngsgd.training.decoding import make_graph
+from ngsgd.training.run import Run
 
-with program(snakemake.log[0]):
+with entry_point(snakemake.log[0]):
     make_graph(Run.open(f"results/{snakemake.wildcards.run}"))

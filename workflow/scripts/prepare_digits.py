@@ -1,9 +1,9 @@
 from pathlib import Path
 
+from ngsgd.cli.entry_point import entry_point
 from ngsgd.data.digits import default_file, prepare
-from ngsgd.faces.program import program
 
-with program(snakemake.log[0]):
+with entry_point(snakemake.log[0]):
     s = snakemake.params.settings
     prepare(
         Path(snakemake.output.info).parent,

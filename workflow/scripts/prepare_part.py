@@ -1,10 +1,10 @@
 from pathlib import Path
 
+from ngsgd.cli.entry_point import entry_point
 from ngsgd.data.parts import prepare_part
-from ngsgd.faces.program import program
-from ngsgd.procedure.corpora import open_corpus
+from ngsgd.training.corpora import open_corpus
 
-with program(snakemake.log[0]):
+with entry_point(snakemake.log[0]):
     prepare_part(
         open_corpus(snakemake.params.settings),
         Path(snakemake.output.info).parent,

@@ -1,12 +1,12 @@
 from pathlib import Path
 
+from ngsgd.cli.entry_point import entry_point
 from ngsgd.data.corpus import Subset, read_info
 from ngsgd.data.egs import sample_frames
-from ngsgd.faces.program import program
 from ngsgd.files import derived_seed
 from ngsgd.network.splices import context, parse_splice_indexes
 
-with program(snakemake.log[0]):
+with entry_point(snakemake.log[0]):
     s = snakemake.params.settings
     purpose = snakemake.wildcards.subset
     corpus = Path(snakemake.input.info).parent

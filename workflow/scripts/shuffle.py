@@ -1,10 +1,10 @@
 from pathlib import Path
 
+from ngsgd.cli.entry_point import entry_point
 from ngsgd.data.corpus import Subset
 from ngsgd.data.egs import corpus_layout, shuffle
-from ngsgd.faces.program import program
 
-with program(snakemake.log[0]):
+with entry_point(snakemake.log[0]):
     s = snakemake.params.settings
     corpus = Path(snakemake.input.info).parent
     shuffle(
@@ -12,6 +12,6 @@ with program(snakemake.log[0]):
         corpus_layout(corpus, s["frames_per_eg"], s["samples_per_iter"]),
         int(snakemake.wildcards.archive),
         s["seed"],
-        [Path(path) for path in snakemake.input.dealt],
+        [Path(path) for path in snakemake.input.distributed],
         Path(snakemake.output.archive),
     )

@@ -1,11 +1,11 @@
 from pathlib import Path
 
+from ngsgd.cli.entry_point import entry_point
 from ngsgd.data.corpus import Subset, read_info
 from ngsgd.data.transform import estimate_transform, write_transform
-from ngsgd.faces.program import program
 from ngsgd.network.splices import parse_splice_indexes
 
-with program(snakemake.log[0]):
+with entry_point(snakemake.log[0]):
     s = snakemake.params.settings
     corpus = Path(snakemake.input.info).parent
     weight, bias = estimate_transform(

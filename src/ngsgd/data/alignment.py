@@ -107,7 +107,7 @@ def train_chain(features: Sequence[Float32s], num_states: int, floor: Floats) ->
     return chain
 
 
-def realigned(labels: Int32s, log_likelihoods: npt.NDArray[np.floating]) -> Int32s:
+def realign_labels(labels: Int32s, log_likelihoods: npt.NDArray[np.floating]) -> Int32s:
     """An utterance's labels, aligned anew along their own sequence, in which each has at least one frame.
 
     Args:

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngsgd.errors import DataError
-from ngsgd.files import require_file, whole, write_text
+from ngsgd.files import atomic_write, require_regular_file, write_text
 
 MAX_CLASSES = 1_000_000
 SUBSETS = ("train", "valid", "test")
@@ -114,7 +114,7 @@ class _NpyWriter:
         self._write_header()
 
 
-class Written(NamedTuple):
+class SubsetSummary(NamedTuple):
     """What `write_subset` wrote: the numbers of utterances and frames, and a hash of features and labels."""
 
     utterances: int
@@ -122,7 +122,7 @@ class Written(NamedTuple):
     sha256: str
 
 
-def write_subset(directory: Path, subset: str, utterances: Iterable[Utterance], dim: int) -> Written:
+def write_subset(directory: Path, subset: str, utterances: Iterable[Utterance], dim: int) -> SubsetSummary:
     """Writes one subset, streaming: memory does not grow with it.
 
     Raises:
@@ -130,7 +130,9 @@ def write_subset(directory: Path, subset: str, utterances: Iterable[Utterance], 
     """
     hash_ = hashlib.sha256()
     with contextlib.ExitStack() as stack:
-        features_path, labels_path, table_path = (stack.enter_context(whole(p)) for p in _paths(directory, subset))
+        features_path, labels_path, table_path = (
+            stack.enter_context(atomic_write(p)) for p in _paths(directory, subset)
+        )
         features = _NpyWriter(stack.enter_context(open(features_path, "wb")), (dim,), np.float32, hash_)
         labels = _NpyWriter(stack.enter_context(open(labels_path, "wb")), (), np.int32, hash_)
         table = stack.enter_context(open(table_path, "w", encoding="utf-8", newline=""))
@@ -144,7 +146,7 @@ def write_subset(directory: Path, subset: str, utterances: Iterable[Utterance], 
             count += 1
         features.finish()
         labels.finish()
-    return Written(count, labels.length, hash_.hexdigest())
+    return SubsetSummary(count, labels.length, hash_.hexdigest())
 
 
 def _paths(directory: Path, subset: str) -> tuple[Path, Path, Path]:
@@ -155,7 +157,7 @@ def _paths(directory: Path, subset: str) -> tuple[Path, Path, Path]:
     )
 
 
-class Intake:
+class UtteranceFilter:
     """Checks utterances on their way into a corpus: drops the bad ones, and stops when they are too many.
 
     Args:
@@ -302,7 +304,7 @@ def map_array(path: Path) -> npt.NDArray[Any]:
         DataError: the file is missing, truncated or not an array.
     """
     try:
-        require_file(path)
+        require_regular_file(path)
     except (OSError, ValueError) as e:
         raise DataError(f"{path}: no such file" if isinstance(e, FileNotFoundError) else f"{path}: {e}") from None
     damaged = f"{path}: not a whole array; delete it and run again to remake it"

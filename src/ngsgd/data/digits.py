@@ -22,8 +22,8 @@ from ngsgd.data.corpus import (
     SUBSETS,
     CorpusInfo,
     Float32s,
-    Intake,
     Utterance,
+    UtteranceFilter,
     WordModel,
     write_info,
     write_subset,
@@ -120,7 +120,7 @@ def prepare(
     """
     recordings = read_digits(path)
     dim = recordings[0].features.shape[1]
-    intake = Intake(dim, len(WORDS) * states_per_word, max_bad_share)
+    intake = UtteranceFilter(dim, len(WORDS) * states_per_word, max_bad_share)
     usable: list[Recording] = []
     for r in recordings:
         if len(r.features) < states_per_word:

@@ -4,8 +4,8 @@ An example is ``frames_per_eg`` successive labels and the frames that they need.
 records, memory-mapped: field ``features`` (left + frames_per_eg + right, dim) float32 and field ``labels``
 (frames_per_eg,) int32, `NO_LABEL` where an utterance ended before.
 
-They are made in two steps, each a fan-out with memory that does not grow with the corpus: `deal` cuts one split of
-the utterances into examples and deals them in turn to the archives, in a file with a part for each archive;
+They are made in two steps, each a fan-out with memory that does not grow with the corpus: `distribute` cuts one split
+of the utterances into examples and assigns them to the archives in turn, in a file with a part for each archive;
 `shuffle` puts one archive's parts together in random order. Neither the splits nor the order in which they are
 made changes an archive.
 
@@ -27,7 +27,7 @@ import numpy.typing as npt
 from ngsgd.data.corpus import Float32s, Int32s, Subset, map_array, read_info, split_bounds
 from ngsgd.data.quantized import CODES, decode, encode
 from ngsgd.errors import DataError
-from ngsgd.files import derived_seed, whole
+from ngsgd.files import atomic_write, derived_seed
 
 NO_LABEL = -1
 SHUFFLE_BUFFER = 5000  # examples that a job reads and shuffles at a time; the archives are shuffled as they lie
@@ -127,7 +127,7 @@ def check_disk(directory: Path, num_bytes: int) -> None:
         )
 
 
-def deal(
+def distribute(
     subset: Subset,
     layout: Layout,
     context: tuple[int, int],
@@ -155,7 +155,7 @@ def deal(
     first = int(offsets[begin])
     sizes = _part_sizes(first, int(offsets[end]), A)
     part_starts = np.cumsum(sizes) - sizes
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         out = _create(temporary, int(sizes.sum()), record)
         for i in range(begin, end):
             features, labels = subset.utterance(i)
@@ -182,7 +182,7 @@ def shuffle(subset: Subset, layout: Layout, archive: int, seed: int, parts: list
         layout: as it was dealt.
         archive: which, from 0.
         seed: of the order, which depends on nothing else.
-        parts: the files that `deal` wrote, by split.
+        parts: the files that `distribute` wrote, by split.
         path: of the archive.
 
     Raises:
@@ -195,13 +195,13 @@ def shuffle(subset: Subset, layout: Layout, archive: int, seed: int, parts: list
         begin, end = (int(offsets[u]) for u in split_bounds(len(subset), split, len(parts)))
         sizes = _part_sizes(begin, end, layout.num_archives)
         start = int(sizes[:archive].sum())
-        dealt = map_array(part)
-        if len(dealt) != sizes.sum():
-            raise DataError(f"{part}: {len(dealt)} examples, expected {sizes.sum()}; delete it and run again")
-        own.append(dealt[start : start + int(sizes[archive])])
+        distributed = map_array(part)
+        if len(distributed) != sizes.sum():
+            raise DataError(f"{part}: {len(distributed)} examples, expected {sizes.sum()}; delete it and run again")
+        own.append(distributed[start : start + int(sizes[archive])])
     ends = np.cumsum([len(part) for part in own])
     order = _order(seed, archive, int(ends[-1]))
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         out = _create(temporary, len(order), own[0].dtype)
         for block in range(0, len(order), WRITE_BUFFER):
             wanted = order[block : block + WRITE_BUFFER]
@@ -223,7 +223,7 @@ def sample_frames(
     """
     chosen = drawn_frames(subset, num_frames, seed)
     owners = np.searchsorted(subset.starts, chosen, side="right") - 1
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         out = _create(temporary, len(chosen), record_type(1, context, subset.features.shape[1]))
         for i in np.unique(owners):
             slots = np.flatnonzero(owners == i)
@@ -247,7 +247,7 @@ def drawn_frames(subset: Subset, num_frames: int, seed: int) -> npt.NDArray[np.i
 
 
 def archive_frames(subset: Subset, layout: Layout, archive: int, seed: int) -> npt.NDArray[np.int64]:
-    """The frames of a subset that one archive's labels are of, as `deal` and `shuffle` make it.
+    """The frames of a subset that one archive's labels are of, as `distribute` and `shuffle` make it.
 
     Returns:
         (examples, frames_per_eg); `NO_LABEL` where an utterance ended before.

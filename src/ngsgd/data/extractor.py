@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ngsgd.data.corpus import Float32s
 from ngsgd.errors import ConfigError, UtteranceError
-from ngsgd.files import find
+from ngsgd.files import resolve_path
 
 
 class Extractor:
@@ -49,7 +49,7 @@ class Extractor:
             return lhotse.Fbank(lhotse.FbankConfig(sampling_rate=sampling_rate))
         if self._name == "kaldi-mfcc":
             return lhotse.Mfcc(lhotse.MfccConfig(sampling_rate=sampling_rate))
-        path = find(self._name, self._root)
+        path = resolve_path(self._name, self._root)
         try:
             return lhotse.FeatureExtractor.from_yaml(path)
         except Exception as e:  # whatever a malformed file makes Lhotse raise

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from ngsgd.errors import ConfigError
 
 
-def with_copies(chosen: set[str], names: Iterable[str], uniq: dict[str, str]) -> set[str]:
+def include_copies(chosen: set[str], names: Iterable[str], uniq: dict[str, str]) -> set[str]:
     """The utterances among ``names`` that were chosen, and those made of the same recordings."""
     originals = {uniq.get(name, name) for name in chosen}
     return {name for name in names if uniq.get(name, name) in originals}
 
 
-def held_out(names: list[str], number: int, uniq: dict[str, str]) -> set[str]:
+def hold_out(names: list[str], number: int, uniq: dict[str, str]) -> set[str]:
     """At least ``number`` utterances, chosen by the names of their recordings alone.
 
     Args:

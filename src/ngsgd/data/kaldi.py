@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from ngsgd.data.corpus import MAX_CLASSES, Float32s, Int32s, Utterance, split_bounds
-from ngsgd.data.holdout import held_out, with_copies
+from ngsgd.data.holdout import hold_out, include_copies
 from ngsgd.data.kaldi_features import FeatureOptions, Features, numbered
 from ngsgd.errors import ConfigError, DataError, UtteranceError
-from ngsgd.files import find
+from ngsgd.files import resolve_path
 from ngsgd.kaldi.stream import Input
 from ngsgd.kaldi.tables import Script, integers, read_archive, read_lines, skip_integers
 from ngsgd.kaldi.transition import TransitionModel, read_transition_model, transitions_to_text
@@ -198,13 +198,13 @@ class KaldiCorpus:
         names = self._sides["train"].names()
         if valid_utterances:
             listed = {name for name, _ in read_lines(valid_utterances)}
-            self._valid = with_copies(listed, names, uniq)
+            self._valid = include_copies(listed, names, uniq)
             if not self._valid:
                 raise DataError(f"{valid_utterances}: none of its utterances is in {train.data}")
             if unknown := listed.difference(names):
                 log.warning("%s: %d of its utterances are not in %s", valid_utterances, len(unknown), train.data)
         else:
-            self._valid = held_out(names, num_valid_utterances, uniq)
+            self._valid = hold_out(names, num_valid_utterances, uniq)
         self.dim, self.const_dim = self._probe(train.data)
 
     def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
@@ -245,7 +245,7 @@ class KaldiCorpus:
 
 def _phones(text: str, root: Path) -> list[int]:
     if not re.fullmatch(r"\d{1,9}(:\d{1,9})*", text):
-        path = find(text, root)
+        path = resolve_path(text, root)
         try:
             text = path.read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as e:

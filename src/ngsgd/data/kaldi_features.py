@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ngsgd.data.corpus import Float32s
 from ngsgd.errors import ConfigError, DataError, UtteranceError
-from ngsgd.files import find
+from ngsgd.files import resolve_path
 from ngsgd.kaldi.stream import Array, open_input
 from ngsgd.kaldi.tables import Script, matrix, read_archive, read_lines
 
@@ -219,7 +219,7 @@ class Features:
         self._ivectors: Script | None = None
         if ivectors:
             self._ivectors = script(ivectors / "ivector_online.scp")
-            period = find(ivectors / "ivector_period", options.root)
+            period = resolve_path(ivectors / "ivector_period", options.root)
             try:
                 self._period = int(period.read_text(encoding="utf-8"))
             except (OSError, ValueError) as e:

@@ -21,9 +21,9 @@ import numpy as np
 
 from ngsgd.data.corpus import MAX_CLASSES, Float32s, Int32s, Utterance, map_array, split_bounds
 from ngsgd.data.extractor import Extractor, floats, one_line
-from ngsgd.data.holdout import held_out, with_copies
+from ngsgd.data.holdout import hold_out, include_copies
 from ngsgd.errors import DataError, UtteranceError
-from ngsgd.files import find, require_file
+from ngsgd.files import require_regular_file, resolve_path
 from ngsgd.kaldi.tables import read_lines
 
 MAX_LINE = 2**23  # bytes of one cut
@@ -146,11 +146,11 @@ class LhotseCorpus:
                 raise DataError(f"{side} manifest: it is empty")
         if valid_utterances:
             listed = {name for name, _ in read_lines(valid_utterances)}
-            self._valid = with_copies(listed, self._names["train"], originals)
+            self._valid = include_copies(listed, self._names["train"], originals)
             if not self._valid:
                 raise DataError(f"{valid_utterances}: none of its cuts is in the training manifest")
         else:
-            self._valid = held_out(self._names["train"], num_valid_utterances, originals)
+            self._valid = hold_out(self._names["train"], num_valid_utterances, originals)
         self.dim = self._probe()
 
     def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
@@ -280,7 +280,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise DataError(f"{path}: manifests are .jsonl or .jsonl.gz; lhotse copy turns others into that")
     try:
-        require_file(path)
+        require_regular_file(path)
         left = max(2**24, MAX_EXPANSION * path.stat().st_size)
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as f:
             while line := f.readline(MAX_LINE):
@@ -331,7 +331,7 @@ def _check(fields: Any, where: str, root: Path) -> None:
 def _file(path: Any, where: str, root: Path) -> str:
     if not isinstance(path, str) or "://" in path or path.startswith(("pipe:", "-")) or "|" in path or "\0" in path:
         raise DataError(f"{where}: {path!r:.60} is not the path of a file; it is not opened unless allow_pipes is true")
-    return os.fspath(find(path, root))
+    return os.fspath(resolve_path(path, root))
 
 
 def _loaded(manifest: Any, load: Callable[[], Any]) -> Any:

@@ -11,11 +11,11 @@ import numpy as np
 from ngsgd.data.corpus import (
     SUBSETS,
     CorpusInfo,
-    Intake,
     Subset,
+    SubsetSummary,
     Utterance,
+    UtteranceFilter,
     WordModel,
-    Written,
     read_info,
     write_info,
     write_subset,
@@ -57,7 +57,7 @@ def prepare_part(corpus: Corpus, directory: Path, part: int, num_parts: int) -> 
         DataError: the data cannot be read.
         OSError: a file cannot be written.
     """
-    intake = Intake(corpus.dim, corpus.num_classes, 1.0)
+    intake = UtteranceFilter(corpus.dim, corpus.num_classes, 1.0)
     written = {}
     for subset in SUBSETS:
         utterances = intake.accept(corpus.read(subset, part, num_parts, intake.drop), count_classes=subset == "train")
@@ -74,7 +74,7 @@ def assemble(parts: Sequence[Path], directory: Path, max_bad_share: float) -> No
     """
     infos = [read_info(part) for part in parts]
     first = infos[0]
-    intake = Intake(first.dim, len(first.class_counts), max_bad_share)
+    intake = UtteranceFilter(first.dim, len(first.class_counts), max_bad_share)
     for info in infos:
         intake.dropped |= info.dropped
         intake.num_dropped += len(info.dropped)
@@ -95,7 +95,7 @@ def assemble(parts: Sequence[Path], directory: Path, max_bad_share: float) -> No
 
 
 def _info(
-    source: Corpus | CorpusInfo, written: dict[str, Written], intake: Intake, words: list[WordModel]
+    source: Corpus | CorpusInfo, written: dict[str, SubsetSummary], intake: UtteranceFilter, words: list[WordModel]
 ) -> CorpusInfo:
     return CorpusInfo(
         dim=source.dim,

@@ -15,7 +15,7 @@ import scipy.linalg
 from ngsgd.data.corpus import CorpusInfo, Subset, map_array
 from ngsgd.data.egs import windows
 from ngsgd.errors import DataError
-from ngsgd.files import whole
+from ngsgd.files import atomic_write
 
 MAX_SINGULAR_VALUE = 5.0
 
@@ -114,7 +114,7 @@ def write_transform(path: str | os.PathLike[str], weight: Floats, bias: Floats) 
     Raises:
         OSError: the file cannot be written.
     """
-    with whole(path) as temporary, open(temporary, "wb") as f:
+    with atomic_write(path) as temporary, open(temporary, "wb") as f:
         np.save(f, np.column_stack((weight, bias)))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngsgd.errors import DataError
-from ngsgd.files import require_file, whole
+from ngsgd.files import atomic_write, require_regular_file
 from ngsgd.kaldi.tables import read_lines
 
 MAGIC = 2125659606
@@ -55,7 +55,7 @@ def prepare_graph(graph: Path, pdf_ids: npt.NDArray[np.int32], output: Path) -> 
     relabelled["input"] = np.where(arcs["input"] == 0, 0, pdf_ids[arcs["input"]] + 1)
     data[arcs_at : arcs_at + arcs.nbytes] = relabelled.tobytes()
     struct.pack_into("<Q", data, properties_at, EXPANDED)
-    with whole(output) as temporary:
+    with atomic_write(output) as temporary:
         temporary.write_bytes(data)
 
 
@@ -100,7 +100,7 @@ def _settles(
 
 def _read(path: str | os.PathLike[str]) -> bytearray:
     try:
-        require_file(path)
+        require_regular_file(path)
         return bytearray(Path(path).read_bytes())
     except OSError as e:
         raise DataError(f"{os.fspath(path)}: {e.strerror}") from None

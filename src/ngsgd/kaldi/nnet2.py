@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ngsgd.errors import ModelError
-from ngsgd.files import whole
+from ngsgd.files import atomic_write
 from ngsgd.kaldi.output import Output
 from ngsgd.kaldi.stream import Array, Input, open_input
 from ngsgd.kaldi.transition import TransitionModel, read_transitions, write_transitions
@@ -129,7 +129,7 @@ def write_nnet2(model: Nnet2, path: str | os.PathLike[str], *, binary: bool) -> 
     out.token("</Components>", "</Nnet>")
     if model.transitions:
         out.array(model.priors)
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(out.bytes())
 
 

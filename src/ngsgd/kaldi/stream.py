@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngsgd.errors import DataError, NgsgdError
-from ngsgd.files import require_file
+from ngsgd.files import require_regular_file
 
 BINARY = b"\0B"
 PIECE = 2**16  # bytes read at a time
@@ -361,7 +361,7 @@ def open_input(path: str | os.PathLike[str], error: type[NgsgdError] = DataError
         NgsgdError: of the given type: the file cannot be opened.
     """
     try:
-        require_file(path)
+        require_regular_file(path)
         f: Any = gzip.open(path) if os.fspath(path).endswith(".gz") else open(path, "rb")  # noqa: SIM115
     except OSError as e:
         raise error(f"{os.fspath(path)}: {e.strerror or e}") from None

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ngsgd.errors import DataError
-from ngsgd.files import find
+from ngsgd.files import resolve_path
 from ngsgd.kaldi.stream import Array, Input, open_input
 
 T = TypeVar("T")
@@ -126,7 +126,7 @@ class Script:
             return _select(_from_command(entry.rstrip()[:-1], where), ranges, where)
         path, offset = _split_offset(entry)
         try:
-            with open_input(find(path, self._root), offset=offset) as source:
+            with open_input(resolve_path(path, self._root), offset=offset) as source:
                 source.start()
                 array = source.array(2)
         except DataError as e:

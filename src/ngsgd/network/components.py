@@ -111,11 +111,11 @@ class PNorm(Component):
     """The p-norm of each group of input_dim / output_dim successive inputs.
 
     Attributes:
-        done_below: whether the component below does so already; see `AcousticModel.interleaved`.
+        fused: whether the component below does so already; see `AcousticModel.training_layout`.
     """
 
     kind = "pnorm"
-    done_below = False
+    fused = False
 
     def __init__(self, input_dim: int, output_dim: int, p: float = 2.0) -> None:
         super().__init__(input_dim, output_dim)
@@ -129,7 +129,7 @@ class PNorm(Component):
         return super().spec() | {"p": self.p}
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.done_below:
+        if self.fused:
             return x
         groups = x.reshape(*x.shape[:-1], self.output_dim, self.input_dim // self.output_dim)
         if self.p != 2.0:
@@ -143,14 +143,14 @@ class Normalize(Elementwise):
     """Scales each row to root-mean-square 1.
 
     Attributes:
-        done_below: whether the component below does so already; see `AcousticModel.interleaved`.
+        fused: whether the component below does so already; see `AcousticModel.training_layout`.
     """
 
     kind = "normalize"
-    done_below = False
+    fused = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.done_below:
+        if self.fused:
             return x
         y: Tensor = Normalized.apply(x)  # type: ignore[no-untyped-call]
         return y

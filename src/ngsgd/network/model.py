@@ -117,9 +117,8 @@ class AcousticModel(nn.Module):
     def backpropagate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The way to the loss, minus the log posteriors of the frames' labels, summed, and back.
 
-        In a block of `interleaved`, and with an optimiser that watches the affine components, as `NGSGD` does, it takes
-        less time than ``loss.backward()``: what comes to the optimiser is the same but for rounding, and autograd knows
-        nothing of it.
+        In a block of `training_layout`, with an optimiser that watches the affine components, as `NGSGD` does, it is
+        faster than ``loss.backward()``. The optimiser receives the same up to rounding; autograd is not involved.
 
         Args:
             x: as for `forward`.
@@ -184,7 +183,7 @@ class AcousticModel(nn.Module):
         return torch.log_softmax(likelihoods, dim=-1).clamp(min=LOG_FLOOR)
 
     @contextlib.contextmanager
-    def interleaved(self) -> Iterator[None]:
+    def training_layout(self) -> Iterator[None]:
         """Lays the parameters as it suits training.
 
         The outputs of affine components below 2-norms lie so that the members of a group are far apart: for
@@ -208,9 +207,9 @@ class AcousticModel(nn.Module):
                 order = np.arange(pnorm.input_dim).reshape(pnorm.output_dim, -1).T
                 affine.reorder(tuple(order.flatten().tolist()))
                 affine.norm = Norm(len(order), normalized=normalize is not None)
-                pnorm.done_below = True
+                pnorm.fused = True
                 if normalize is not None:
-                    normalize.done_below = True
+                    normalize.fused = True
             for affine in affines:
                 affine.join(True)
             self._stack = stack_of(chain) if affines else None
@@ -222,9 +221,9 @@ class AcousticModel(nn.Module):
             for affine, pnorm, normalize in norms:
                 affine.reorder(None)
                 affine.norm = None
-                pnorm.done_below = False
+                pnorm.fused = False
                 if normalize is not None:
-                    normalize.done_below = False
+                    normalize.fused = False
 
     def architecture(self) -> list[dict[str, Any]]:
         if any(isinstance(component, Affine) and component.output_order for component in self.chain()):

@@ -28,7 +28,7 @@ TRANSITIONS = "transition_model"
 MAX_BATCHNORM = 10_000  # dimensions of a batch normalisation that is written as a matrix
 
 # What the fields are called that are a component's arrays or dimensions here, and not kept beside it.
-TAKEN = {
+ACCEPTED = {
     "InputDim", "OutputDim", "Dim", "P", "Context", "ConstComponentDim", "Sizes", "Scales", "LinearParams",
     "BiasParams",
 }  # fmt: skip
@@ -89,7 +89,7 @@ def from_nnet2(source: Nnet2, name: str | os.PathLike[str]) -> AcousticModel:
         numbers[component.kind] += 1
         named.append((own_name, component))
         kept[own_name] = {"kind": record.kind} | {
-            field: _to_json(value) for field, value in record.fields.items() if field not in TAKEN
+            field: _to_json(value) for field, value in record.fields.items() if field not in ACCEPTED
         }
     if not named or not isinstance(named[-1][1], c.Softmax | c.SumGroup):
         raise ModelError(f"{os.fspath(name)}: the network does not end with a softmax, so that it gives no posteriors")

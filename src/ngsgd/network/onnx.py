@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from ngsgd.errors import ModelError
-from ngsgd.files import whole
+from ngsgd.files import atomic_write
 from ngsgd.kernels.rows import NORM_FLOOR
 from ngsgd.network import components as c
 from ngsgd.network.affine import Affine
@@ -61,7 +61,7 @@ def export_onnx(model: AcousticModel, path: str | os.PathLike[str]) -> None:
         producer_name="ngsgd",
     )
     onnx.checker.check_model(made)
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(made.SerializeToString(deterministic=True))
 
 

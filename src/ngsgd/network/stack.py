@@ -107,7 +107,7 @@ def _taken(rest: list[Component | Affine], kind: type[Kind]) -> Kind | None:
 
 
 def _belongs_between(component: Component | Affine) -> bool:
-    done = isinstance(component, PNorm | Normalize) and component.done_below
+    done = isinstance(component, PNorm | Normalize) and component.fused
     return isinstance(component, Affine) or done or _is_plain(component)
 
 

@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from ngsgd.errors import ModelError
-from ngsgd.files import canonical_json, whole
+from ngsgd.files import atomic_write, canonical_json
 
 KEY = "ngsgd"
 FORMAT = 1
@@ -42,7 +42,7 @@ def write_model(path: str | os.PathLike[str], arrays: Arrays, header: Header) ->
         OSError: the file cannot be written.
     """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         # Not save_file: it would report a full disk as an error of safetensors.
         temporary.write_bytes(safetensors.numpy.save(contiguous, metadata={KEY: canonical_json(header)}))
 
@@ -103,7 +103,7 @@ class _Stored:
 
 
 @contextlib.contextmanager
-def opened_model(path: str | os.PathLike[str]) -> Iterator[dict[str, Rows]]:
+def open_model(path: str | os.PathLike[str]) -> Iterator[dict[str, Rows]]:
     """The arrays of a model's file, to be read in parts.
 
     Raises:

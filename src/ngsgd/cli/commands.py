@@ -1,0 +1,277 @@
+"""What the ``ngsgd`` command does. What a subcommand needs is imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ngsgd.cli.entry_point import entry_point
+
+if TYPE_CHECKING:
+    from ngsgd.training.plan import Job
+    from ngsgd.training.run import Run
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from ngsgd.training.job import run_job
+    from ngsgd.training.run import Run
+
+    run = Run.open(arguments.run)
+    job = _job(run, arguments.iteration, arguments.job)
+    output, progress = run.job(job.iteration, job.job), run.progress(job.iteration, job.job)
+    labels = run.labels(job.alignment, job.archive)
+    run_job(run.settings, job, run.model(job.iteration), run.archive(job.archive), output, progress, labels)
+
+
+def _job(run: Run, iteration: int, number: int) -> Job:
+    """A training job as it is after what has been lost before it."""
+    from ngsgd.errors import DataError
+    from ngsgd.network.storage import read_header
+    from ngsgd.training.lost_jobs import jobs_after_losses, lost_jobs_in_history
+
+    for job in jobs_after_losses(
+        run.plan, iteration, lost_jobs_in_history(read_header(run.model(iteration))["history"])
+    ):
+        if job.job == number:
+            return job
+    raise DataError(f"{run.plan}: no job {number} in iteration {iteration}")
+
+
+def _failed(arguments: argparse.Namespace) -> None:
+    from ngsgd.training.lost_jobs import record_failure
+    from ngsgd.training.run import Run
+
+    run, x, n = Run.open(arguments.run), arguments.iteration, arguments.job
+    if not record_failure(run, _job(run, x, n), arguments.reason, arguments.attempts_left, arguments.min_jobs or None):
+        raise SystemExit(1)
+
+
+def _average(arguments: argparse.Namespace) -> None:
+    from ngsgd.network.storage import read_header
+    from ngsgd.training.average import end_iteration
+    from ngsgd.training.lost_jobs import jobs_after_losses, lost_jobs_in_history, record_lost_jobs
+    from ngsgd.training.progress import Reporter
+    from ngsgd.training.run import Run
+
+    run, x = Run.open(arguments.run), arguments.iteration
+    reporter = Reporter(run.progress(x, 0))
+    jobs = jobs_after_losses(run.plan, x, lost_jobs_in_history(read_header(run.model(x))["history"]))
+    outputs = [run.job(x, job.job) for job in jobs]
+    lost = record_lost_jobs(jobs, outputs, run.ledger, arguments.min_jobs or None)
+    made = [output for job, output in zip(jobs, outputs, strict=True) if job.job not in lost]
+    gap = run.settings.max_log_probability_gap
+    step = run.settings.outer_step()
+    momenta = (run.momentum(x), run.momentum(x + 1)) if step.momentum else None
+    end_iteration(made, run.model(x), gap, run.model(x + 1), run.report(x + 1), lost, step, momenta)
+    reporter.done()
+    _prune(run, arguments, needed=[x + 1])
+
+
+def _prune(run: Run, arguments: argparse.Namespace, needed: Sequence[int] = ()) -> None:
+    from ngsgd.training.execution import ModelRetention
+    from ngsgd.training.plan import read_plan
+    from ngsgd.training.pruning import prune
+
+    keeping = ModelRetention(arguments.keep_last or None, arguments.keep_every or None)
+    if not keeping.all:
+        prune(run, read_plan(run.plan), keeping, needed)
+
+
+def _diagnose(arguments: argparse.Namespace) -> None:
+    from ngsgd.training.diagnose import diagnose
+    from ngsgd.training.run import Run
+
+    run = Run.open(arguments.run)
+    diagnose(run, arguments.iteration)
+    _prune(run, arguments)
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from ngsgd.reporting.status import describe, follow
+    from ngsgd.training.run import Run
+
+    run = Run.open(arguments.run)
+    if arguments.follow:
+        with contextlib.suppress(KeyboardInterrupt):
+            follow(run)
+    else:
+        print(describe(run, time.time()))
+
+
+def _align(arguments: argparse.Namespace) -> None:
+    from ngsgd.training.realign import align
+    from ngsgd.training.run import Run
+
+    align(Run.open(arguments.run), arguments.alignment, arguments.split)
+
+
+def _decode(arguments: argparse.Namespace) -> None:
+    from ngsgd.training.decoding import decode
+    from ngsgd.training.run import Run
+
+    decode(Run.open(arguments.run), arguments.split)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from ngsgd.cli.models import load, save
+
+    model = load(arguments.model)
+    save(model, Path(arguments.output), arguments.model, arguments.transition_model, text=arguments.text)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from ngsgd.cli.models import describe, load
+
+    print(describe(load(arguments.model), arguments.model))
+
+
+def _mean(arguments: argparse.Namespace) -> None:
+    from ngsgd.cli.models import average, save
+
+    model = average(arguments.models)
+    save(model, Path(arguments.output), arguments.models[0], arguments.transition_model, text=arguments.text)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from ngsgd.cli.models import load
+    from ngsgd.network.onnx import export_onnx
+
+    export_onnx(load(arguments.model), arguments.onnx)
+
+
+def _compute(arguments: argparse.Namespace) -> None:
+    from ngsgd.cli.models import compute, load, read_features
+    from ngsgd.data.kaldi_features import FeatureOptions, Features
+
+    def path(value: str | None) -> Path | None:
+        return None if value is None else Path(value)
+
+    root = Path(arguments.experiment)
+    options = FeatureOptions(
+        root, arguments.cmvn_opts, arguments.feature_type, arguments.delta_order, arguments.allow_pipes
+    )
+    features = Features(
+        path(arguments.cmvn),
+        path(arguments.utt2spk),
+        path(arguments.alignment),
+        path(arguments.transforms),
+        None,
+        path(arguments.ivectors),
+        options,
+    )
+    matrices = read_features(arguments.features, root, allow_pipes=arguments.allow_pipes)
+    done = compute(load(arguments.model), matrices, features, Path(arguments.output))
+    print(f"{done} utterances", file=sys.stderr)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="ngsgd", description="Parallel training of acoustic models with NG-SGD.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(function=function)
+        return made
+
+    status = command("status", _status, "How a run stands: its jobs, scores, pace and expected end.")
+    status.add_argument("run", help="folder of the run")
+    status.add_argument("--follow", action="store_true", help="again every few seconds, until it has its final model")
+    _add_steps_of_a_run(command)
+    _add_uses_of_a_model(command)
+    return top
+
+
+def _add_steps_of_a_run(command: Callable[..., argparse.ArgumentParser]) -> None:
+    def add_keeping(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--keep-last", type=int, default=0, metavar="N", help="remove models but the last N; 0: see next"
+        )
+        made.add_argument("--keep-every", type=int, default=0, metavar="N", help="and but each N-th; both 0: keep all")
+
+    train = command("train", _train, "One training job of a run's plan.")
+    train.add_argument("run", help="folder of the run")
+    train.add_argument("iteration", type=int)
+    train.add_argument("job", type=int)
+
+    end = command("end-iteration", _average, "Makes the next model: the average of an iteration's jobs, or the best.")
+    end.add_argument("run", help="folder of the run")
+    end.add_argument("iteration", type=int)
+    end.add_argument("--min-jobs", type=int, default=0, metavar="N", help="go on with N of its jobs; 0: all")
+    add_keeping(end)
+
+    failed = command(
+        "failed", _failed, "Notes that a training job has failed, and gives it up if it may: then it succeeds."
+    )
+    failed.add_argument("run", help="folder of the run")
+    failed.add_argument("iteration", type=int)
+    failed.add_argument("job", type=int)
+    failed.add_argument("--reason", default="it failed, see its log")
+    failed.add_argument("--attempts-left", type=int, default=0, metavar="N", help="how often it is to be tried again")
+    failed.add_argument("--min-jobs", type=int, default=0, metavar="N", help="the iteration can do with N; 0: all")
+
+    diagnose = command("diagnose", _diagnose, "The scores of a run's model on its validation and training subsets.")
+    diagnose.add_argument("run", help="folder of the run")
+    diagnose.add_argument("iteration", type=int, help="the model from which this iteration starts")
+    add_keeping(diagnose)
+
+    align = command("align", _align, "Labels one split of a run's training and validation utterances anew.")
+    align.add_argument("run", help="folder of the run")
+    align.add_argument("alignment", type=int, help="which realignment, from 1")
+    align.add_argument("split", type=int)
+
+    decode = command("decode", _decode, "Decodes one split of a run's validation and test utterances to words.")
+    decode.add_argument("run", help="folder of the run")
+    decode.add_argument("split", type=int)
+
+
+def _add_uses_of_a_model(command: Callable[..., argparse.ArgumentParser]) -> None:
+    either = "a model: .safetensors, or Kaldi's nnet2 (.mdl), binary or text"
+
+    def add_writing(made: argparse.ArgumentParser) -> None:
+        made.add_argument("output", help="what is written: .safetensors, or .mdl for nnet2")
+        made.add_argument("--text", action="store_true", help="write an .mdl as text")
+        made.add_argument(
+            "--transition-model", metavar="MDL", help="a Kaldi model to take the transition model of an .mdl from"
+        )
+
+    convert = command("convert", _convert, "Turns a model into one of Kaldi's, or back.")
+    convert.add_argument("model", help=either)
+    add_writing(convert)
+
+    info = command("info", _info, "Says what is in a model.")
+    info.add_argument("model", help=either)
+
+    average = command("average", _mean, "The average of models' parameters.")
+    average.add_argument("models", nargs="+", help=either)
+    add_writing(average)
+
+    export = command("export", _export, "Writes a model as ONNX: features in, log-likelihoods out.")
+    export.add_argument("model", help=either)
+    export.add_argument("--onnx", required=True, metavar="OUT", help="file to be written")
+
+    compute = command("compute", _compute, "Writes log-likelihoods of utterances for Kaldi's decoders.")
+    compute.add_argument("model", help=either)
+    compute.add_argument("features", help="an .scp or an archive; without options features as the network takes them")
+    compute.add_argument("output", help="archive to be written")
+    compute.add_argument("--cmvn", metavar="SCP", help="CMVN statistics by speaker, to be applied")
+    compute.add_argument("--utt2spk", metavar="FILE", help="speaker of each utterance; else each is its own")
+    compute.add_argument("--cmvn-opts", metavar="OPTS", help="such as '--norm-vars=true'")
+    compute.add_argument("--delta-order", type=int, default=0, metavar="N", help="add N time derivatives")
+    compute.add_argument("--feature-type", choices=("raw", "lda"), help="lda: splice and final.mat of --alignment")
+    compute.add_argument("--alignment", metavar="DIR", help="with final.mat, splice_opts, cmvn_opts, where they are")
+    compute.add_argument("--transforms", metavar="DIR", help="with trans.* (fMLLR)")
+    compute.add_argument("--ivectors", metavar="DIR", help="with ivector_online.scp and ivector_period")
+    compute.add_argument("--experiment", default=".", metavar="DIR", help="folder that paths in .scp are relative to")
+    compute.add_argument("--allow-pipes", action="store_true", help="run the commands in .scp files")
+
+
+def run_command(argv: Sequence[str] | None = None) -> None:
+    """Does in this process what the arguments say."""
+    arguments = parser().parse_args(argv)
+    with entry_point():
+        arguments.function(arguments)

@@ -1,0 +1,23 @@
+"""The ``ngsgd`` command. It imports nothing until it knows that nobody else does what it is to do."""
+
+from __future__ import annotations
+
+import sys
+
+from ngsgd.forkserver.client import delegate
+
+#: Subcommands that the fork server runs (see `ngsgd.forkserver`), and the module that each needs; all import torch.
+FORKED_COMMANDS = {
+    "train": "ngsgd.training.job",
+    "diagnose": "ngsgd.training.diagnose",
+    "align": "ngsgd.training.realign",
+    "decode": "ngsgd.training.decoding",
+}
+
+
+def main() -> None:
+    if len(sys.argv) > 1 and sys.argv[1] in FORKED_COMMANDS and (status := delegate(sys.argv[1:])) is not None:
+        sys.exit(status)
+    from ngsgd.cli.commands import run_command
+
+    run_command()

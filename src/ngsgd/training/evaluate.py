@@ -1,0 +1,111 @@
+"""The final model on the test subset: frame scores, and words where the corpus has words."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ngsgd.data.alignment import decode_word
+from ngsgd.data.corpus import CorpusInfo, Subset, WordModel, read_info
+from ngsgd.data.phones import PhoneLoop
+from ngsgd.errors import DataError
+from ngsgd.files import write_text
+from ngsgd.network.model import AcousticModel, load_model
+from ngsgd.training.decoding import best_lm_weight, score_lm_weights, word_errors
+from ngsgd.training.run import Run
+from ngsgd.training.scoring import Score, check_corpus_fits, check_labels
+
+ACOUSTIC_SCALES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+NUM_TUNED = 100  # validation utterances on which a scale is chosen
+
+
+def evaluate(run: Run, output: str | os.PathLike[str]) -> None:
+    """Writes the scores of a run's final model (JSON).
+
+    ``log_probability``, ``accuracy`` and ``frames``. Where the corpus has words ``word_error_rate``, ``words`` and
+    ``word_errors``; where they were decoded with a graph also ``lmwt``, the language-model weight with the fewest
+    errors on validation utterances, and ``sweep``, the errors at all of them. Where it has phones ``phone_error_rate``,
+    ``phones``, ``insertions``, ``deletions``, ``substitutions`` and ``acoustic_scale``, chosen likewise.
+
+    Raises:
+        ModelError: the model cannot be read, or has no priors.
+        DataError: the corpus or what was decoded cannot be read, there is no test utterance, or the corpus does not
+            go with the model.
+    """
+    torch.set_num_threads(run.settings.threads)
+    model = load_model(run.final).eval()
+    info, test = read_info(run.data), Subset(run.data, "test")
+    check_corpus_fits(model, info, run.data)
+    result: dict[str, Any] = score_utterances(model, test)._asdict()
+    if info.words:
+        errors = sum(_decode(model, test, i, info.words) != word for i, word in enumerate(test.texts))
+        result |= {"word_error_rate": errors / len(test), "words": len(test), "word_errors": errors}
+    elif info.phones:
+        result |= _score_phones(run, model, info, test)
+    elif run.settings.graph:
+        rows = score_lm_weights(run)
+        best = best_lm_weight(rows)
+        errors = sum(best["test"][kind] for kind in ("insertions", "deletions", "substitutions"))
+        result |= {
+            "word_error_rate": best["test"]["word_error_rate"],
+            "words": best["test"]["words"],
+            "word_errors": errors,
+            "lmwt": best["lmwt"],
+            "lm_weights": rows,
+        }
+    write_text(output, json.dumps(result, indent=1) + "\n")
+
+
+@torch.no_grad()
+def score_utterances(model: AcousticModel, subset: Subset) -> Score:
+    """The model's score on all frames of a subset's utterances, their edges repeated for context.
+
+    Raises:
+        DataError: the subset is empty, or has a label out of range.
+    """
+    total, correct, frames = 0.0, 0, 0
+    for i in range(len(subset)):
+        features, labels = subset.utterance(i)
+        check_labels(labels, model.num_classes, f"utterance {subset.names[i]}")
+        y = torch.from_numpy(labels.astype(np.int64))
+        log_posteriors = model.log_posteriors(torch.from_numpy(np.array(features)))
+        total += float(log_posteriors.gather(1, y[:, None]).double().sum())
+        correct += int((log_posteriors.argmax(dim=1) == y).sum())
+        frames += len(labels)
+    if frames == 0:
+        raise DataError("no utterance to score the model on")
+    return Score(total / frames, correct / frames, frames)
+
+
+def _score_phones(run: Run, model: AcousticModel, info: CorpusInfo, test: Subset) -> dict[str, Any]:
+    loop = PhoneLoop(Subset(run.data, "train"), info.phones, model.num_classes)
+    valid = Subset(run.data, "valid")
+    tuned = list(_likelihoods(model, valid, NUM_TUNED))
+    errors = [
+        word_errors([t.split() for t in valid.texts[: len(tuned)]], [loop.decode(frames, scale) for frames in tuned])
+        for scale in ACOUSTIC_SCALES
+    ]
+    scale = ACOUSTIC_SCALES[min(range(len(errors)), key=lambda k: errors[k].rate)]
+    found = word_errors(
+        [text.split() for text in test.texts],
+        [loop.decode(frames, scale) for frames in _likelihoods(model, test, len(test))],
+    )
+    counts = found._asdict()
+    return {"phone_error_rate": found.rate, "phones": counts.pop("words")} | counts | {"acoustic_scale": scale}
+
+
+def _likelihoods(model: AcousticModel, subset: Subset, number: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Those of the frames of the first utterances of a subset."""
+    for i in range(min(number, len(subset))):
+        yield model.log_likelihoods(torch.from_numpy(np.array(subset.utterance(i)[0]))).numpy()
+
+
+def _decode(model: AcousticModel, subset: Subset, i: int, words: list[WordModel]) -> str:
+    features, _ = subset.utterance(i)
+    return decode_word(model.log_likelihoods(torch.from_numpy(np.array(features))).numpy(), words)

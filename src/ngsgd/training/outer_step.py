@@ -1,0 +1,147 @@
+"""From the average of an iteration's jobs to the next model, where that is to be more than the average.
+
+The change Delta_t = mean_n(W_t^(n)) - W_t is taken as a step of an optimiser over iterations:
+
+    V_t = mu V_{t-1} + Delta_t,    W_{t+1} = W_t + eta (V_t, or Delta_t + mu V_t with Nesterov's momentum).
+
+With momentum mu and eta = 1 - mu ... 1 this is BMUF (Chen & Huo 2016; its zeta is eta), with Nesterov's, eta = 0.7 and
+mu = 0.9 the outer step of DiLoCo (arXiv:2311.08105). Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ngsgd.errors import ModelError
+from ngsgd.network.storage import Arrays, Header, read_model, write_model
+
+Weights = Literal["equal", "frames", "rescaled"]
+STATISTICS = ("running_mean", "running_var")  # are no parameters: they are averaged, and that is that
+
+
+@dataclass(frozen=True)
+class OuterStep:
+    """The settings of the step; see ``config/README.md``.
+
+    Attributes:
+        lrate: eta.
+        momentum: mu.
+        nesterov: whether the momentum is Nesterov's.
+        trust_region: length of a component's step relative to its parameters, at most; None for any.
+        weights: of the jobs in the average.
+    """
+
+    lrate: float = 1.0
+    momentum: float = 0.0
+    nesterov: bool = False
+    trust_region: float | None = None
+    weights: Weights = "equal"
+
+    @property
+    def is_average(self) -> bool:
+        """Whether the next model is the average itself."""
+        return self.lrate == 1.0 and self.momentum == 0.0 and self.trust_region is None
+
+
+def job_weights(kind: Weights, frames: Sequence[int]) -> tuple[list[float] | None, float]:
+    """The weights of the jobs' models, None where all are 1 / N, and the factor of the change that they make together.
+
+    Args:
+        kind: ``frames``: in proportion to the frames that each was trained on, so that these count alike; ``rescaled``:
+            in inverse proportion, so that jobs that got through less count as if they had got through as much.
+        frames: of each job.
+
+    Raises:
+        ModelError: a job was trained on nothing.
+    """
+    if kind == "equal" or len(set(frames)) == 1:
+        return None, 1.0
+    if min(frames) <= 0:
+        raise ModelError(f"job_weights: {kind}: a job was trained on no frame; leave it out with min_jobs")
+    if kind == "frames":
+        return [f / sum(frames) for f in frames], 1.0
+    expected = sum(frames) / len(frames)
+    weights = [expected / f / len(frames) for f in frames]
+    return [weight / sum(weights) for weight in weights], sum(weights)
+
+
+def scale_change(before: Arrays, average: Arrays, factor: float) -> Arrays:
+    """The average with its change from W_t multiplied, but for statistics."""
+    return {
+        name: array
+        if name.endswith(STATISTICS) or name not in before
+        else (before[name] + factor * (array.astype(np.float64) - before[name])).astype(array.dtype)
+        for name, array in average.items()
+    }
+
+
+def apply_outer_step(before: Arrays, average: Arrays, momentum: Arrays, step: OuterStep) -> tuple[Arrays, Arrays]:
+    """W_{t+1} and V_t.
+
+    Args:
+        before: W_t.
+        average: of the jobs' models. Its arrays that W_t does not have, those of a new layer, are taken as they are.
+        momentum: V_{t-1}; arrays that it lacks are 0.
+        step: the settings.
+    """
+    after, velocity, moves = dict(average), {}, dict[str, npt.NDArray[np.float64]]()
+    for name, mean in average.items():
+        if name.endswith(STATISTICS) or name not in before or before[name].shape != mean.shape:
+            continue
+        delta = mean.astype(np.float64) - before[name]
+        v = delta if name not in momentum else step.momentum * momentum[name].astype(np.float64) + delta
+        moves[name] = step.lrate * (delta + step.momentum * v if step.nesterov else v)
+        velocity[name] = v.astype(mean.dtype)
+    for component in sorted({_component(name) for name in moves}):
+        own = [name for name in sorted(moves) if _component(name) == component]
+        scale = _scale(before, moves, own, step.trust_region)
+        for name in own:
+            after[name] = (before[name] + scale * moves[name]).astype(average[name].dtype)
+    return after, velocity if step.momentum else {}
+
+
+def _component(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _scale(before: Arrays, moves: Mapping[str, Any], own: Sequence[str], trust_region: float | None) -> float:
+    if trust_region is None:
+        return 1.0
+    there = sum(float(np.square(before[name], dtype=np.float64).sum()) for name in own) ** 0.5
+    length = sum(float(np.square(moves[name]).sum()) for name in own) ** 0.5
+    # What is 0, as a new layer's biases may be, has to begin somewhere.
+    return min(1.0, trust_region * there / length) if there and length else 1.0
+
+
+def write_momentum(path: str | os.PathLike[str], momentum: Arrays, header: Header) -> None:
+    """Writes V_t, with the header of the model that it led to.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write_model(path, momentum, header)
+
+
+def read_momentum(path: str | os.PathLike[str], model: str | os.PathLike[str], header: Header) -> Arrays:
+    """V_t of the iteration that led to a model.
+
+    Raises:
+        ModelError: it is missing or damaged, or of another model.
+    """
+    hint = (
+        f"; delete {os.fspath(model)}, and those before it as far back as their momenta are missing, too, and run "
+        "again: averages are made anew, jobs are not"
+    )
+    if not Path(path).exists():
+        raise ModelError(f"{os.fspath(path)}: the momentum of {os.fspath(model)} is missing{hint}")
+    momentum, own = read_model(path)
+    if own != header:
+        raise ModelError(f"{os.fspath(path)}: not the momentum of {os.fspath(model)}{hint}")
+    return momentum

@@ -1,0 +1,199 @@
+"""The folder of a run: what lies where in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ngsgd.data.egs import Layout, corpus_layout
+from ngsgd.errors import ConfigError
+from ngsgd.files import digest, write_text
+from ngsgd.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's settings, and the paths of its files.
+
+    Attributes:
+        folder: of the run.
+        settings: of the run.
+        data: folder of its prepared corpus.
+        examples: folder of its examples.
+        origin: stands for the model that it starts from; None where that is made for it.
+    """
+
+    folder: Path
+    settings: Settings
+    data: Path
+    examples: Path
+    origin: str | None = None
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Run:
+        """The run of which `write` described the folder.
+
+        Raises:
+            ConfigError: the description is missing or malformed.
+        """
+        path = Path(folder) / "settings.json"
+        try:
+            return cls.from_fields(Path(folder), json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file; call snakemake, which makes it") from None
+        except (OSError, ValueError, TypeError, KeyError) as e:
+            raise ConfigError(f"{path}: not the settings of a run ({e}); delete it and run again") from None
+
+    @classmethod
+    def from_fields(cls, folder: Path, fields: dict[str, Any]) -> Run:
+        """The run of a folder from what `fields` gave."""
+        return cls(
+            folder, Settings(**fields["settings"]), Path(fields["data"]), Path(fields["examples"]), fields["origin"]
+        )
+
+    def fields(self) -> dict[str, Any]:
+        """All but the folder, of what JSON can hold."""
+        return {
+            "data": str(self.data),
+            "examples": str(self.examples),
+            "origin": self.origin,
+            "settings": asdict(self.settings),
+        }
+
+    def key(self) -> str:
+        """Stands for the settings and the contents of the data and of the decoding graph."""
+        return digest([self.fields(), self.settings.graph_stamps()])
+
+    def models_key(self) -> str:
+        """Stands for what the run's models are made from, and for nothing that is done with them."""
+        s = self.settings
+        return digest([str(self.data), self.origin, s.of_examples(), s.of_training(), s.of_scoring(), s.of_ending()])
+
+    def write(self) -> None:
+        """Writes ``settings.json``.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        write_text(self.settings_file, json.dumps(self.fields(), indent=1) + "\n")
+
+    def layout(self) -> Layout:
+        """How its examples lie in archives.
+
+        Raises:
+            DataError: the corpus cannot be read.
+        """
+        return corpus_layout(self.data, self.settings.frames_per_eg, self.settings.samples_per_iter)
+
+    @property
+    def settings_file(self) -> Path:
+        return self.folder / "settings.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.folder / "plan.tsv"
+
+    @property
+    def ledger(self) -> Path:
+        """The jobs that were given up."""
+        return self.folder / "lost.tsv"
+
+    @property
+    def pruned(self) -> Path:
+        """Is there when models have been removed."""
+        return self.folder / "pruned"
+
+    def model(self, x: int) -> Path:
+        """The model from which iteration x starts."""
+        return self.folder / "models" / f"{x}.safetensors"
+
+    def momentum(self, x: int) -> Path:
+        """The momentum of the outer step that led to model x."""
+        return self.folder / "momenta" / f"{x}.safetensors"
+
+    def job(self, iteration: int, job: int) -> Path:
+        """The model of one training job, which counts from 1."""
+        return self.folder / "jobs" / f"{iteration}.{job}.safetensors"
+
+    def report(self, x: int) -> Path:
+        """How model x came of its iteration's jobs."""
+        return self.folder / "reports" / f"{x}.json"
+
+    def diagnostics(self, x: int) -> Path:
+        """The scores of model x."""
+        return self.folder / "diagnostics" / f"{x}.json"
+
+    def progress(self, iteration: int, job: int) -> Path:
+        """What a training job tells of itself; job 0 is the averaging at the iteration's end."""
+        return self.folder / "progress" / f"{iteration}.{job}.json"
+
+    @property
+    def final(self) -> Path:
+        return self.folder / "final.safetensors"
+
+    @property
+    def combination(self) -> Path:
+        """How the final model was chosen."""
+        return self.folder / "combination.json"
+
+    def alignment_model(self, alignment: int) -> Path:
+        """The model that makes the k-th realignment, with priors."""
+        return self.folder / "alignments" / f"{alignment}" / "model.safetensors"
+
+    def aligned(self, alignment: int, split: int, subset: str) -> Path:
+        """The labels of one split of a subset's utterances, in the k-th realignment."""
+        return (
+            self.folder / "alignments" / f"{alignment}" / "splits" / f"{split}of{self.settings.num_splits}.{subset}.npy"
+        )
+
+    def labels(self, alignment: int, archive: int) -> Path | None:
+        """The labels of an archive in the k-th realignment; None for its own."""
+        return self.folder / "alignments" / f"{alignment}" / "archives" / f"{archive}.npy" if alignment else None
+
+    def diagnostic_labels(self, alignment: int, subset: str) -> Path | None:
+        """The labels of the examples that models are scored on in the k-th realignment; None for their own."""
+        return self.folder / "diagnostics" / "labels" / f"{alignment}.{subset}.npy" if alignment else None
+
+    @property
+    def evaluation(self) -> Path:
+        """The scores of the final model on the test set."""
+        return self.folder / "evaluation.json"
+
+    @property
+    def graph(self) -> Path:
+        """The decoding graph, relabelled to pdf-ids."""
+        return self.folder / "decoding" / "graph.fst"
+
+    def decoded(self, split: int) -> Path:
+        """The words found in one split of the validation and test utterances."""
+        return self.folder / "decoding" / f"{split}of{self.settings.num_splits}.json"
+
+    @property
+    def lm_weight_scores(self) -> Path:
+        """The word error rates at each language-model weight."""
+        return self.folder / "decoding" / "lm_weights.tsv"
+
+    @property
+    def transform(self) -> Path:
+        return self.examples / "transform.npy"
+
+    def archive(self, archive: int) -> Path:
+        return self.examples / "archives" / f"{archive}.npy"
+
+    @property
+    def valid(self) -> Path:
+        """Validation frames that every model is scored on."""
+        return self.examples / f"valid-{self.settings.num_valid_frames}.npy"
+
+    @property
+    def train_subset(self) -> Path:
+        """Training frames that every model is scored on."""
+        return self.examples / f"train-{self.settings.num_train_subset_frames}.npy"
+
+    @property
+    def prior(self) -> Path:
+        """Training frames over which the final model's posteriors are averaged."""
+        return self.examples / f"prior-{self.settings.num_prior_frames}.npy"

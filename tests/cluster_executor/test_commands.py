@@ -1,0 +1,101 @@
+"""What schedulers are asked for, and what is made of what they say."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from snakemake_executor_plugin_ngsgd.gridengine import GridEngine
+from snakemake_executor_plugin_ngsgd.scheduler import Resources
+from snakemake_executor_plugin_ngsgd.slurm import Slurm, SlurmAllocation
+
+from ..workflow.conftest import ROOT, SNAKEMAKE
+
+ALL = Resources(
+    threads=4, mem_mb=8001, runtime=90, gpus=2, partition="gpu", account="asr", extra="--qos=low --comment='a b'"
+)
+
+
+def test_all_needs_reach_slurm() -> None:
+    command = Slurm().command("train.1", ALL, "echo $X")
+    assert command[0] == "srun"
+    assert command[-3:] == ["bash", "-c", "echo $X"]
+    assert {
+        "--job-name=train.1", "--cpus-per-task=4", "--mem=8001M", "--time=90", "--gres=gpu:2", "--partition=gpu",
+        "--account=asr", "--qos=low", "--comment=a b",
+    } <= set(command)  # fmt: skip
+    assert "--gres=gpu:a100:1" in Slurm().command("x", Resources(gpus=2, gres="gpu:a100:1"), "")
+    bare = " ".join(Slurm().command("x", Resources(), ""))
+    assert not any(option in bare for option in ("--mem", "--time", "--gres", "--partition", "--account"))
+
+
+def test_a_step_has_no_needs_of_an_allocation() -> None:
+    command = SlurmAllocation().command("train.1", ALL, "echo")
+    assert {"--exact", "--mem=8001M", "--gres=gpu:2", "--cpus-per-task=4"} <= set(command)
+    assert not any(word.startswith(("--partition", "--account", "--time")) for word in command)
+
+
+def test_a_job_is_no_step_of_the_job_in_which_snakemake_runs() -> None:
+    outer = {"SLURM_JOB_ID": "7", "SLURM_CONF": "/etc/slurm.conf", "SRUN_DEBUG": "3", "PATH": "/bin"}
+    assert Slurm().environment(outer) == {"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin"}
+    assert SlurmAllocation().environment(outer) == outer
+
+
+def test_all_needs_reach_grid_engine() -> None:
+    site = GridEngine(memory="h_vmem", gpu="gpus", parallel_environment="omp")
+    command = site.command("train.1", ALL, "echo $X")
+    assert command[0] == "qrsh"
+    assert command[-3:] == ["bash", "-c", "echo $X"]
+    text = " ".join(command)
+    for option in ("-N train.1", "-pe omp 4", "-l h_vmem=2001M", "-l h_rt=5400", "-l gpus=2", "-q gpu", "-P asr"):
+        assert option in text
+    assert "--comment=a b" in command
+    assert "-pe" not in site.command("x", Resources(threads=1), "")
+
+
+@pytest.mark.parametrize("profile", ["slurm", "sge"])
+def test_a_profile_works_as_typed_from_the_root(profile: str, tmp_path: Path) -> None:
+    command = [SNAKEMAKE, "--profile", profile, "-j", "32", "--directory", tmp_path, "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "reason", "exhausted"),
+    [
+        ("slurmstepd-n1: error: StepId=5.0 exceeded memory limit (2 > 1), being killed", "more memory", "memory"),
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=5.0.", "more memory", "memory"),
+        ("srun: error: n1: task 0: Out Of Memory", "more memory", "memory"),
+        (
+            "slurmstepd: error: *** STEP 6.0 ON n1 CANCELLED AT 2026-11-23T16:04:40 DUE TO TIME LIMIT ***",
+            "time",
+            "time",
+        ),
+        ("slurmstepd: error: *** STEP 6.0 ON n1 CANCELLED AT 2026 DUE TO PREEMPTION ***", "took its place", None),
+        ("srun: error: Node failure on node4", "node failed", None),
+        ("slurmstepd: error: *** STEP 8.0 ON n1 CANCELLED AT 2026-11-23T16:04:40 ***", "cancelled", None),
+        ("srun: error: n1: task 0: Exited with\nexit code 1", "srun: error: n1: task 0: Exited with exit code 1", None),
+        ("", "it failed", None),
+    ],
+)
+def test_why_a_job_ended_on_slurm(said: str, reason: str, exhausted: str | None) -> None:
+    end = Slurm().outcome(said, 5.0, Resources())
+    assert reason in end.reason
+    assert end.exhausted == exhausted
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds", "reason", "exhausted"),
+    [
+        ("MemoryError", 5.0, "more memory", "memory"),
+        ("", 60.4, "limit of time", "time"),
+        ("", 30.0, "cancelled, or killed", None),
+        ("error: commlib error: got read error", 30.0, "commlib error", None),
+    ],
+)
+def test_why_a_job_ended_on_grid_engine(said: str, seconds: float, reason: str, exhausted: str | None) -> None:
+    end = GridEngine().outcome(said, seconds, Resources(runtime=1))
+    assert reason in end.reason
+    assert end.exhausted == exhausted

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from ngsgd.errors import ConfigError
+from ngsgd.training.execution import CALL_SETTINGS, Execution
+from ngsgd.training.run import Run
+from ngsgd.training.settings import Settings, run_settings
+
+
+def test_each_run_is_the_defaults_and_its_own(config, schema) -> None:
+    config["runs"] = {"a": None, "b": {"seed": 7, "optimizer": "sgd"}}
+    runs = run_settings(config, schema)
+    assert dataclasses.replace(runs["a"], seed=7, optimizer="sgd") == runs["b"]
+    assert (runs["a"].seed, runs["a"].optimizer) == (config["seed"], config["optimizer"])
+
+
+def test_the_schema_knows_every_setting_and_no_other(schema) -> None:
+    names = {field.name for field in dataclasses.fields(Settings)} | CALL_SETTINGS | {"runs"}
+    assert set(schema["properties"]) == names == set(schema["required"])
+
+
+def test_every_setting_is_explained(schema) -> None:
+    text = (Path(__file__).resolve().parents[2] / "config/README.md").read_text()
+    missing = [name for name in schema["properties"] if f"`{name}`" not in text]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"num_epoch": 3}, "unknown setting 'num_epoch'; did you mean 'num_epochs'?"),
+        ({"zebra": 3}, "unknown setting 'zebra'; config/README.md lists"),
+        ({"num_epochs": "3"}, "num_epochs: '3' is not of type 'number'"),
+        ({"num_epochs": 1e308}, "num_epochs: 1e+308 is greater than the maximum"),
+        ({"num_epochs": 0}, "num_epochs: 0 is less than or equal to the minimum of 0"),
+        ({"num_epochs": float("nan")}, "num_epochs: nan is not of type 'number'"),
+        ({"alpha": float("inf")}, "alpha: inf is not of type 'number'"),
+        ({"frames_per_eg": 4.0}, "frames_per_eg: 4.0 is not of type 'integer'"),
+        ({"splice_indexes": "layer0/-1:0:1 layer1/1:2"}, "frames of layer1 must reach to or across 0"),
+        ({"seed": True}, "seed: True is not of type 'integer'"),
+        ({"optimizer": "ng-sdg"}, "did you mean 'ng-sgd'?"),
+        ({"device": "gpu"}, "device: 'gpu' does not match"),
+        ({"precision": "tf32"}, "precision: tf32 is a way in which GPUs multiply"),
+        ({"egs_bits": 12}, "egs_bits: 12 is not one of [8, 16, 32]"),
+        ({"splice_indexes": "layer0/-1:1"}, "layer0 must be given, be contiguous"),
+        ({"num_hidden_layers": 2}, "splice_indexes names layer2, num_hidden_layers is 2"),
+        ({"pnorm_output_dim": 81}, "pnorm_output_dim 81 does not divide pnorm_input_dim 400"),
+        ({"num_jobs_initial": 5}, "num_jobs_initial 5 is above num_jobs_final 4"),
+        ({"final_effective_lrate": 0.5}, "final_effective_lrate 0.5 is above"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_run(config, schema, changes, text: str) -> None:
+    with pytest.raises(ConfigError) as e:
+        run_settings({**config, "runs": {"mine": changes}}, schema)
+    assert str(e.value).startswith("runs: mine: ")
+    assert text in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "runs", [None, {}, [], {"a": 3}, {"a b": {}}, {"data": {}}, {"../x": {}}, {"a": {"runs": {}}}, {1: {}}]
+)
+def test_malformed_runs_are_refused(config, schema, runs) -> None:
+    with pytest.raises(ConfigError, match="runs"):
+        run_settings({**config, "runs": runs}, schema)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"runs": {"a": {"min_jobs": 2}}}, "runs: a: min_jobs holds for all runs of a call"),
+        ({"min_jobs": 0}, "min_jobs: 0 is less than the minimum"),
+        ({"straggler_timeout": 5.0}, "straggler_timeout: only with min_jobs"),
+        ({"resources": {"trian": {"mem_mb": 1}}}, "'trian' is not one of"),
+        ({"resources": {"train": {"memory": 1}}}, "unknown setting 'memory'"),
+        ({"resources": {"train": {"mem_mb": "1G"}}}, "resources: train: mem_mb: '1G' is not of type 'integer'"),
+    ],
+)
+def test_a_bad_setting_of_the_call_is_named(config, schema, changes, text: str) -> None:
+    def both() -> None:
+        run_settings(config | changes, schema)
+        Execution.of(config | changes)
+
+    with pytest.raises(ConfigError) as e:
+        both()
+    assert text in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_missing_setting_is_named(config, schema) -> None:
+    del config["alpha"]
+    with pytest.raises(ConfigError, match="'alpha' is missing"):
+        run_settings(config, schema)
+
+
+def test_what_is_shared_and_what_is_made_again(make_settings) -> None:
+    base = make_settings()
+    assert make_settings(optimizer="sgd").egs_key() == base.egs_key()
+    assert make_settings(samples_per_iter=999).egs_key() != base.egs_key()
+    assert make_settings(samples_per_iter=999).data_key() == base.data_key()
+    assert make_settings(digits_file="nowhere").data_key() != base.data_key()
+    assert make_settings(states_per_word=4).egs_key() != base.egs_key()
+    assert make_settings(max_models_combine=3).of_training() == base.of_training()
+    assert make_settings(max_models_combine=3).of_ending() != base.of_ending()
+    assert make_settings(initial_effective_lrate=0.01).of_training() != base.of_training()
+
+
+def test_a_run_survives_its_file(make_settings, tmp_path: Path) -> None:
+    run = Run(tmp_path, make_settings(seed=3), Path("results/data/x"), Path("results/egs/y"))
+    run.write()
+    assert Run.open(tmp_path) == run
+    (tmp_path / "settings.json").write_text('{"settings": {"seed": 1}}')
+    with pytest.raises(ConfigError, match=r"settings\.json: not the settings of a run"):
+        Run.open(tmp_path)
+
+
+def test_settings_that_came_later_change_nothing_where_they_are_as_it_was_done_before(make_settings) -> None:
+    """Or a new version would make all models of a run anew."""
+    settings = make_settings()
+    assert "outer_momentum" not in settings.of_training()
+    assert "combination_decay" not in settings.of_ending()
+    assert make_settings(outer_momentum=0.5).of_training()["outer_momentum"] == 0.5
+    assert make_settings(combination_decay=0.5).of_ending()["combination_decay"] == 0.5
