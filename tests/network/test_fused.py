@@ -1,4 +1,4 @@
-"""The way through a network and back at once, beside its components one by one."""
+"""The fused forward and backward pass of a network, compared with its components one by one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from ngsgd import NGSGD
-from ngsgd.kernels.native import library
 from ngsgd.network import components as c
 from ngsgd.network.affine import Affine
 from ngsgd.network.model import AcousticModel
 from ngsgd.network.splices import parse_splice_indexes
 from ngsgd.network.topology import HiddenLayers, initial_model, insert_hidden_layer
-
-compiled = pytest.mark.skipif(library is None, reason="installed without a C compiler")
 
 
 @contextlib.contextmanager
@@ -42,22 +39,23 @@ def batch(num_frames: int = 1) -> tuple[Tensor, Tensor]:
     return torch.randn(8, 5 + num_frames, 4, generator=generator), torch.arange(8 * num_frames) % 5
 
 
-def watched(model: AcousticModel, run: Callable[[], tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """The loss, how many are right, and what each layer hands over."""
+def rows_of_layers(model: AcousticModel, run: Callable[[], tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """The loss, the number of correct rows, and the rows that each layer passes to its gradient hooks."""
     seen: list[tuple[Tensor, Tensor]] = []
-    handles = [m.watch(lambda *given: seen.append(given)) for m in model.chain() if isinstance(m, Affine)]
+    affines = [m for m in model.chain() if isinstance(m, Affine)]
+    handles = [m.register_gradient_hook(lambda *rows: seen.append(rows)) for m in affines]
     loss, correct = run()
     for handle in handles:
         handle.remove()
     return [loss, correct, *(t.reshape(-1, t.shape[-1]).clone() for pair in seen for t in pair)]
 
 
-def at_once(model: AcousticModel, x: Tensor, labels: Tensor) -> list[Tensor]:
-    """As `watched`, of a network that is seen not to call its modules."""
+def fused_rows(model: AcousticModel, x: Tensor, labels: Tensor) -> list[Tensor]:
+    """As `rows_of_layers`; fails if the network calls a module."""
     calls: list[object] = []
     with pytest.MonkeyPatch.context() as m:
         m.setattr(nn.Module, "__call__", lambda *args: calls.append(args))
-        found = watched(model, lambda: model.backpropagate(x, labels))
+        found = rows_of_layers(model, lambda: model.backpropagate(x, labels))
     assert not calls
     return found
 
@@ -69,7 +67,7 @@ def one_by_one(model: AcousticModel, x: Tensor, labels: Tensor) -> list[Tensor]:
         loss.backward()
         return loss.detach(), (y.argmax(dim=1) == classes).sum()
 
-    return watched(model, run)
+    return rows_of_layers(model, run)
 
 
 def check(ours: list[Tensor], theirs: list[Tensor]) -> None:
@@ -78,38 +76,34 @@ def check(ours: list[Tensor], theirs: list[Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-@compiled
 @pytest.mark.parametrize("above", ["", " layer1/-2:1", " layer1/-1:0:1", " layer1/-1:1"])
 @pytest.mark.parametrize("num_frames", [1, 3])
-def test_at_once_it_is_what_it_is_one_by_one(above: str, num_frames: int) -> None:
-    """Whether all is put side by side or positions overlap, below or further up."""
+def test_fused_pass_agrees_with_the_components(above: str, num_frames: int) -> None:
+    """For splices that use all positions in order and for overlapping ones, at the input and above."""
     with in_training("layer0/-1:0:1" + above) as model:
         x, labels = batch(num_frames)
         given = x[:, : num_frames + model.left_context + model.right_context], labels.view(8, -1)
-        check(at_once(model, *given), one_by_one(model, *given))
+        check(fused_rows(model, *given), one_by_one(model, *given))
 
 
-@compiled
-def test_some_of_it_at_once() -> None:
-    """Below what is trained may be components that are not part of the piece."""
+def test_components_below_the_fused_part_are_called() -> None:
     with in_training(const_dim=1) as model:
         calls: list[nn.Module] = []
         for component in model.chain():
             call = component.forward
             component.forward = lambda *args, m=component, f=call: (calls.append(m), f(*args))[1]
-        found = watched(model, lambda: model.backpropagate(*batch()))
+        found = rows_of_layers(model, lambda: model.backpropagate(*batch()))
         assert [m.kind for m in calls] == ["splice"]
         check(found, one_by_one(model, *batch()))
 
 
-@compiled
-def test_one_by_one_where_somebody_looks_or_asks_for_more() -> None:
+def test_modules_are_called_where_there_are_hooks_or_autograd_is_needed() -> None:
     for kind in ("splice", "fixed_affine", "affine", "pnorm", "normalize", "fixed_scale", "softmax"):
         with in_training() as model:
             inside: list[object] = []
             last = [m for m in model.chain() if m.kind == kind][-1]
             last.register_forward_hook(lambda module, given, y, inside=inside: inside.append(y))
-            check(watched(model, lambda model=model: model.backpropagate(*batch())), one_by_one(model, *batch()))
+            check(rows_of_layers(model, lambda model=model: model.backpropagate(*batch())), one_by_one(model, *batch()))
             assert len(inside) == 2
     inside = []
     with in_training() as model:
@@ -133,29 +127,29 @@ def test_one_by_one_where_somebody_looks_or_asks_for_more() -> None:
         assert model.chain()[2].weight.grad is not None
 
 
-def test_a_network_of_other_components() -> None:
-    """Is no stack: with running sums below it would change twice."""
+def test_other_components_are_not_fused() -> None:
+    """A chain that cannot be fused: a component below that has running statistics must be called once."""
     for below in ([c.BatchNorm(4)], [c.Tanh(4)], [Affine(4, 4), c.ReLU(4)], [c.PNorm(8, 4, p=3.0)]):
         width = below[0].input_dim
         model = AcousticModel([(str(i), m) for i, m in enumerate([*below, Affine(4, 5), c.Softmax(5)])]).train()
         with model.training_layout():
-            assert model._stack is None
+            assert model._fused is None
             loss, _ = model.backpropagate(torch.ones(3, 1, width), torch.tensor([0, 1, 2]))
             assert float(loss) == pytest.approx(3 * np.log(5))
 
 
-@pytest.mark.parametrize("training_layout", [False, True])
-def test_what_does_not_fit_is_refused(training_layout: bool) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_wrong_shapes_and_labels_are_errors(fused: bool) -> None:
     with in_training() as model:
         x, labels = batch()
-        if not training_layout:
-            model._stack = None
+        if not fused:
+            model._fused = None
         for label in (-100, 5):  # the former is ignored by nll_loss
             labels[3] = label
             with pytest.raises(IndexError):
                 model.backpropagate(x, labels)
         labels[3] = 3
-        with pytest.raises(ValueError, match="batch_size"):
+        with pytest.raises(ValueError, match=r"batch_size|labels of shape"):
             model.backpropagate(x, labels[1:])
         with pytest.raises(ValueError, match="expected features"):
             model.backpropagate(x[..., 1:], labels)
@@ -163,13 +157,13 @@ def test_what_does_not_fit_is_refused(training_layout: bool) -> None:
             model.backpropagate(x[:, 1:], labels)
 
 
-@pytest.mark.parametrize("training_layout", [False, True])
-def test_what_comes_back_is_of_the_features_kind(training_layout: bool) -> None:
-    """Whatever a caller has set; of an empty minibatch, too."""
+@pytest.mark.parametrize("fused", [False, True])
+def test_result_has_device_and_dtype_of_the_features(fused: bool) -> None:
+    """Whatever the default device is; also for an empty minibatch."""
     with in_training() as model:
         x, labels = batch()
-        if not training_layout:
-            model._stack = None
+        if not fused:
+            model._fused = None
         with torch.device("meta"):
             for size in (8, 0):
                 loss, correct = model.backpropagate(x[:size], labels[:size])
@@ -179,7 +173,7 @@ def test_what_comes_back_is_of_the_features_kind(training_layout: bool) -> None:
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_who_keeps_tensors_for_the_way_back_may_give_copies(checkpointed: bool) -> None:
+def test_saved_tensors_may_be_copies(checkpointed: bool) -> None:
     with in_training() as model:
         x, labels = batch()
         expected = one_by_one(model, x, labels)
@@ -190,15 +184,15 @@ def test_who_keeps_tensors_for_the_way_back_may_give_copies(checkpointed: bool) 
                 y = checkpoint(model, x, use_reentrant=False) if checkpointed else model(x)
                 loss = nn.functional.nll_loss(y.flatten(0, 1), labels, reduction="sum")
             with contextlib.suppress(RuntimeError):
-                torch.full((200_000,), torch.nan)  # where something may have been that is still needed
+                torch.full((200_000,), torch.nan)  # overwrites memory that must not be needed any more
             loss.backward()
             return loss.detach(), (y.flatten(0, 1).argmax(dim=1) == labels).sum()
 
-        for ours, theirs in zip(watched(model, run), expected, strict=True):
+        for ours, theirs in zip(rows_of_layers(model, run), expected, strict=True):
             assert torch.equal(ours, theirs)
 
 
-def test_parameters_that_somebody_replaces_count() -> None:
+def test_replaced_parameters_are_used() -> None:
     with in_training() as model:
         model.load_state_dict({name: torch.zeros_like(t) for name, t in model.state_dict().items()}, assign=True)
         x, labels = batch()
@@ -207,8 +201,7 @@ def test_parameters_that_somebody_replaces_count() -> None:
         torch.testing.assert_close(model(x).exp(), torch.full((8, 1, 5), 0.2))
 
 
-def test_copies_are_made_in_training_too() -> None:
-    """Whom nobody watches."""
+def test_copies_have_no_gradient_hooks() -> None:
     with in_training() as model:
         x, labels = batch()
         expected = model(x)
@@ -216,5 +209,5 @@ def test_copies_are_made_in_training_too() -> None:
             torch.testing.assert_close(other(x), expected)
             other.backpropagate(x, labels)
             assert all(p.grad is not None for p in other.parameters())
-            if other._stack is not None:
-                assert other._stack.softmax is other.chain()[-1]
+            if other._fused is not None:
+                assert other._fused.softmax is other.chain()[-1]

@@ -16,7 +16,7 @@ from ngsgd import NGSGD, load_model
 from ngsgd.errors import ConfigError, ModelError
 from ngsgd.files import canonical_json
 from ngsgd.network import components as c
-from ngsgd.network.model import AcousticModel, splice_rows
+from ngsgd.network.model import AcousticModel, splice_positions
 from ngsgd.network.splices import context, parse_splice_indexes
 from ngsgd.network.storage import read_header
 from ngsgd.network.topology import HiddenLayers, initial_model, insert_hidden_layer, output_scales
@@ -38,13 +38,13 @@ def make_model(
 
 
 def test_layers_are_computed_where_they_are_needed_and_nowhere_else() -> None:
-    rows = splice_rows(((-2, -1, 0, 1, 2), (-2, 1), (-3, 3)), 1, CPU)
+    rows = splice_positions(((-2, -1, 0, 1, 2), (-2, 1), (-3, 3)), 1, CPU)
     assert [r if isinstance(r, int) else len(r) for r in rows] == [4, 2, 1]
     # The hidden layers' rows, as NG-SGD will see them.
     model = make_model().train()
     optimizer = NGSGD(model, lr=0.01)
     model(torch.randn(5, 14, 4)).sum().backward()
-    assert [len(layer.take(with_ones=True)[0]) for layer in optimizer._layers] == [20, 10, 5, 5]
+    assert [len(layer.adapter.pop(with_ones=True)[0]) for layer in optimizer._layers] == [20, 10, 5, 5]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_an_interleaved_model_is_the_same_model(tmp_path: Path) -> None:
     with model.training_layout():
         assert not torch.equal(model.components["affine0"].weight, state["components.affine0.weight"])
         torch.testing.assert_close(model(x), y)
-        with pytest.raises(RuntimeError, match="interleaved"):
+        with pytest.raises(RuntimeError, match="in training layout"):
             model.save(tmp_path / "model.safetensors")
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(tensor.is_contiguous() for tensor in model.state_dict().values())

@@ -9,8 +9,8 @@ from torch import nn
 from ngsgd.network.affine import Affine
 
 
-class Joined(Affine):
-    """Laid as it is for training; in single precision, of which what is compiled is."""
+class Fused(Affine):
+    """An affine component with its bias fused into the weights, in float32."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.float())
@@ -26,18 +26,18 @@ def small_model(
             layers[i] = linear(given.in_features, given.out_features)
             layers[i].load_state_dict(given.state_dict())
     model = nn.Sequential(layers[0], nn.Tanh(), nn.LayerNorm(7), layers[1])
-    if linear is not Joined:
+    if linear is not Fused:
         return model.to(dtype)
     for layer in layers:
-        layer.join(True)
+        layer.fuse_bias(True)
     return model
 
 
-# Foreign layers have hooks; ours hand their rows over themselves.
+# nn.Linear has an adapter by hooks, Affine one by its gradient hook.
 both_kinds = pytest.mark.parametrize("linear", [nn.Linear, Affine])
 
 
-all_kinds = pytest.mark.parametrize("linear", [nn.Linear, Affine, Joined])
+all_kinds = pytest.mark.parametrize("linear", [nn.Linear, Affine, Fused])
 
 
 def small_batch(n: int = 11, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What the optimiser and the layers that it watches owe each other, whatever their kind."""
+"""The optimiser with each kind of layer adapter."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from ngsgd import NGSGD, OnlineNaturalGradient
-from ngsgd.kernels.stack import Norm
 from ngsgd.network.affine import Affine
+from ngsgd.ops import Norm
+from ngsgd.optim.layers import LayerAdapter, adapter_for, register_adapter
 
 from .models import all_kinds, both_kinds, small_batch, small_model, step
 
@@ -167,7 +168,7 @@ def test_an_empty_minibatch_changes_nothing(linear: type[nn.Linear]) -> None:
 def test_large_rows_are_held_by_max_change() -> None:
     """Though the squares of all of them together are too large for a float."""
     layer = Affine(5, 7)
-    layer.join(True)
+    layer.fuse_bias(True)
     optimizer = NGSGD(layer, lr=0.01, preconditioner="none", max_change_per_sample=0.1)
     (1e18 * layer(torch.ones(600, 5))).sum().backward()
     optimizer.step()
@@ -177,9 +178,9 @@ def test_large_rows_are_held_by_max_change() -> None:
 
 def test_norms_go_back_once() -> None:
     layer = Affine(5, 6)
-    layer.join(True)
+    layer.fuse_bias(True)
     layer.norm = Norm(2, normalized=True)
-    layer.watch(lambda x, dz: None)
+    layer.register_gradient_hook(lambda x, dz: None)
     y = layer(small_batch(dtype=torch.float32)[0]).sum()
     y.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -188,8 +189,8 @@ def test_norms_go_back_once() -> None:
 
 def test_a_bias_that_somebody_has_laid_elsewhere_counts() -> None:
     layer = Affine(5, 7)
-    layer.join(True)
-    layer.watch(lambda x, dy: None)
+    layer.fuse_bias(True)
+    layer.register_gradient_hook(lambda x, dy: None)
     layer.bias.data = torch.full((7,), 100.0)
     assert layer(torch.zeros(2, 5)).tolist() == [[100.0] * 7] * 2
 
@@ -233,3 +234,22 @@ def test_a_step_within_autocast_is_that_outside(preconditioner: str, linear: typ
     with torch.autocast("cpu", torch.bfloat16):
         within, _ = OnlineNaturalGradient(2).precondition(x)
     assert torch.equal(within, OnlineNaturalGradient(2).precondition(x)[0])
+
+
+def test_the_adapter_of_the_nearest_base_class_is_used() -> None:
+    class Scaled(nn.Linear):
+        pass
+
+    @register_adapter(Scaled)
+    class ScaledAdapter(LayerAdapter):
+        pass
+
+    class Derived(Scaled):
+        pass
+
+    assert type(adapter_for(Derived(3, 2))) is ScaledAdapter
+    assert type(adapter_for(Affine(3, 2))).__name__ == "AffineAdapter"
+    assert type(adapter_for(nn.Linear(3, 2))).__name__ == "LinearAdapter"
+    assert adapter_for(nn.Conv1d(3, 2, 1)) is None
+    assert adapter_for(nn.Linear(3, 2).requires_grad_(False)) is None
+    assert adapter_for(torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))) is None

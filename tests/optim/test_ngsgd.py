@@ -10,10 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import ngsgd.kernels.native
-import ngsgd.optim.ngsgd
-import ngsgd.optim.online
-from ngsgd import NGSGD, OnlineNaturalGradient
+from ngsgd import NGSGD, OnlineNaturalGradient, ops
 from ngsgd.network.splices import parse_splice_indexes
 from ngsgd.network.topology import HiddenLayers, initial_model, insert_hidden_layer
 
@@ -138,7 +135,7 @@ def test_a_layer_of_computed_weights_gets_plain_sgd(linear: type[nn.Linear]) -> 
 
 
 class Products(TorchDispatchMode):
-    """Counts matrix products that are made by PyTorch's operators."""
+    """Counts the matrix products computed by PyTorch's operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,10 +147,10 @@ class Products(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.skipif(ngsgd.kernels.native.library is None, reason="installed without a C compiler")
+@pytest.mark.skipif(not ops.BACKENDS, reason="installed without a C compiler")
 @pytest.mark.parametrize("preconditioner", ["online", "none"])
-def test_a_network_of_the_recipe_trains_in_compiled_pieces(preconditioner: str) -> None:
-    """Without one of PyTorch's products."""
+def test_network_of_the_recipe_trains_in_c(preconditioner: str) -> None:
+    """No matrix product is computed by PyTorch's operators."""
     layers = HiddenLayers(parse_splice_indexes("layer0/-1:0:1 layer1/-2:1"), "pnorm", 24, 6, batchnorm=False)
     model = initial_model(layers, (np.eye(12), np.zeros(12)), np.ones(5, np.int64), 0)
     model = insert_hidden_layer(model, layers, 0).train()
@@ -163,7 +160,7 @@ def test_a_network_of_the_recipe_trains_in_compiled_pieces(preconditioner: str) 
             model, lr=0.02, rank_in=3, rank_out=8, preconditioner=preconditioner, max_change_per_sample=0.1
         )
         for t in range(15):
-            with Products() if t else contextlib.nullcontext() as seen:  # the first one makes estimates out of nothing
+            with Products() if t else contextlib.nullcontext() as seen:  # the first step starts the estimates
                 optimizer.zero_grad()
                 model.backpropagate(x, y)
                 optimizer.step()
@@ -171,7 +168,7 @@ def test_a_network_of_the_recipe_trains_in_compiled_pieces(preconditioner: str) 
 
 
 class Waits(TorchDispatchMode):
-    """Counts what makes the host wait where tensors lie on a GPU."""
+    """Counts the operations that make the host wait for a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,17 +180,16 @@ class Waits(TorchDispatchMode):
 
 
 def test_a_step_waits_for_a_gpu_once_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen without one: the step takes the course that it takes on a GPU, and what would wait is counted."""
-    for module in (ngsgd.optim.ngsgd, ngsgd.optim.online):
-        monkeypatch.setattr(module, "in_reach", lambda tensor: False)
-    monkeypatch.setattr(ngsgd.kernels.native, "library", None)
+    """Without a GPU: the step takes the path that it takes on one, and the operations that would wait are counted."""
+    monkeypatch.setattr(ops.reference, "is_on_host", lambda tensor: False)
+    monkeypatch.setattr(ops, "BACKENDS", [])
     copies = []
     cpu = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(tensor.shape) or cpu(tensor))
     model = small_model(dtype=torch.float32)
     optimizer = NGSGD(model, lr=0.02, rank_in=2, rank_out=2)
     x, y = small_batch(60, torch.float32)
-    step(model, optimizer, x, y)  # the first one makes estimates out of nothing
+    step(model, optimizer, x, y)  # the first step starts the estimates
     waits = []
     for _ in range(24):
         loss = nn.functional.cross_entropy(model(x), y, reduction="sum")
@@ -205,3 +201,38 @@ def test_a_step_waits_for_a_gpu_once_at_most(monkeypatch: pytest.MonkeyPatch) ->
         assert seen.numbers == 0
         waits.append(len(copies))
     assert waits == [*[1] * 9, *[0, 0, 0, 1] * 3, 0, 0, 0]
+
+
+def test_a_failed_update_changes_no_estimate() -> None:
+    model = small_model(dtype=torch.float32)
+    optimizer = NGSGD(model, lr=0.02, rank_in=2, rank_out=2)
+    step(model, optimizer, *small_batch(60, torch.float32))
+    before = [side._state for layer in optimizer._layers for side in (layer.x_side, layer.y_side)]
+    for layer, D_in, D_out in zip(optimizer._layers, (5, 7), (7, 3), strict=True):
+        layer.adapter.collect(torch.ones(4, D_in), torch.full((4, D_out), torch.nan if D_out == 3 else 1.0))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        optimizer.step()
+    assert all(
+        state is side._state
+        for state, side in zip(before, (s for la in optimizer._layers for s in (la.x_side, la.y_side)), strict=True)
+    )
+
+
+def test_the_optimiser_may_be_made_before_the_training_layout() -> None:
+    layers = HiddenLayers(parse_splice_indexes("layer0/-1:0:1"), "pnorm", 24, 6, batchnorm=False)
+    models = [initial_model(layers, (np.eye(12), np.zeros(12)), np.ones(5, np.int64), 0).train() for _ in range(2)]
+    x, y = torch.randn(40, 3, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 5
+    early = NGSGD(models[0], lr=0.02, rank_in=3, rank_out=8)
+    for model, optimizer in zip(models, (early, None), strict=True):
+        with model.training_layout():
+            optimizer = optimizer or NGSGD(model, lr=0.02, rank_in=3, rank_out=8)
+            for _ in range(3):
+                optimizer.zero_grad()
+                model.backpropagate(x, y)
+                optimizer.step()
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(p, q)
+    early.zero_grad()
+    models[0].backpropagate(x, y)
+    with pytest.raises(RuntimeError, match="reordered since the optimiser's first step"):
+        early.step()

@@ -1,4 +1,4 @@
-"""The online natural gradient against Kaldi's records and against the definition, worked out with full matrices."""
+"""The online natural gradient, compared with Kaldi's records and with its definition on full matrices."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from ngsgd import OnlineNaturalGradient
-from ngsgd.kernels.fisher import CONDITION_THRESHOLD
-from ngsgd.optim.online import FisherEstimate, Renewal, orthonormalise, renew, update
-from ngsgd.optim.preconditioner import scales
+from ngsgd.ops import FisherState, FisherUpdate, PreconditionerInput, update_fisher
+from ngsgd.ops.records import CONDITION_THRESHOLD
+from ngsgd.optim.online import orthonormalize
 
 X_HAT_TOLERANCE = {"small_batch": 5e-2, "alpha_1_hist_500": 5e-4}
 GOLDEN = (
@@ -45,10 +45,10 @@ def smoothed_inverse(F: npt.NDArray[np.float64], alpha: float) -> npt.NDArray[np
 class Dense:
     """The method by its definition (arXiv:1410.7455), with R_t, D_t, rho_t and full matrices.
 
-    R_{t+1} comes of one step of the power method on T_t = (eta/N) X^T X + (1-eta) F_t, starting from R_t.
+    R_{t+1} is the result of one step of the power method on T_t = (eta/N) X^T X + (1-eta) F_t, starting from R_t.
     """
 
-    def __init__(self, estimate: FisherEstimate) -> None:
+    def __init__(self, estimate: FisherState) -> None:
         W = estimate.W_t.double().numpy()
         self.R = W / np.linalg.norm(W, axis=1, keepdims=True)
         self.d, self.rho = estimate.d_t.numpy().copy(), estimate.rho_t
@@ -77,8 +77,8 @@ def test_follows_the_definition(N: int, D: int, rank: int, alpha: float) -> None
     eta = min(0.9, 1.0 - math.exp(-N / 200.0))
     preconditioner = OnlineNaturalGradient(rank, alpha, 200.0)
     preconditioner.precondition(batches[0])
-    assert preconditioner._estimate is not None
-    dense = Dense(preconditioner._estimate)
+    assert preconditioner._state is not None
+    dense = Dense(preconditioner._state)
     for X in batches[1:]:
         x_hat, scale = preconditioner.precondition(X)
         expected = X.numpy() @ smoothed_inverse(dense.fisher(), alpha)
@@ -92,9 +92,9 @@ def test_updates_ten_times_and_then_on_each_fourth_minibatch() -> None:
     preconditioner = OnlineNaturalGradient(3, update_period=4)
     updated = []
     for X in torch.randn(24, 16, 8, generator=torch.Generator().manual_seed(1)):
-        before = preconditioner._estimate
+        before = preconditioner._state
         preconditioner.precondition(X)
-        updated.append(preconditioner._estimate is not before)
+        updated.append(preconditioner._state is not before)
     assert [t for t, u in enumerate(updated) if u] == [*range(10), 13, 17, 21]
 
 
@@ -134,7 +134,7 @@ def test_rows_that_lost_their_orthonormality_get_it_back(noise: float) -> None:
     spoiled = R + noise * torch.randn(6, 20, dtype=torch.float64, generator=generator)
     if noise == 1.0:
         spoiled[5] = spoiled[0]  # past repair by a Cholesky factor
-    W = orthonormalise(e.sqrt()[:, None] * spoiled, e)
+    W = orthonormalize(e.sqrt()[:, None] * spoiled, e)
     torch.testing.assert_close(W @ W.T, torch.diag(e))
 
 
@@ -150,9 +150,12 @@ def test_updates_of_little_rank_keep_the_rows_orthonormal() -> None:
         for _ in range(12):
             row = 1e3 * torch.randn(1, 20, generator=generator)
             preconditioner.precondition(row * torch.randn(6, 1, generator=generator))
-        estimate = preconditioner._estimate
+        estimate = preconditioner._state
         assert estimate is not None
-        (after,) = update([Renewal(estimate, row, row @ estimate.W_t.T, row.norm() ** 2, 4.0, 0.5)])
+        (updated,) = update_fisher([PreconditionerInput(row, estimate, FisherUpdate(4.0, 0.5))])
+        preconditioner.record(updated)
+        after = preconditioner._state
+        assert after is not None
         R = after.W_t.double() / torch.linalg.vector_norm(after.W_t.double(), dim=1, keepdim=True)
         losses.append(float((R @ R.T - torch.eye(8)).abs().max()))
         assert float(after.d_t.max() / after.rho_t) < CONDITION_THRESHOLD
@@ -160,33 +163,10 @@ def test_updates_of_little_rank_keep_the_rows_orthonormal() -> None:
     assert sorted(losses)[20] < 1e-3
 
 
-def test_estimates_renewed_together_are_those_renewed_apart() -> None:
-    """Of two ranks and several widths, one of them not due."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((16, 12, 3), (24, 30, 5), (16, 9, 3), (24, 7, 6))
-    apart = [OnlineNaturalGradient(rank, update_period=3) for _, _, rank in shapes]
-    together = [OnlineNaturalGradient(rank, update_period=3) for _, _, rank in shapes]
-    for preconditioner in (apart[2], together[2]):
-        preconditioner._num_skipped = 1
-    for t in range(14):
-        batches = [torch.randn(N, D, dtype=torch.float64, generator=generator) for N, D, _ in shapes]
-        expected = [preconditioner.precondition(X) for preconditioner, X in zip(apart, batches, strict=True)]
-        applied = [preconditioner.apply(X) for preconditioner, X in zip(together, batches, strict=True)]
-        renew(together)
-        for (x_hat, scale), ours in zip(expected, applied, strict=True):
-            torch.testing.assert_close(ours.formed(), x_hat, msg=lambda m, t=t: f"minibatch {t}: {m}")
-            torch.testing.assert_close(scales(*ours.traces), scale)
-            torch.testing.assert_close(ours.lengths, x_hat.norm(dim=1))
-
-
-def test_what_is_not_finite_renews_no_estimate() -> None:
-    good, bad = OnlineNaturalGradient(2), OnlineNaturalGradient(2)
-    X = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-    for preconditioner in (good, bad):
-        preconditioner.precondition(X)
-    before = good._estimate
-    good.apply(X)
-    bad.apply(X * torch.nan)
-    with pytest.raises(FloatingPointError):
-        renew([good, bad])
-    assert good._estimate is before
+def test_columns_in_another_order_are_an_error() -> None:
+    preconditioner = OnlineNaturalGradient(2)
+    X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    preconditioner.prepare(X, (0, 2, 1, 3))
+    preconditioner.prepare(X, (0, 2, 1, 3))
+    with pytest.raises(RuntimeError, match="reordered since the optimiser's first step"):
+        preconditioner.prepare(X)

@@ -202,7 +202,10 @@ def test_settings_of_what_comes_after_training_do_not_train_again(finished: Work
     finished.config["num_valid_frames"] = 300
     outcome = finished.snakemake()
     assert outcome.status == 0, outcome.text
-    assert outcome.jobs == {"activate_recipe": 1, "plan": 1, "sample": 1, "diagnose": 7, "combine": 1, "evaluate": 1} | DERIVED
+    assert (
+        outcome.jobs
+        == {"activate_recipe": 1, "plan": 1, "sample": 1, "diagnose": 7, "combine": 1, "evaluate": 1} | DERIVED
+    )
     final = {"final.safetensors"}
     ours, theirs = finished.models(), undisturbed.models()
     assert {n: h for n, h in ours.items() if n not in final} == {n: h for n, h in theirs.items() if n not in final}

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ngsgd.errors import ModelError
-from ngsgd.kernels.native import serves
-from ngsgd.kernels.stack import Norm
 from ngsgd.network.affine import Affine
 from ngsgd.network.components import Component, Normalize, PNorm, Splice, from_spec
-from ngsgd.network.stack import Stack, has_hooks, run, stack_of
+from ngsgd.network.fused import FusedNetwork, fuse, has_hooks, run_chain
 from ngsgd.network.storage import FORMAT, Header, read_model, write_model
+from ngsgd.ops import Norm
 
 LOG_FLOOR = math.log(1.0e-20)
 PRIOR_FLOOR = 1.0e-20
@@ -28,7 +27,7 @@ NO_LABEL = torch.iinfo(torch.int64).min
 
 
 @functools.lru_cache(maxsize=64)
-def splice_rows(
+def splice_positions(
     offsets: tuple[tuple[int, ...], ...], num_frames: int, device: torch.device
 ) -> tuple[Tensor | int, ...]:
     """For each splice of a chain, which of its input positions each of its outputs is made from.
@@ -89,7 +88,7 @@ class AcousticModel(nn.Module):
                 raise ValueError(
                     f"{below.kind} gives {below.output_dim} dimensions, {above.kind} takes {above.input_dim}"
                 )
-        self._stack: Stack | None = None  # the chain as one, while it lies as it suits training
+        self._fused: FusedNetwork | None = None  # inside a training_layout block, if the chain can be fused
         self._offsets = tuple(c.offsets for c in chain if isinstance(c, Splice))
         self.left_context = -sum(min(o) for o in self._offsets)
         self.right_context = sum(max(o) for o in self._offsets)
@@ -112,46 +111,46 @@ class AcousticModel(nn.Module):
         Raises:
             ValueError: the features have another dimension, or are too few.
         """
-        return run(self.chain(), x, self._rows(x))
+        return run_chain(self.chain(), x, self._positions(x))
 
     def backpropagate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The way to the loss, minus the log posteriors of the frames' labels, summed, and back.
+        """Computes the loss, minus the log posteriors of the frames' labels, summed, and its derivatives.
 
-        In a block of `training_layout`, with an optimiser that watches the affine components, as `NGSGD` does, it is
-        faster than ``loss.backward()``. The optimiser receives the same up to rounding; autograd is not involved.
+        In a `training_layout` block, with an optimiser that has hooks on all affine components, as `NGSGD` does, one
+        operation computes everything, without autograd. Otherwise, and under autocast, this is ``loss.backward()``. The
+        optimiser receives the same in both cases, up to rounding.
 
         Args:
             x: as for `forward`.
             labels: (B, T) or, of one frame each, (B,): pdf-ids, int64.
 
         Returns:
-            The loss, 0-d, and how many labels are the likeliest class, 0-d.
+            The loss, 0-d, and how many labels are the most likely class, 0-d.
 
         Raises:
             ValueError: the features have another dimension, or are too few, or there is another number of labels.
-            IndexError: a label is no class.
+            IndexError: a label is out of range.
         """
         kind = x.device.type
-        if self._stack is not None and not torch.is_autocast_enabled(kind) and not has_hooks(self):
-            passed = self._stack.backpropagate(x, self._rows(x), labels)
-            if passed is not None:
-                loss, correct = passed
-                return x.new_tensor(loss), x.new_tensor(correct, dtype=torch.int64)
+        if self._fused is not None and not torch.is_autocast_enabled(kind) and not has_hooks(self):
+            result = self._fused.forward_backward(x, self._positions(x), labels)
+            if result is not None:
+                return result
         log_posteriors, classes = self(x).flatten(0, 1), labels.reshape(-1)
         with torch.autocast(kind, enabled=False):
-            # No label is to be ignored.
+            # ignore_index must not hide a label that is out of range.
             summed = nn.functional.nll_loss(log_posteriors, classes, ignore_index=NO_LABEL, reduction="sum")
             torch.autograd.backward(summed)
             return summed.detach(), (log_posteriors.detach().argmax(dim=1) == classes).sum()
 
-    def _rows(self, x: Tensor) -> Iterator[Tensor | int]:
-        """Those of the splices, for features (B, left_context + T + right_context, D)."""
+    def _positions(self, x: Tensor) -> Iterator[Tensor | int]:
+        """The positions of each splice, for features (B, left_context + T + right_context, D)."""
         if x.dim() != 3 or x.shape[2] != self.input_dim:
             raise ValueError(f"expected features (B, T, {self.input_dim}), got shape {tuple(x.shape)}")
         num_frames = x.shape[1] - self.left_context - self.right_context
         if num_frames < 1:
             raise ValueError(f"{x.shape[1]} frames are fewer than the network's context")
-        return iter(splice_rows(self._offsets, num_frames, x.device))
+        return iter(splice_positions(self._offsets, num_frames, x.device))
 
     @torch.no_grad()
     def log_posteriors(self, features: Tensor) -> Tensor:
@@ -184,18 +183,21 @@ class AcousticModel(nn.Module):
 
     @contextlib.contextmanager
     def training_layout(self) -> Iterator[None]:
-        """Lays the parameters as it suits training.
+        """Stores the parameters as training is fastest, for the duration of a block.
 
-        The outputs of affine components below 2-norms lie so that the members of a group are far apart: for
-        (B, T, k, G) in the place of (B, T, G, k) the norm takes a third of the time. These components make the norms
-        themselves, and normalise them. The bias of each lies beside its weights, where the functions in C serve.
+        - The outputs of affine components below 2-norms are reordered so that the members of a group are far apart:
+          with (B, T, k, G) instead of (B, T, G, k) the norm takes a third of the time. These components compute the
+          norms, and their normalization, themselves.
+        - The bias of each affine component becomes a column of its weight matrix.
+        - A chain that can be fused is computed by one operation; see `backpropagate`.
 
-        What the model computes stays the same but for rounding. At the end all is as it was; the model cannot be saved
-        before. An optimiser belongs into the block as a whole, components are not to be replaced in it, and a graph
-        serves one backward pass, which goes over the affine components' outputs.
+        The model computes the same up to rounding. At the end of the block everything is as before; the model cannot
+        be saved inside it. An optimiser may be made before the block or in it, but its steps must be all inside the
+        block or all outside. Components must not be replaced inside it, and a graph can be used for one backward pass
+        only, because that overwrites the outputs of affine components.
         """
         chain = self.chain()
-        affines = [c for c in chain if isinstance(c, Affine) and serves(c.weight.data)]
+        affines = [c for c in chain if isinstance(c, Affine)]
         above = [*chain[2:], None, None]
         norms = [
             (affine, pnorm, follower if isinstance(follower, Normalize) else None)
@@ -205,21 +207,21 @@ class AcousticModel(nn.Module):
         try:
             for affine, pnorm, normalize in norms:
                 order = np.arange(pnorm.input_dim).reshape(pnorm.output_dim, -1).T
-                affine.reorder(tuple(order.flatten().tolist()))
+                affine.reorder_outputs(tuple(order.flatten().tolist()))
                 affine.norm = Norm(len(order), normalized=normalize is not None)
                 pnorm.fused = True
                 if normalize is not None:
                     normalize.fused = True
             for affine in affines:
-                affine.join(True)
-            self._stack = stack_of(chain) if affines else None
+                affine.fuse_bias(True)
+            self._fused = fuse(chain)
             yield
         finally:
-            self._stack = None
+            self._fused = None
             for affine in affines:
-                affine.join(False)
+                affine.fuse_bias(False)
             for affine, pnorm, normalize in norms:
-                affine.reorder(None)
+                affine.reorder_outputs(None)
                 affine.norm = None
                 pnorm.fused = False
                 if normalize is not None:
@@ -227,7 +229,7 @@ class AcousticModel(nn.Module):
 
     def architecture(self) -> list[dict[str, Any]]:
         if any(isinstance(component, Affine) and component.output_order for component in self.chain()):
-            raise RuntimeError("the model's parameters lie interleaved: leave that block before saving it")
+            raise RuntimeError("the model's parameters are in training layout: leave that block before saving it")
         named = zip(self.components.keys(), self.chain(), strict=True)
         return [{"name": name} | component.spec() for name, component in named]
 

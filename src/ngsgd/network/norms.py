@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngsgd.kernels.rows import TINY, normalize, normalize_derivative, two_norm, two_norm_derivative_
+from ngsgd.ops import normalize, normalize_backward, two_norm, two_norm_backward_
+from ngsgd.ops.records import TINY
 
 
 class TwoNorm(torch.autograd.Function):
@@ -46,7 +47,7 @@ class InterleavedTwoNorm(torch.autograd.Function):
         # The groups are the output of an affine component, which nobody needs any more: no further memory has to be
         # fetched for the derivative. (Autograd would notice if somebody did.)
         groups, y, scale = ctx.saved_tensors
-        return two_norm_derivative_(groups, y, scale, grad_outputs[0]), None
+        return two_norm_backward_(groups, y, scale, grad_outputs[0]), None
 
 
 class Normalized(torch.autograd.Function):
@@ -62,4 +63,4 @@ class Normalized(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         y, scale = ctx.saved_tensors
-        return normalize_derivative(y, scale, grad_outputs[0])
+        return normalize_backward(y, scale, grad_outputs[0])

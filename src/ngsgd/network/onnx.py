@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ngsgd.errors import ModelError
 from ngsgd.files import atomic_write
-from ngsgd.kernels.rows import NORM_FLOOR
 from ngsgd.network import components as c
 from ngsgd.network.affine import Affine
 from ngsgd.network.model import LOG_FLOOR, PRIOR_FLOOR, AcousticModel
+from ngsgd.ops.records import NORM_FLOOR
 
 OPSET = 18
 IR_VERSION = 8  # what runtimes of that opset's time read

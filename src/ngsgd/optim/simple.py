@@ -5,17 +5,19 @@ Source: Povey, Zhang, Khudanpur, arXiv:1410.7455, section "Simple method"; Kaldi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ngsgd.kernels.step import Preconditioned
+from ngsgd.ops import PreconditionerInput, UpdatedFisher
 
 
 class SimpleNaturalGradient:
     """Multiplies each row by the inverse of the scatter of the *other* rows, smoothed with the identity.
 
-    A row is left out of its own scatter so that it does not shrink itself. There is no history, and one
-    factorisation a minibatch: dear beside the online form, and its yardstick.
+    A row is left out of its own scatter so that it does not shrink itself. There is no history, but one factorisation
+    for each minibatch, which makes this form expensive. It serves as the yardstick of the online form.
 
     Args:
         alpha: smoothing; the identity is added with weight ``alpha / (N D) tr(X^T X)``.
@@ -31,13 +33,13 @@ class SimpleNaturalGradient:
 
     @torch.no_grad()
     def precondition(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """X^, rescaled to the Frobenius norm of X.
+        """Preconditions a minibatch and rescales the result to the Frobenius norm of x.
 
         Args:
-            x: (N, D), float32 or float64; left as it is.
+            x: (N, D), float32 or float64; not modified.
 
         Returns:
-            x_hat (N, D), and the scale, a 0-d tensor that is always 1. With a single row, or X = 0, x_hat is x.
+            x_hat (N, D), and the scale, a 0-d tensor that is always 1. With a single row, or x = 0, x_hat equals x.
 
         Raises:
             ValueError: x is not a matrix.
@@ -45,31 +47,34 @@ class SimpleNaturalGradient:
         """
         if x.dim() != 2:
             raise ValueError(f"expected a matrix of rows (N, D), got shape {tuple(x.shape)}")
-        return self.apply(x).formed(), x.new_ones(())
+        return self._x_hat(x), x.new_ones(())
 
-    def apply(self, x: Tensor) -> Preconditioned:
-        """The same for the optimiser.
+    def prepare(self, x: Tensor, order: Sequence[int] | None = None) -> PreconditionerInput:
+        """Returns the preconditioned rows, which need no estimate; see `Preconditioner.prepare`."""
+        return PreconditionerInput(self._x_hat(x))
 
-        Raises:
-            FloatingPointError: x holds values that are not finite, or overflow.
-        """
+    def record(self, updated: UpdatedFisher) -> None:
+        raise AssertionError("the simple natural gradient has no estimate to update")
+
+    def _x_hat(self, x: Tensor) -> Tensor:
         N, D = x.shape
         norm = torch.linalg.vector_norm(x)
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError("natural gradient: the minibatch holds values that are not finite, or overflow")
         if N <= 1 or float(norm) == 0.0:
-            return Preconditioned(x.clone())
+            return x.clone()
 
-        # Everything below is the same for X and a multiple of it, so take the one whose scatter has trace N - 1; in
-        # double precision, since with N <= D and a small alpha the denominator at the end is a small difference.
+        # Everything below is invariant to the scale of X, so X is scaled to a scatter of trace N - 1. Double precision,
+        # because with N <= D and a small alpha the denominator at the end is a small difference.
         u = (x / norm).double() * (N - 1) ** 0.5
         lambda_ = self.alpha * (N - 1) / (N * D)
-        # G^-1 u_i for all rows, G = U^T U / (N-1) + lambda I; by the smaller of the two Gram matrices, which
-        # serve alike since U (U^T U + c I)^-1 = (U U^T + c I)^-1 U.
+        # G^-1 u_i for all rows, with G = U^T U / (N-1) + lambda I, from the smaller of the two Gram matrices:
+        # U (U^T U + c I)^-1 = (U U^T + c I)^-1 U.
         gram = (u.T @ u if D <= N else u @ u.T) / (N - 1)
         gram.diagonal().add_(lambda_)
         factor = torch.linalg.cholesky(gram)
         p = torch.cholesky_solve(u.T, factor).T if D <= N else torch.cholesky_solve(u, factor)
         # Sherman-Morrison: (G - u u^T/(N-1))^-1 u = G^-1 u / (1 - u^T G^-1 u / (N-1)).
         x_hat = p / (1.0 - (u * p).sum(dim=1, keepdim=True) / (N - 1))
-        return Preconditioned((x_hat * (norm / torch.linalg.vector_norm(x_hat))).to(x.dtype))
+        rescaled: Tensor = x_hat * (norm / torch.linalg.vector_norm(x_hat))
+        return rescaled.to(x.dtype)
