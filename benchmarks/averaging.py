@@ -1,6 +1,6 @@
-"""The end of an iteration of 16 jobs with models of 20 million parameters: python benchmarks/averaging.py.
+"""Measures the end of an iteration of 16 jobs with models of 20 million parameters: python benchmarks/averaging.py.
 
-Beside reading these models once, both from the page cache.
+It is compared with reading these models once; both read from the page cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REPETITIONS = 5
 
 
 def make(folder: Path) -> tuple[Path, list[Path]]:
-    """A model and those of the jobs that started from it."""
+    """Writes a model and the models of the jobs that started from it; returns their paths."""
     rng = np.random.default_rng(0)
     architecture = [{"kind": "affine", "name": f"affine{i}"} for i in range(LAYERS)]
     paths = []
@@ -59,16 +59,16 @@ if __name__ == "__main__":
         def end() -> None:
             end_iteration(jobs, before, 1.0, Path(name, "out.safetensors"), Path(name, "report.json"))
 
-        things = {"read": timed(read), "average": timed(lambda: average_arrays(jobs)), "end": timed(end)}
-        for measure in things.values():
+        measurements = {"read": timed(read), "average": timed(lambda: average_arrays(jobs)), "end": timed(end)}
+        for measure in measurements.values():
             measure()
-        taken = in_turn(things, REPETITIONS)
+        times = in_turn(measurements, REPETITIONS)
     write(
         "averaging",
         "Averaging 16 models of 20 million parameters",
         [
-            Figure("reading them once", taken["read"], unit="s"),
-            Figure("averaging / reading once", ratios(taken["average"], taken["read"]), 0.6),
-            Figure("whole end of the iteration / reading once", ratios(taken["end"], taken["read"]), 1.2),
+            Figure("reading them once", times["read"], unit="s"),
+            Figure("averaging / reading once", ratios(times["average"], times["read"]), 0.6),
+            Figure("whole end of the iteration / reading once", ratios(times["end"], times["read"]), 1.2),
         ],
     )

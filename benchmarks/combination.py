@@ -1,7 +1,7 @@
-"""What the choice of the final model is worth: python benchmarks/combination.py results/RUN [results/RUN ...].
+"""Compares final, last and averaged models of runs: python benchmarks/combination.py results/RUN [results/RUN ...].
 
-For each finished run the log-probability per frame of its last model, of the plain average of the models that the final
-one was chosen from, and of the final model, on the validation frames and on the test set.
+Prints for each finished run the log-probability per frame of its last model, of the plain average of all candidates for
+the combination, and of the final model, on the validation frames and on the test set.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ from ngsgd.training.scoring import score
 
 def compare(folder: str) -> dict[str, float | str]:
     run = Run.open(folder)
-    tried = json.loads(run.combination.read_text())
+    combination = json.loads(run.combination.read_text())
     last = max(int(path.stem) for path in run.model(0).parent.iterdir())
     models = {
         "last": load_model(run.model(last)),
         "final": load_model(run.final),
         "average": load_model(run.model(last)),
     }
-    paths = [run.model(x) for x in range(last - tried["candidates"] + 1, last + 1)]
+    paths = [run.model(x) for x in range(last - combination["candidates"] + 1, last + 1)]
     average = {name: torch.from_numpy(array) for name, array in average_arrays(paths).items()}
     models["average"].load_state_dict(average)
-    row: dict[str, float | str] = {"run": run.folder.name, "models": f"{tried['models']} of {tried['candidates']}"}
+    row: dict[str, float | str] = {
+        "run": run.folder.name,
+        "models": f"{combination['models']} of {combination['candidates']}",
+    }
     for name in ("last", "average", "final"):
         model = models[name].eval()
         valid = score(model, open_archive(run.valid), run.settings.context(), str(run.valid))

@@ -1,8 +1,7 @@
-"""Reading examples: python benchmarks/examples.py.
+"""Measures reading of examples: python benchmarks/examples.py.
 
-The minibatches of an archive, read, shuffled and gathered, beside a copy of the same bytes and beside the training step
-that they are for (plain SGD, p-norm 400/80, which takes the least); and the memory of a job that trains on a small and
-on a large archive.
+The time to read, shuffle and gather the minibatches of an archive is compared with a copy of the same bytes and with
+the fastest training step (plain SGD, p-norm 400/80). The memory of a job is measured on a small and on a large archive.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ngsgd.data.egs import minibatches, open_archive, record_type
 from ngsgd.data.quantized import encode
 
 NUM_EXAMPLES, CONTEXT, DIM, MINIBATCH = 40_000, (7, 6), 13, 128
-FEW, MANY = 4_000, 64_000  # examples; a record of the default network has 1.1 kB
+FEW, MANY = 4_000, 64_000  # numbers of examples; one takes 1.1 kB with the default network
 
 
 def archive(path: Path, bits: int) -> None:
@@ -40,7 +39,7 @@ def archive(path: Path, bits: int) -> None:
 
 
 def reading(path: Path) -> Callable[[], float]:
-    """Seconds for a minibatch."""
+    """Measures the seconds per minibatch of reading an archive."""
 
     def measure() -> float:
         started = time.perf_counter()
@@ -51,7 +50,7 @@ def reading(path: Path) -> Callable[[], float]:
 
 
 def copying() -> Callable[[], float]:
-    """Seconds to copy what a minibatch has to give."""
+    """Measures the seconds per minibatch of copying its features."""
     source = np.random.default_rng(0).normal(size=(NUM_EXAMPLES, sum(CONTEXT) + 1, DIM)).astype(np.float32)
     target = np.empty_like(source)
 
@@ -64,19 +63,19 @@ def copying() -> Callable[[], float]:
 
 
 def anonymous_memory(folder: Path) -> float:
-    """The most anonymous memory of a job at any time, MB."""
+    """Returns the peak anonymous memory of a job, in MB."""
     process = subprocess.Popen([sys.executable, "-m", "ngsgd", "train", str(folder), "0", "1"], stderr=subprocess.PIPE)
-    most = 0
+    peak = 0
     while process.poll() is None:
         try:
             status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
         except OSError:
             break
-        most = max([most, *(int(kib) for kib in re.findall(r"RssAnon:\s*(\d+) kB", status))])
+        peak = max([peak, *(int(kib) for kib in re.findall(r"RssAnon:\s*(\d+) kB", status))])
         time.sleep(0.01)
     if process.wait():
         raise SystemExit(f"the job failed: {process.stderr.read().decode() if process.stderr else ''}")
-    return most * 1024 / 1e6
+    return peak * 1024 / 1e6
 
 
 if __name__ == "__main__":
@@ -87,11 +86,11 @@ if __name__ == "__main__":
             archive(path, bits)
         model = network(400, 80)
         with model.training_layout():
-            things = {"copy": copying(), "step": timed(step(model, "sgd", MINIBATCH, torch.float32), 100)}
-            taken = in_turn({**things, **{str(bits): reading(path) for bits, path in paths.items()}})
-        figures = [Figure("minibatches / copy of their bytes, 32 bits", ratios(taken["32"], taken["copy"]))]
+            measurements = {"copy": copying(), "step": timed(step(model, "sgd", MINIBATCH, torch.float32), 100)}
+            times = in_turn({**measurements, **{str(bits): reading(path) for bits, path in paths.items()}})
+        figures = [Figure("minibatches / copy of their bytes, 32 bits", ratios(times["32"], times["copy"]))]
         figures += [
-            Figure(f"minibatches / step of SGD at 400/80, {bits} bits", ratios(taken[str(bits)], taken["step"]), 0.05)
+            Figure(f"minibatches / step of SGD at 400/80, {bits} bits", ratios(times[str(bits)], times["step"]), 0.05)
             for bits in paths
         ]
         for num_examples in (FEW, MANY):

@@ -1,7 +1,7 @@
-"""What the benchmarks of `make bench` share: things measured in turn, and figures, each with its own limit.
+"""Helpers of the benchmarks of `make bench`: measuring in turn, and figures with limits.
 
-A figure is a ratio of two things measured in one process, or in processes started in turn: what else the machine does
-meets both.
+A figure is usually a ratio of two times that are measured in turn, in one process or in processes started one after the
+other, so that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ REPETITIONS = 7
 
 @dataclass(frozen=True)
 class Figure:
-    """A measure of several repetitions.
+    """A measured quantity.
 
     Attributes:
-        name: of what.
-        values: one a repetition.
-        limit: that their median is to keep; None where there is none.
-        unit: empty for a ratio.
+        name: description of the quantity.
+        values: one value per repetition.
+        limit: maximum of their median; None for no limit.
+        unit: unit; empty for a ratio.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Figure:
         return self.limit is None or self.median <= self.limit
 
     def row(self) -> list[str]:
-        """Name, median, spread, limit and verdict, for a table."""
+        """Returns the cells of a table row: name, median, spread, limit and verdict."""
         unit = f" {self.unit}" if self.unit else ""
         limit = "" if self.limit is None else f"{self.limit:g}{unit}"
         spread = f"{min(self.values):.3g} – {max(self.values):.3g}"
@@ -58,37 +58,37 @@ class Figure:
         return [self.name, f"{self.median:.3g}{unit}", spread, limit, verdict]
 
 
-def in_turn(things: Mapping[str, Callable[[], float]], repetitions: int = REPETITIONS) -> dict[str, list[float]]:
-    """What each thing measures, several times, each time one after the other."""
-    taken: dict[str, list[float]] = {name: [] for name in things}
+def in_turn(measurements: Mapping[str, Callable[[], float]], repetitions: int = REPETITIONS) -> dict[str, list[float]]:
+    """Calls all measurements one after the other, several times; returns the values of each by name."""
+    values: dict[str, list[float]] = {name: [] for name in measurements}
     for _ in range(repetitions):
-        for name, measure in things.items():
-            taken[name].append(measure())
-    return taken
+        for name, measure in measurements.items():
+            values[name].append(measure())
+    return values
 
 
 def as_a_job() -> None:
-    """Has this process, from its start, the memory that a job of the workflow has, and one thread."""
+    """Gives this process a workflow job's memory settings, if needed by restarting it, and one thread."""
     if not LARGE_PAGES.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | LARGE_PAGES)
     tune_allocator()
     torch.set_num_threads(1)
 
 
-def ratios(taken: list[float], base: list[float]) -> list[float]:
-    """Repetition by repetition."""
-    return [t / b for t, b in zip(taken, base, strict=True)]
+def ratios(values: list[float], base: list[float]) -> list[float]:
+    """Divides the values of two measurements, repetition by repetition."""
+    return [t / b for t, b in zip(values, base, strict=True)]
 
 
 def processor() -> str:
-    """What this machine computes with."""
+    """Returns the name of the processor and the number of cores."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
     return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 
 def write(benchmark: str, title: str, figures: list[Figure]) -> None:
-    """Prints a benchmark's figures and leaves them for the page."""
+    """Prints the figures of a benchmark and writes them for `benchmarks/page.py`."""
     print(f"{title} ({processor()})")
     for figure in figures:
         print("  " + "  ".join(cell for cell in figure.row() if cell), flush=True)

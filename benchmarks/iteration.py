@@ -1,8 +1,8 @@
-"""A whole iteration of the workflow on one machine beside its slowest job: python benchmarks/iteration.py.
+"""Compares an iteration of the workflow on one machine with its slowest job: python benchmarks/iteration.py.
 
-Jobs of some five seconds, two at a time on two cores. From the start of an iteration's first job to the start of the
-next iteration's first: the average, what Snakemake needs, and the next jobs' wait for a core, which the scoring of
-models takes in the meantime.
+Jobs take about five seconds, two at a time on two cores. An iteration is measured from the start of its first job to
+the start of the next iteration's first job. This includes the averaging, Snakemake's own time, and the wait of the next
+jobs for a core while models are scored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ITERATIONS = 11
 
 
 def iterations() -> dict[int, list[tuple[float, float]]]:
-    """Begin and end of each job of each iteration."""
+    """Trains a run and returns start and end of each job, by iteration."""
     with tempfile.TemporaryDirectory() as name:
         config = Path(name) / "config.json"
         epochs = (ITERATIONS + 0.01) * 2 / (8 * 2)  # expanded archives of this configuration: 8 times 2
@@ -39,11 +39,11 @@ def iterations() -> dict[int, list[tuple[float, float]]]:
 
 if __name__ == "__main__":
     times = iterations()
-    begins = {x: min(begin for begin, _ in jobs) for x, jobs in times.items()}
-    # From the fifth on all layers are there.
+    starts = {x: min(start for start, _ in jobs) for x, jobs in times.items()}
+    # From iteration 5 on the network has all its layers.
     measured = [x for x in sorted(times)[5:] if x + 1 in times]
-    slowest = {x: max(end - begin for begin, end in times[x]) for x in measured}
-    durations = {x: begins[x + 1] - begins[x] for x in measured}
+    slowest = {x: max(end - start for start, end in times[x]) for x in measured}
+    durations = {x: starts[x + 1] - starts[x] for x in measured}
     write(
         "iteration",
         "An iteration of the workflow",

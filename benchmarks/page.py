@@ -1,6 +1,6 @@
-"""Writes what `make bench` has measured into docs/performance.md: python benchmarks/page.py.
+"""Writes the results of `make bench` into docs/performance.md: python benchmarks/page.py.
 
-What stands there outside of its marks is written by hand. Ends with status 1 where a figure misses its limit.
+Only the text between the marks is replaced. Exits with status 1 if a figure misses its limit.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How long Snakemake takes to plan 2,500 iterations of 16 jobs, beside 10 iterations: python benchmarks/planning.py.
+"""Measures how long Snakemake takes to plan 2,500 iterations of 16 jobs, and 10: python benchmarks/planning.py.
 
-The corpus is the default one, cut into archives small enough; nothing is trained.
+It uses the default corpus with small archives. No model is trained.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EXPANDED = 8 * 11  # expanded archives of the configuration below
 
 
 def plan(num_iters: int) -> tuple[float, float]:
-    """Seconds, and GiB of memory at most so far, of a dry run when the plan is known."""
+    """Returns the seconds of a dry run after the plan is written, and the peak memory of all calls so far in GiB."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
         settings = {"num_jobs_initial": JOBS, "num_jobs_final": JOBS, "samples_per_iter": 500}

@@ -1,7 +1,7 @@
-"""What starting costs beyond importing torch: python benchmarks/start.py.
+"""Measures the start-up time of commands beyond importing torch: python benchmarks/start.py.
 
-Processes from their start to their end, beside one that is gone when it has imported torch: a job of a single minibatch
-(the default network, 128 frames), the diagnostics of a model on as many, and the averaging of four models.
+Whole processes are compared with one that only imports torch: a job of a single minibatch (default network, 128
+frames), the diagnostics of a model on 128 frames, and the averaging of four models.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def seconds(*arguments: str) -> Callable[[], float]:
 
 
 def prepare(folder: Path, num_examples: int = 128) -> None:
-    """A run's folder with what one iteration of four jobs needs."""
+    """Writes a run's folder with the files that one iteration of four jobs needs."""
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
     settings = run_settings(config, schema)["ng-sgd"]
@@ -68,10 +68,10 @@ if __name__ == "__main__":
             "diagnostics": ("-m", "ngsgd", "diagnose", name, "0"),
             "averaging": ("-m", "ngsgd", "end-iteration", name, "0"),
         }
-        taken = in_turn({what: seconds(*command) for what, command in commands.items()})
-    base = taken.pop("import torch")
+        durations = in_turn({label: seconds(*command) for label, command in commands.items()})
+    base = durations.pop("import torch")
     figures = [Figure("import torch", base, unit="s")]
-    for what, times in taken.items():
+    for label, times in durations.items():
         beyond = [t - b for t, b in zip(times, base, strict=True)]
-        figures.append(Figure(f"{what}, whole process, beyond that", beyond, LIMIT, "s"))
+        figures.append(Figure(f"{label}, whole process, beyond that", beyond, LIMIT, "s"))
     write("start", "Starting", figures)

@@ -1,8 +1,8 @@
-"""A training step beside the matrix products of its affine layers: python benchmarks/step.py.
+"""Compares a training step with the matrix products of its affine layers: python benchmarks/step.py.
 
-The network is the reference run's, with p-norms of several sizes; products are those of all affine layers: forward,
-derivative and gradient, into matrices that are there already. One thread. The derivative of the features, which
-training does not make, is among them; where it matters most the figures without it stand beside.
+The network is the reference run's, with p-norms of several sizes. The products are those of all affine layers: forward,
+derivative and gradient, into preallocated matrices, with one thread. They include the derivative of the features, which
+training does not compute; for minibatches of 128 in float32, figures without it are given as well.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ngsgd.network.topology import HiddenLayers, initial_model, insert_hidden_la
 
 DIM, CLASSES, CONTEXT = 13, 144, 14
 LIMITS = {("sgd", 400): None, ("ng-sgd", 400): 2.2, ("sgd", 2000): 1.12, ("ng-sgd", 2000): 1.45}
-# Of a repetition, at least, and of all repetitions: many short ones, so that what else the machine does meets all that
-# is measured in turn.
+# Minimum seconds of a repetition, and of all repetitions. Repetitions are short and many, so that other load on the
+# machine affects all measurements alike.
 SECONDS, SECONDS_IN_ALL = 0.2, 4.0
 LEAST_REPETITIONS = 5
 
@@ -40,7 +40,7 @@ def network(pnorm_input: int, pnorm_output: int) -> AcousticModel:
 def products(
     pnorm_input: int, pnorm_output: int, size: int, dtype: torch.dtype, *, needed: bool = False
 ) -> Callable[[], None]:
-    """The matrix products of the affine layers, for one minibatch; all, or only those that training needs."""
+    """Returns a function for one minibatch's matrix products of the affine layers: all, or only those of training."""
     shapes = [(4, 5 * DIM, pnorm_input), (2, 2 * pnorm_output, pnorm_input), (1, 2 * pnorm_output, pnorm_input)]
     layers = []
     for positions, d_in, d_out in [*shapes, (1, pnorm_output, CLASSES)]:
@@ -60,7 +60,7 @@ def products(
 
 
 def step(model: AcousticModel, method: str, size: int, dtype: torch.dtype) -> Callable[[], None]:
-    """The training of one minibatch after the other, as a job does it."""
+    """Returns a function that trains on the next minibatch, as a job does."""
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(8 * size, CONTEXT, DIM, generator=generator).split(size)
     labels = torch.randint(CLASSES, (8 * size,), generator=generator).split(size)
@@ -100,17 +100,17 @@ def compare(pnorm_input: int, pnorm_output: int, size: int, dtype: torch.dtype) 
     with models["sgd"].training_layout(), models["ng-sgd"].training_layout():
         runs = {method: step(model, method, size, dtype) for method, model in models.items()}
         for run in (*bare.values(), *runs.values()):
-            for _ in range(16):  # past the first updates of the estimates, which come at every step
+            for _ in range(16):  # warm-up: at first the estimates are updated at every step
                 run()
         once = timed(bare["products"], 4)()
         times = 4 * max(1, round(SECONDS / once / 4))  # estimates are updated at every fourth step
         repetitions = max(LEAST_REPETITIONS, round(SECONDS_IN_ALL / (times * once)))
-        taken = in_turn({name: timed(run, times) for name, run in (bare | runs).items()}, repetitions)
-    what = f"{pnorm_input}/{pnorm_output}, minibatch {size}, {str(dtype).removeprefix('torch.')}"
+        seconds = in_turn({name: timed(run, times) for name, run in (bare | runs).items()}, repetitions)
+    setting = f"{pnorm_input}/{pnorm_output}, minibatch {size}, {str(dtype).removeprefix('torch.')}"
     return [
         Figure(
-            f"{'SGD' if method == 'sgd' else 'NG-SGD'} / {base}, {what}",
-            ratios(taken[method], taken[base]),
+            f"{'SGD' if method == 'sgd' else 'NG-SGD'} / {base}, {setting}",
+            ratios(seconds[method], seconds[base]),
             LIMITS[method, min(pnorm_input, 2000)] if base == "products" and dtype == torch.float32 else None,
         )
         for base in (bare if size == 128 and dtype == torch.float32 else ["products"])

@@ -1,7 +1,7 @@
-"""How many jobs of how many threads get most done on this machine: python benchmarks/threads.py.
+"""Compares numbers of jobs and threads per job on this machine: python benchmarks/threads.py.
 
-The same training step in several processes at once, on two cores: frames a second of all together, beside those of one
-job with one thread.
+Several processes run the same training step at the same time on two cores. Their total frames per second are compared
+with those of one job with one thread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from figures import ROOT, Figure, in_turn, ratios, write
 
-WAYS = ((1, 1), (1, 2), (2, 1), (2, 2))  # jobs, threads of each
+WAYS = ((1, 1), (1, 2), (2, 1), (2, 2))  # jobs, threads per job
 SIZES = ((400, 80), (2000, 250))
 PROGRAM = """\
 import sys, time, torch
@@ -46,13 +46,13 @@ def frames_a_second(jobs: int, threads: int, pnorm: tuple[int, int]) -> Callable
         for process in processes:
             assert process.stdout is not None
             process.stdout.readline()
-        # All begin together.
-        return sum(float(process.communicate()[0]) for process in _told(processes))
+        # All processes are ready, so they measure at the same time.
+        return sum(float(process.communicate()[0]) for process in _start_measuring(processes))
 
     return measure
 
 
-def _told(processes: list[subprocess.Popen[str]]) -> list[subprocess.Popen[str]]:
+def _start_measuring(processes: list[subprocess.Popen[str]]) -> list[subprocess.Popen[str]]:
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("\n")
@@ -63,11 +63,11 @@ def _told(processes: list[subprocess.Popen[str]]) -> list[subprocess.Popen[str]]
 if __name__ == "__main__":
     figures = []
     for pnorm in SIZES:
-        taken = in_turn({f"{j} x {t}": frames_a_second(j, t, pnorm) for j, t in WAYS}, 5)
+        rates = in_turn({f"{j} x {t}": frames_a_second(j, t, pnorm) for j, t in WAYS}, 5)
         figures += [
             Figure(
                 f"frames a second at {pnorm[0]}/{pnorm[1]}: {jobs} jobs of {threads} threads / 1 of 1",
-                ratios(taken[f"{jobs} x {threads}"], taken["1 x 1"]),
+                ratios(rates[f"{jobs} x {threads}"], rates["1 x 1"]),
             )
             for jobs, threads in WAYS[1:]
         ]

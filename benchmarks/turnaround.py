@@ -1,8 +1,8 @@
-"""How long a cluster idles between two iterations: python benchmarks/turnaround.py, on a SLURM of one node of its own.
+"""Measures the idle time of a cluster between iterations: python benchmarks/turnaround.py.
 
-From the end of an iteration's last job to the moment when all jobs of the next one run, by several ways to hand jobs to
-SLURM, with jobs that only sleep; then for the workflow itself, beside the same commands called by a loop without
-Snakemake. SLURM's own settings are its defaults.
+It starts a SLURM cluster of one node with default settings. The idle time is measured from the end of an iteration's
+last job until all jobs of the next one run: for several ways of submitting jobs that only sleep, and for the workflow
+itself, which is compared with a loop that runs the same commands without Snakemake.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.cluster_executor.slurm import Slurm  # noqa: E402  the tests' cluster
+from tests.cluster_executor.slurm import Slurm  # noqa: E402  the cluster of the tests
 
 BIN = Path(sys.executable).parent
 ITERATIONS, SECONDS = 4, 3
-MEMORY = 1000  # MB that a training job asks for
-PATIENCE = 200.0  # seconds, for a way that does not come to an end here
+MEMORY = 1000  # MB requested by a training job
+PATIENCE = 200.0  # timeout in seconds
 
 JOB = f"""\
 import sys, time
@@ -53,7 +53,7 @@ rule average:
 
 
 def snakemake(*options: str) -> Callable[[Path, int, dict[str, str]], None]:
-    """A way: Snakemake with an executor."""
+    """Returns a way of running the jobs: Snakemake with an executor."""
 
     def run(folder: Path, jobs: int, environment: dict[str, str]) -> None:
         (folder / "Snakefile").write_text(SNAKEFILE)
@@ -64,7 +64,7 @@ def snakemake(*options: str) -> Callable[[Path, int, dict[str, str]], None]:
 
 
 def loop(*submit: str) -> Callable[[Path, int, dict[str, str]], None]:
-    """A way: a loop that calls a command that waits, for each job."""
+    """Returns a way of running the jobs: a loop that calls a blocking submit command for each job."""
 
     def run(folder: Path, jobs: int, environment: dict[str, str]) -> None:
         def job(x: int, n: int) -> None:
@@ -80,7 +80,7 @@ def loop(*submit: str) -> Callable[[Path, int, dict[str, str]], None]:
 
 
 def array(folder: Path, jobs: int, environment: dict[str, str]) -> None:
-    """A way: a loop that submits each iteration as an array of jobs and waits for it."""
+    """Runs the jobs by a loop that submits each iteration as a job array and waits for it."""
     for x in range(ITERATIONS):
         subprocess.run(
             ["sbatch", "--wait", f"--array=0-{jobs - 1}",
@@ -91,7 +91,7 @@ def array(folder: Path, jobs: int, environment: dict[str, str]) -> None:
 
 
 def dependencies(folder: Path, jobs: int, environment: dict[str, str]) -> None:
-    """A way: all iterations are submitted at once, as arrays and averages that depend on one another."""
+    """Runs the jobs by submitting all arrays and averages at once, each depending on the previous one."""
 
     def submit(*options: str) -> str:
         done = subprocess.run(
@@ -110,7 +110,7 @@ def dependencies(folder: Path, jobs: int, environment: dict[str, str]) -> None:
 
 
 def allocation(folder: Path, jobs: int, environment: dict[str, str]) -> None:
-    """A way: one allocation for all iterations, with a step in it for each job."""
+    """Runs the jobs as steps in one allocation for all iterations."""
     program = (
         "import sys; from benchmarks.turnaround import loop; from pathlib import Path; import os; "
         "loop('srun', '--exact', '--nodes=1', '--ntasks=1', '--mem=100M')"
@@ -122,7 +122,7 @@ def allocation(folder: Path, jobs: int, environment: dict[str, str]) -> None:
 
 WAYS: dict[str, tuple[Callable[[Path, int, dict[str, str]], None], str | None]] = {
     "`ngsgd` executor (`--profile slurm`)": (snakemake("--executor", "ngsgd"), None),
-    # Its jobs find the cluster only by /etc/slurm/slurm.conf, which has to be a link to that of this one.
+    # Its jobs need /etc/slurm/slurm.conf, which has to be a link to the configuration of this cluster.
     "`snakemake-executor-plugin-slurm`, first look after 1 s": (
         snakemake(
             "--executor", "slurm", "--slurm-init-seconds-before-status-checks", "1",
@@ -146,9 +146,9 @@ WAYS: dict[str, tuple[Callable[[Path, int, dict[str, str]], None], str | None]] 
 
 
 def gaps(times: dict[int, list[tuple[float, float]]]) -> list[float]:
-    """Seconds between iterations, from begin and end of the jobs of each."""
+    """Returns the seconds between iterations, given start and end of the jobs of each."""
     ends = {x: max(end for _, end in jobs) for x, jobs in times.items()}
-    return [max(begin for begin, _ in times[x + 1]) - ends[x] for x in sorted(times)[:-1]]
+    return [max(start for start, _ in times[x + 1]) - ends[x] for x in sorted(times)[:-1]]
 
 
 def told(values: list[float]) -> str:
@@ -156,7 +156,7 @@ def told(values: list[float]) -> str:
 
 
 def sleeping(way: Callable[[Path, int, dict[str, str]], None], jobs: int, cluster: Slurm) -> str:
-    """The gaps between iterations of jobs that only sleep."""
+    """Measures the gaps between iterations of jobs that only sleep."""
     cluster.wait_until_idle(120)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -166,18 +166,18 @@ def sleeping(way: Callable[[Path, int, dict[str, str]], None], jobs: int, cluste
         try:
             way(folder, jobs, cluster.env)
         except subprocess.TimeoutExpired:
-            return f"no end within {PATIENCE:.0f} s"
+            return f"not finished within {PATIENCE:.0f} s"
         except subprocess.CalledProcessError as e:
             return "failed: " + " ".join(e.stderr[-200:].decode(errors="replace").split())
         times: dict[int, list[tuple[float, float]]] = {}
         for path in folder.glob("*.job"):
-            begin, end = map(float, path.read_text().split())
-            times.setdefault(int(path.name.split(".")[0]), []).append((begin, end))
+            start, end = map(float, path.read_text().split())
+            times.setdefault(int(path.name.split(".")[0]), []).append((start, end))
     return told(gaps(times))
 
 
 def progress(run: Path) -> dict[int, list[tuple[float, float]]]:
-    """Begin and end of each training job of a run."""
+    """Returns start and end of each training job of a run, by iteration."""
     times: dict[int, list[tuple[float, float]]] = {}
     for path in (run / "progress").glob("*.json"):
         x, n = map(int, path.stem.split("."))
@@ -188,11 +188,11 @@ def progress(run: Path) -> dict[int, list[tuple[float, float]]]:
 
 
 def workflow(jobs: int, cluster: Slurm) -> tuple[list[float], float, float]:
-    """The gaps between iterations of the workflow, its seconds from first to last job, and those of a mere loop."""
+    """Returns the gaps between iterations of the workflow, its total seconds, and the total seconds of a plain loop."""
     with tempfile.TemporaryDirectory() as name:
         config = Path(name) / "config.json"
         settings = {"num_jobs_initial": jobs, "num_jobs_final": jobs, "samples_per_iter": 2000, "runs": {"run": {}}}
-        # The node has room for all jobs of an iteration, and for the scoring of a model beside them.
+        # The node can run all jobs of an iteration and the scoring of a model at the same time.
         settings |= {"num_epochs": 8.01 * jobs / (8 * 3), "resources": {"train": {"mem_mb": MEMORY}}}
         config.write_text(json.dumps(settings))
         command = [BIN / "snakemake", "--snakefile", ROOT / "Snakefile", "--profile", ROOT / "slurm", "-j", "32"]
@@ -206,7 +206,7 @@ def workflow(jobs: int, cluster: Slurm) -> tuple[list[float], float, float]:
         make("results/run/final.safetensors")
         times = progress(run)
         last = max(times)
-        found = gaps(times), max(e for _, e in times[last]) - min(b for b, _ in times[0])
+        result = gaps(times), max(e for _, e in times[last]) - min(b for b, _ in times[0])
         for path in [*(run / "jobs").iterdir(), *(run / "progress").iterdir()]:
             path.unlink()
         for x in range(1, last + 2):
@@ -223,13 +223,13 @@ def workflow(jobs: int, cluster: Slurm) -> tuple[list[float], float, float]:
                 list(pool.map(lambda n, x=x: train(x, n + 1), range(jobs)))
                 subprocess.run([BIN / "ngsgd", "end-iteration", run, str(x)], cwd=name, check=True)
         times = progress(run)
-        return *found, max(e for _, e in times[last]) - min(b for b, _ in times[0])
+        return *result, max(e for _, e in times[last]) - min(b for b, _ in times[0])
 
 
 if __name__ == "__main__":
     os.environ["PYTHONPATH"] = str(ROOT)
     with Slurm(nodes=1, cpus=16, scheduling="") as cluster:
-        print("| jobs that sleep, seconds between iterations: median (least – most) | 2 jobs | 8 jobs |")
+        print("| sleeping jobs, seconds between iterations: median (minimum – maximum) | 2 jobs | 8 jobs |")
         print("| --- | --- | --- |")
         for name, (way, module) in WAYS.items():
             if module and not importlib.util.find_spec(module):
@@ -239,8 +239,8 @@ if __name__ == "__main__":
         print("\n| the workflow itself | between iterations, s | whole training, s | loop of `srun`, s | ratio |")
         print("| --- | --- | --- | --- | --- |")
         for jobs in (2, 8):
-            found, total, mere = workflow(jobs, cluster)
+            seconds, total, loop_total = workflow(jobs, cluster)
             print(
-                f"| {jobs} jobs | {told(found)} | {total:.1f} | {mere:.1f} | {total / mere:.2f} |",
+                f"| {jobs} jobs | {told(seconds)} | {total:.1f} | {loop_total:.1f} | {total / loop_total:.2f} |",
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""What several tests share: the recorded digits, a small corpus made of them, and Kaldi's recorded numbers."""
+"""Fixtures for tests in several folders: a small corpus of recorded digits, and numbers recorded from Kaldi."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KALDI = ROOT.parent / "shared" / "kaldi"
 
 @pytest.fixture(scope="session")
 def kaldi() -> Path:
-    """Numbers recorded from Kaldi."""
+    """Returns the directory of numbers recorded from Kaldi; skips the test if there is none."""
     if not KALDI.is_dir():
         pytest.skip("needs ../shared/kaldi, numbers recorded from Kaldi")
     return KALDI
@@ -23,7 +23,7 @@ def kaldi() -> Path:
 
 @pytest.fixture(scope="session")
 def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 recordings of each digit, in a file of the form of the whole corpus."""
+    """Writes a file with 30 recordings of each digit, in the format of the whole corpus, and returns its path."""
     with np.load(default_file()) as arrays:
         X, y, lengths = arrays["X"], arrays["y"], arrays["lengths"]
     ends = np.cumsum(lengths)

@@ -1,4 +1,4 @@
-"""A Kaldi experiment made of recorded digits: data, alignments with their model, a graph, as Kaldi lays them out."""
+"""Writes a Kaldi experiment of recorded digits: data directories, alignments with their model, and a graph."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ngsgd.kaldi.graph import ARC, STATE
 from ngsgd.kaldi.output import Output
 from ngsgd.kaldi.transition import HmmState, TransitionModel, write_transitions
 
-STATES = 3  # of each word
+STATES = 3  # per word
 
 
 def digit_transitions() -> TransitionModel:
-    """Each word is a phone of three states; state s of phone p has the transition-ids 6 p + 2 s + 1 (loop) and + 2."""
+    """Returns a model in which word p is a phone whose state s has transition-ids 6 p + 2 s + 1 (self-loop) and + 2."""
     half = np.float32(0.5)
     entry = (*(HmmState(s, s, ((s, half), (s + 1, half))) for s in range(STATES)), HmmState(-1, -1, ()))
     rows = [(p + 1, s, STATES * p + s, STATES * p + s) for p in range(len(WORDS)) for s in range(STATES)]
@@ -36,15 +36,15 @@ def digit_transitions() -> TransitionModel:
 
 
 def digit_loop() -> bytes:
-    """One word or more: state 0, and for each word a state a state of its phone."""
+    """Returns a graph that accepts one or more words: start state 0, and a state for each HMM state of each word."""
     arcs, states = [(2 * STATES * p + 1, p + 1, 2.3, 1 + STATES * p) for p in range(len(WORDS))], []
     states.append((np.inf, 0, len(arcs)))
     for p in range(len(WORDS)):
         for s in range(STATES):
-            here, tid = 1 + STATES * p + s, 2 * STATES * p + 2 * s + 1
+            state, tid = 1 + STATES * p + s, 2 * STATES * p + 2 * s + 1
             last = s == STATES - 1
             states.append((0.0 if last else np.inf, len(arcs), 2))
-            arcs += [(tid, 0, 0.1, here), (0, 0, 5.0, 0) if last else (tid + 2, 0, 0.1, here + 1)]
+            arcs += [(tid, 0, 0.1, state), (0, 0, 5.0, 0) if last else (tid + 2, 0, 0.1, state + 1)]
     header = struct.pack("<i", 2125659606)
     header += b"".join(struct.pack("<i", len(name)) + name for name in (b"const", b"standard"))
     header += struct.pack("<iiQqqq", 2, 0, 1, 0, len(states), len(arcs))
@@ -53,7 +53,7 @@ def digit_loop() -> bytes:
 
 
 def make_experiment(root: Path, digits: Path) -> dict[str, object]:
-    """Writes the experiment, and gives the settings that name its parts."""
+    """Writes the experiment and returns the settings that name its parts."""
     prepare(root / "corpus", digits, states_per_word=STATES, num_valid=30, num_test=30, max_bad_share=0.01)
     out = Output(binary=True)
     write_transitions(digit_transitions(), out)
@@ -68,7 +68,8 @@ def make_experiment(root: Path, digits: Path) -> dict[str, object]:
             for i, utterance in enumerate(subset.names):
                 x, pdfs = subset.utterance(i)
                 features[utterance] = np.array(x)
-                ids = 2 * pdfs + 1 + (np.diff(pdfs, append=-1) != 0)  # a state's last frame leaves it
+                # The last frame of a state has the id of its forward transition, the others that of its self-loop.
+                ids = 2 * pdfs + 1 + (np.diff(pdfs, append=-1) != 0)
                 lines.append(f"{utterance} {' '.join(map(str, ids))} \n")
                 texts.append(f"{utterance} {subset.texts[i].upper()}\n")
                 if name == "valid":

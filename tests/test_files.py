@@ -11,7 +11,7 @@ from ngsgd.files import atomic_write, canonical_json, derived_seed, file_stamp, 
 from ngsgd.locks import RunLock
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_atomic_write_never_leaves_a_partial_file(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "file"
     with atomic_write(path) as temporary:
         temporary.write_text("first")
@@ -31,7 +31,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_only_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
+def test_only_temporary_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     host = platform.node()
     living = tmp_path / f".a.{host}.{os.getpid()}.part"
     dead = tmp_path / "deep" / f".b.safetensors.{host}.{2**22 + 1}.part"
@@ -46,25 +46,25 @@ def test_only_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
     assert [path.exists() for path in (living, dead, elsewhere, result)] == [True, False, False, True]
 
 
-def test_texts_and_seeds_are_the_same_everywhere() -> None:
+def test_canonical_json_and_derived_seeds_are_reproducible() -> None:
     assert canonical_json({"b": [1.5, "ä"], "a": None}) == '{"a":null,"b":[1.5,"\\u00e4"]}'
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json(float("nan"))
     assert derived_seed(0, 1, 2) == 1128277693 != derived_seed(0, 12)
 
 
-def test_a_file_that_is_not_there_has_a_digest_too(tmp_path: Path) -> None:
+def test_missing_file_has_a_stamp(tmp_path: Path) -> None:
     assert file_stamp(tmp_path / "nothing") == "missing"
 
 
-def test_a_lock_is_for_one(tmp_path: Path) -> None:
+def test_lock_is_exclusive(tmp_path: Path) -> None:
     first = RunLock(tmp_path / "results")
     first.claim()
     with pytest.raises(NgsgdError, match=f"is being worked on by process {os.getpid()} on "):
         RunLock(tmp_path / "results").claim()
 
 
-def test_what_was_seen_while_another_was_at_work_counts_for_nothing(tmp_path: Path) -> None:
+def test_lock_is_refused_if_another_call_held_it_since_it_was_opened(tmp_path: Path) -> None:
     first, early = RunLock(tmp_path), RunLock(tmp_path)
     first.claim()
     during = RunLock(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # what a type checker takes it for; to import typing is a third of a command's start
+TYPE_CHECKING = False  # type checkers treat this name as true; importing typing is a third of a command's start-up time
 if TYPE_CHECKING:
     from typing import Any
 
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 __all__ = ["NGSGD", "AcousticModel", "OnlineNaturalGradient", "SimpleNaturalGradient", "load_model"]
 
-_HOMES = {
+_MODULES = {
     "AcousticModel": "ngsgd.network.model",
     "load_model": "ngsgd.network.model",
     "NGSGD": "ngsgd.optim.ngsgd",
@@ -25,9 +25,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when they are asked for: averaging models, for one, needs no torch."""
-    if name not in _HOMES:
+    """Imports a public name on first use, since some commands, such as averaging models, do not need torch."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'ngsgd' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,14 +1,14 @@
-"""What goes wrong through the user's input: one clear line that names the file, the key or the utterance."""
+"""Errors caused by the user's input; the message is one line that names the file, the key or the utterance."""
 
 from __future__ import annotations
 
 
 class NgsgdError(Exception):
-    """The base of the project's own errors: the programs print its text and end with exit status 1."""
+    """Base class of the project's errors; the programs print the message and exit with status 1."""
 
 
 class ConfigError(NgsgdError):
-    """A setting is unknown, of the wrong type, out of range, or does not go with the others."""
+    """A setting is unknown, of the wrong type, out of range or inconsistent with others."""
 
 
 class DataError(NgsgdError):
@@ -16,16 +16,16 @@ class DataError(NgsgdError):
 
 
 class UtteranceError(DataError):
-    """One utterance cannot be used: it is left out, and counted."""
+    """One utterance cannot be used; it is dropped and counted."""
 
 
 class ModelError(NgsgdError):
-    """A model file is truncated, foreign or does not fit what it is used for."""
+    """A model file is truncated, of another format, or does not match its use."""
 
 
 class TrainingError(NgsgdError):
-    """An iteration cannot go on: what its jobs made is of no use."""
+    """An iteration cannot continue, because the models of its jobs are unusable."""
 
 
 class ClusterError(NgsgdError):
-    """A cluster's scheduler does not answer, or refuses."""
+    """A cluster's scheduler does not respond or rejects a request."""

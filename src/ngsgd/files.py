@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes, hashes of values and files, derived seeds, and look-up of paths."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-STAMPED = 16 * 2**20  # bytes
+STAMPED = 16 * 2**20  # bytes; larger files are not hashed
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside ``path`` that becomes ``path`` when the block ends well.
+    """Yields a temporary path next to ``path``, which is renamed to ``path`` when the block succeeds.
 
-    The contents reach the disk before the name does. The temporary name is unique to the process, so that two
-    writers of the same file (an old job that is still dying, say) cannot mix their bytes.
+    The contents are synced to disk before the file is renamed. The temporary name is unique to the process, so that two
+    writers of the same file, such as an old job that has not ended yet, cannot mix their output.
 
     Raises:
-        OSError: the file cannot be written; nothing of it is left then, nor after an exception in the block.
+        OSError: the file cannot be written. The temporary file is removed then, as after an exception in the block.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     except BaseException as e:
         temporary.unlink(missing_ok=True)
-        if isinstance(e, OSError) and e.errno and not e.filename:  # a full disk, most often
+        if isinstance(e, OSError) and e.errno and not e.filename:  # writes to a full disk raise without the name
             e.filename = os.fspath(path)
         raise
     directory = os.open(path.parent, os.O_RDONLY)
@@ -47,58 +47,59 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file atomically, as UTF-8."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def remove_abandoned(directory: str | os.PathLike[str], *, elsewhere: bool = False) -> None:
-    """Removes the temporary files below ``directory`` of processes that no longer live.
+    """Removes the temporary files below ``directory`` whose processes have ended.
 
     Args:
         directory: the folder.
-        elsewhere: whether no process of another machine is writing there; else only files of this one's are removed.
+        elsewhere: whether to remove all those of other machines, too; only safe if no process there is writing.
     """
     for temporary in Path(directory).rglob(".*.part"):
         owner, _, pid = temporary.name.removesuffix(".part").rpartition(".")
-        here = owner.endswith(f".{platform.node()}")
-        if pid.isdecimal() and (not Path(f"/proc/{pid}").exists() if here else elsewhere):
+        is_local = owner.endswith(f".{platform.node()}")
+        if pid.isdecimal() and (not Path(f"/proc/{pid}").exists() if is_local else elsewhere):
             temporary.unlink(missing_ok=True)
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: keys sorted, no spaces, no NaN."""
+    """Returns the canonical JSON text of a value: keys sorted, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def digest(value: Any) -> str:
-    """Ten hexadecimal digits that stand for a value made of what JSON can hold."""
+    """Returns the first ten hexadecimal digits of the SHA-256 of a JSON value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:10]
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A seed below 2**31 from any number of parts, such as the run's seed, an iteration and a job."""
+    """Derives a seed below 2**31 from any number of parts, such as the run's seed, an iteration and a job."""
     return int(hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:8], 16) & 0x7FFFFFFF
 
 
 def require_regular_file(path: str | os.PathLike[str]) -> None:
-    """Sees that a path is a regular file: reading from a pipe or a device may never end.
+    """Checks that a path is a regular file, since reading from a pipe or a device may never end.
 
     Raises:
-        OSError: it is another thing, or nothing.
+        OSError: the path does not exist or is not a regular file.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "not a file", os.fspath(path))
 
 
 def resolve_path(path: str | os.PathLike[str], root: Path) -> Path:
-    """A path as it stands if something is there, or else below a root."""
+    """Returns the path unchanged if it exists, otherwise relative to ``root``."""
     return Path(path) if os.path.exists(path) else root / path
 
 
 def scp_targets(script: Path, root: Path) -> set[Path]:
-    """The files that the entries of a Kaldi ``.scp`` point into, as far as they exist; empty where there is none.
+    """Returns the existing files that the entries of a Kaldi ``.scp`` point into; empty if there is no script.
 
-    It looks at every line of every call's corpora, and so no closer than it must.
+    Every call of the workflow does this for each line of its corpora, so entries are parsed only roughly, for speed.
     """
     try:
         lines = script.read_bytes().splitlines()
@@ -110,10 +111,10 @@ def scp_targets(script: Path, root: Path) -> set[Path]:
 
 
 def file_stamp(path: str | os.PathLike[str], hashed: int = STAMPED) -> str:
-    """Stands for the contents of a file; "missing" where there is none, which whoever reads it will complain of.
+    """Returns a fingerprint of a file's contents: its SHA-256, or "missing" if it cannot be read.
 
-    A hash, or for a file above ``hashed`` bytes, which would take too long to hash at every call, size and time of
-    change in seconds.
+    Hashing files larger than ``hashed`` bytes in every call would take too long; their fingerprint is size and
+    modification time in seconds. A missing file is reported by the code that reads it.
     """
     try:
         with open(path, "rb") as f:

@@ -1,7 +1,7 @@
-"""One scheduler for a run, and jobs that do not outlive it.
+"""A lock that allows one scheduler per results folder, and jobs that end with their scheduler.
 
-A run's lock is held by the scheduler's process through the operating system, which releases it with its holder,
-however that ends. The jobs find the scheduler's process through the environment and end when it does.
+The scheduler's process holds a file lock, which the operating system releases when the process ends, whatever the
+reason. Jobs find the scheduler's process through an environment variable and exit when it does.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import IO
 
 from ngsgd.errors import NgsgdError
 
-SCHEDULER = "NGSGD_SCHEDULER"  # environment variable: machine's boot, process and its start, by which jobs know it
+SCHEDULER = "NGSGD_SCHEDULER"  # environment variable with the scheduler's `_identity`
 
 
 class RunLock:
     """The lock of a results folder, held from `claim` until the process ends.
 
-    Make it before looking at what is there, claim it before changing that: `claim` refuses, too, when another process
-    was at work in between, since what was seen then may not be so any more.
+    Create it before reading the folder's state and claim it before changing that state: `claim` also fails if another
+    process held the lock in between, since the state may have changed.
 
     Args:
         directory: the folder.
@@ -33,13 +33,13 @@ class RunLock:
         self._directory = Path(directory)
         self._path = self._directory / ".lock"
         self._file: IO[str] | None = None
-        self._holder_seen, self._was_held = self._look()
+        self._initial_holder, self._initially_held = self._last_holder()
 
     def claim(self) -> None:
         """Takes the lock.
 
         Raises:
-            NgsgdError: another process holds it, or held it since this object was made; the text says which.
+            NgsgdError: another process holds the lock, or held it since this object was created; the message names it.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         self._file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115  held until the process ends
@@ -48,15 +48,17 @@ class RunLock:
         except BlockingIOError:
             raise self._refusal("is being worked on by", "wait for it, or end it, before starting another") from None
         except OSError as e:
-            raise NgsgdError(f"{self._path}: the file system gives no locks ({e}); put results/ on another") from None
-        if self._was_held or self._read() != self._holder_seen:
+            raise NgsgdError(
+                f"{self._path}: the file system does not support locks ({e}); put results/ on another one"
+            ) from None
+        if self._initially_held or self._read() != self._initial_holder:
             raise self._refusal("was being worked on, until just now, by", "start again")
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {platform.node()} ({_identity(os.getpid())})")
         self._file.flush()
 
-    def _look(self) -> tuple[str, bool]:
-        """Who held the lock last, and whether it is held now."""
+    def _last_holder(self) -> tuple[str, bool]:
+        """Returns the last holder of the lock, and whether the lock is held now."""
         if not self._path.exists():
             return "", False
         with open(self._path, encoding="utf-8") as f:
@@ -64,22 +66,22 @@ class RunLock:
                 fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return f.read(), True
-            except OSError:  # no locks here, which `claim` will complain of
+            except OSError:  # locks are not supported; `claim` reports it
                 pass
             return f.read(), False
 
     def _read(self) -> str:
         return self._path.read_text(encoding="utf-8")
 
-    def _refusal(self, what: str, advice: str) -> NgsgdError:
-        lock_holder = self._read().partition(" (")[0] or "another process"
+    def _refusal(self, status: str, advice: str) -> NgsgdError:
+        holder = self._read().partition(" (")[0] or "another process"
         if self._file:
             self._file.close()
-        return NgsgdError(f"{self._directory} {what} {lock_holder}: {advice}")
+        return NgsgdError(f"{self._directory} {status} {holder}: {advice}")
 
 
 def lock_holder(directory: str | os.PathLike[str]) -> str | None:
-    """Which process holds the lock of a results folder, for people; None where none does."""
+    """Returns a description of the process that holds the lock of a results folder, or None if it is free."""
     path = Path(directory, ".lock")
     try:
         with open(path, encoding="utf-8") as f:
@@ -87,20 +89,20 @@ def lock_holder(directory: str | os.PathLike[str]) -> str | None:
                 fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return f.read().partition(" (")[0]
-    except OSError:  # none has been at work, or there are no locks here
+    except OSError:  # there is no lock file, or locks are not supported
         pass
     return None
 
 
 def announce_scheduler() -> None:
-    """Makes this process the one whose end ends the jobs started from here on."""
+    """Makes this process the scheduler of the jobs that it starts from now on; see `exit_with_scheduler`."""
     os.environ[SCHEDULER] = _identity(os.getpid())
 
 
 def exit_with_scheduler() -> None:
-    """Ends this process when the scheduler that started it ends; does nothing on another machine, or without one.
+    """Exits this process, with status 143, when the scheduler that started it ends.
 
-    The process is ended without ceremony: what it was writing stays under its temporary name.
+    Does nothing without a scheduler or on another machine. No clean-up takes place; temporary files are left behind.
     """
     announced = os.environ.get(SCHEDULER)
     if not announced or not announced.startswith(_boot() + ":"):
@@ -112,10 +114,10 @@ def exit_with_scheduler() -> None:
             os._exit(143)
     except (ProcessLookupError, FileNotFoundError):
         os._exit(143)
-    threading.Thread(target=_watch, args=(descriptor,), daemon=True).start()
+    threading.Thread(target=_exit_after, args=(descriptor,), daemon=True).start()
 
 
-def _watch(descriptor: int) -> None:
+def _exit_after(descriptor: int) -> None:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     poll.poll()
@@ -123,11 +125,11 @@ def _watch(descriptor: int) -> None:
 
 
 def _boot() -> str:
-    """Stands for this machine since it was started."""
+    """Returns an identifier of this machine's current boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def _identity(pid: int) -> str:
-    """Stands for one process: its number alone may be given to another after it has ended."""
+    """Identifies a process by boot, pid and start time, since a pid alone may be reused."""
     started = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     return f"{_boot()}:{pid}:{started}"

@@ -1,9 +1,11 @@
-"""Snakemake's executor for SLURM and Grid Engine: ``executor: ngsgd`` in a profile.
+"""Snakemake executor plugin for SLURM and Grid Engine: ``executor: ngsgd`` in a profile.
 
-Snakemake finds `Executor`, `ExecutorSettings` and `common_settings` here by name. Module `executor` has the executor,
-`scheduler` the interface of a scheduler; each scheduler is a module of its own.
+Snakemake looks up `Executor`, `ExecutorSettings` and `common_settings` here. A workflow may call `set_job_policy` while
+it is parsed, and `cancel_former_jobs` in its ``onstart`` handler.
 """
 
-from snakemake_executor_plugin_ngsgd.executor import Executor, ExecutorSettings, common_settings, hooks
+from snakemake_executor_plugin_ngsgd.executor import Executor, cancel_former_jobs, common_settings
+from snakemake_executor_plugin_ngsgd.policy import JobPolicy, set_job_policy
+from snakemake_executor_plugin_ngsgd.settings import ExecutorSettings
 
-__all__ = ["Executor", "ExecutorSettings", "common_settings", "hooks"]
+__all__ = ["Executor", "ExecutorSettings", "JobPolicy", "cancel_former_jobs", "common_settings", "set_job_policy"]

@@ -1,4 +1,4 @@
-"""Asking a scheduler by its commands."""
+"""Calls of a scheduler's command-line tools."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 from ngsgd.errors import ClusterError
 
-PATIENCE = 60.0  # seconds that a scheduler has for an answer
+TIMEOUT = 60.0  # seconds
 
 
 def run_scheduler_command(command: Sequence[str]) -> str:
-    """What a command of the scheduler's prints.
+    """Runs a scheduler's command and returns its standard output.
 
     Raises:
-        ClusterError: it fails, or takes too long.
+        ClusterError: the command fails, or takes longer than `TIMEOUT`.
     """
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT)
     except (OSError, subprocess.TimeoutExpired) as e:
         raise ClusterError(f"{command[0]}: {e}") from None
     if done.returncode:

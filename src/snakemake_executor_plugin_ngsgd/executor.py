@@ -1,8 +1,8 @@
-"""Snakemake's jobs on a cluster, each by a command of the scheduler's that waits for it.
+"""Runs Snakemake's jobs on a cluster, each by a command of the scheduler that waits for the job.
 
-What this does otherwise than the usual executors: the end of a job is known when its command ends, nobody is asked; a
-job with a shell command is that command, not a Snakemake that reads the workflow anew to start it; what is under way
-ends with Snakemake, however that ends; and a job that lacked memory or time is tried again with more.
+Differences from other cluster executors: the end of a command reports the end of its job, so that the scheduler is not
+polled; the job of a shell rule is the shell command itself, not a Snakemake that parses the workflow again; active jobs
+are cancelled when Snakemake ends, however it ends; a job that ran out of memory or time is tried again with more.
 """
 
 import contextlib
@@ -10,46 +10,33 @@ import math
 import os
 import shlex
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 
-from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
-from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase
+from snakemake_interface_executor_plugins.logging import LoggerExecutorInterface
+from snakemake_interface_executor_plugins.settings import CommonSettings
+from snakemake_interface_executor_plugins.workflow import WorkflowExecutorInterface
 
 from ngsgd.errors import ClusterError
 from ngsgd.files import digest
 from ngsgd.locks import SCHEDULER
-from snakemake_executor_plugin_ngsgd.gridengine import GridEngine
-from snakemake_executor_plugin_ngsgd.scheduler import Failure, Resources, Scheduler
-from snakemake_executor_plugin_ngsgd.slurm import Slurm, SlurmAllocation
+from snakemake_executor_plugin_ngsgd.policy import job_policy
+from snakemake_executor_plugin_ngsgd.scheduler import Failure, Resources, make_scheduler
+from snakemake_executor_plugin_ngsgd.settings import ExecutorSettings
 from snakemake_executor_plugin_ngsgd.submission import Reaper, Submission
 
-LOOK = 0.05  # seconds from one look at the commands' processes to the next
-WATCH = 60.0  # seconds from one look at what the scheduler has under way to the next
-WAITED = 100  # of a job's inputs as many are waited for where it runs; a command has its limits
-# What Snakemake sets for a shell command of its own.
-THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "VECLIB_MAXIMUM", "NUMEXPR")
-# Files may be seen later where a job runs than where Snakemake does; to list their folder makes some file systems look.
-WAIT = """for f in {files}; do n=0; until [ -e "$f" ] || [ $((n += 1)) -gt $((5 * {latency})) ]; do
+POLL_INTERVAL = 0.05  # seconds between polls of the commands' processes
+STRAGGLER_INTERVAL = 1.0  # seconds between calls of the policy's `is_straggler` for a job, which may read files
+VANISHED_INTERVAL = 60.0  # seconds between queries of the scheduler's active jobs
+MAX_AWAITED_INPUTS = 100  # inputs that a job waits for, since a command line has a limited length
+# Prefixes of the variables that Snakemake sets for its own shell commands.
+THREAD_VARIABLES = ("OMP", "GOTO", "OPENBLAS", "MKL", "VECLIB_MAXIMUM", "NUMEXPR")
+# A file may appear on a job's node later than here; on some file systems only listing its folder makes it appear.
+WAIT_SCRIPT = """for f in {files}; do n=0; until [ -e "$f" ] || [ $((n += 1)) -gt $((5 * {latency})) ]; do
 ls -a "${{f%/*}}" > /dev/null 2>&1 || true; sleep 0.2; done; done"""
-
-
-@dataclass
-class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
-    """The options that a profile has for this executor, each with ``ngsgd-`` before it."""
-
-    scheduler: str = field(default="slurm", metadata={"help": "slurm, slurm-allocation or sge."})
-    sge_memory: str = field(default="mem_free", metadata={"help": "Resource of Grid Engine's for memory, by thread."})
-    sge_gpu: str = field(default="gpu", metadata={"help": "Resource of Grid Engine's for GPUs."})
-    sge_parallel_environment: str = field(default="smp", metadata={"help": "Of Grid Engine, for several threads."})
-    retry_wait: float = field(
-        default=10.0,
-        metadata={"help": "Seconds from a job's failure to its next attempt, doubled each time."},
-    )
-
 
 common_settings = CommonSettings(
     non_local_exec=True,
@@ -59,116 +46,97 @@ common_settings = CommonSettings(
 )
 
 
-def make_scheduler(settings: ExecutorSettings) -> Scheduler:
-    """The scheduler that the options name.
+def workflow_mark(workflow: WorkflowExecutorInterface) -> str:
+    """Returns the suffix of the names of a workflow's jobs: the same for all calls in a working directory."""
+    return f"ngsgd-{digest(os.path.realpath(workflow.workdir_init))}"
+
+
+def cancel_former_jobs(workflow: WorkflowExecutorInterface, logger: LoggerExecutorInterface) -> bool:
+    """Cancels the jobs of an earlier call whose machine died, if this plugin executes the workflow.
+
+    To be called from ``onstart``, before the workflow changes any file and while no other call is working in the same
+    directory: it would lose its jobs.
+
+    Returns:
+        Whether this plugin executes the workflow; if so, no job of an earlier call is active on any machine.
 
     Raises:
-        WorkflowError: there is no such one.
+        ClusterError: the scheduler does not answer, or still lists a job after a minute.
     """
-    if settings.scheduler == "slurm":
-        return Slurm()
-    if settings.scheduler == "slurm-allocation":
-        if "SLURM_JOB_ID" not in os.environ:
-            raise WorkflowError("--ngsgd-scheduler slurm-allocation: Snakemake does not run in one (sbatch, salloc)")
-        return SlurmAllocation()
-    if settings.scheduler == "sge":
-        return GridEngine(settings.sge_memory, settings.sge_gpu, settings.sge_parallel_environment)
-    raise WorkflowError(f"--ngsgd-scheduler {settings.scheduler}: there are slurm, slurm-allocation and sge")
-
-
-@dataclass
-class Hooks:
-    """What this executor and a workflow want of one another.
-
-    Attributes:
-        failed: of the workflow: told of a job that has failed, the reason, and how often it will be tried again:
-            whether the workflow goes on as if it had not failed.
-        keeps_others_waiting: of the workflow: whether a job is to be given up, though it is still under way.
-        end_former_jobs: of the executor, where it is in use: cancels what an earlier call has left under way. To be
-            called when no other call can be at work, and before anything is changed.
-    """
-
-    failed: Callable[[JobExecutorInterface, str, int], bool] = lambda job, reason, attempts_left: False
-    is_straggler: Callable[[JobExecutorInterface], bool] = lambda job: False
-    cancel_former_jobs: Callable[[], None] | None = None
-
-
-hooks = Hooks()
+    if not isinstance(workflow.executor_settings, ExecutorSettings):  # None for a dry run and --touch
+        return False
+    scheduler, mark = make_scheduler(workflow.executor_settings), workflow_mark(workflow)
+    for _ in range(60):
+        left = sorted(scheduler.active_jobs(mark))
+        if not left:
+            return True
+        logger.info(f"Cancelling {len(left)} jobs of a call that has died: {', '.join(left)}")
+        scheduler.cancel(left)
+        time.sleep(1.0)
+    raise ClusterError(
+        f"jobs {', '.join(left)} of an earlier call are still active a minute after they were cancelled; "
+        "check their nodes, remove the jobs, and start again"
+    )
 
 
 @dataclass
 class TrackedJob:
-    """What the executor notes of a job.
+    """State of a job that has not ended. Times are those of `time.monotonic`, in seconds.
 
     Attributes:
-        start: when it is to be handed to the scheduler, by the clock that only goes on.
-        submission: since it was.
-        given_up: why it was cancelled.
-        ask: when the workflow is to be asked again whether it keeps others waiting.
-        absent: how often the scheduler did not know of it.
+        submit_at: time of the next submission.
+        submission: the submitted job; None before its submission.
+        give_up_reason: why the job was given up; None if it was not.
+        next_straggler_check: time of the next call of the policy's `is_straggler`.
+        missing_count: number of successive queries in which the scheduler did not list the job.
     """
 
-    start: float
+    submit_at: float
     submission: Submission | None = None
     give_up_reason: str | None = None
-    run_scheduler_command: float = 0.0
-    absent: int = 0
+    next_straggler_check: float = 0.0
+    missing_count: int = 0
 
 
 class Executor(RemoteExecutor):  # type: ignore[misc]
-    """See the module."""
+    """Snakemake's interface to this plugin; the module's docstring describes it."""
 
-    # The thread that calls `check_active_jobs` runs before all the rest is there.
-    watch = math.inf
+    # Snakemake starts the thread that calls `check_active_jobs` before it calls `__post_init__`.
+    next_vanished_check = math.inf
 
     def __post_init__(self) -> None:
         self.scheduler = make_scheduler(self.workflow.executor_settings)
         self.retry_wait = self.workflow.executor_settings.retry_wait
-        self.mark = f"ngsgd-{digest(os.path.realpath(self.workflow.workdir_init))}"
-        self.memory: dict[str, int] = {}  # MB that jobs of a rule have been seen to need
-        self.runtime: dict[str, int] = {}  # minutes that a job has been seen to need
+        self.mark = workflow_mark(self.workflow)
+        self.memory: dict[str, int] = {}  # MB to request for the jobs of a rule, once one had too little
+        self.runtime: dict[str, int] = {}  # minutes to request for a job, once it had too little
         self.tracked: dict[str, TrackedJob] = {}
-        self.next_seconds_between_status_checks = LOOK
+        self.next_seconds_between_status_checks = POLL_INTERVAL
         self.reaper = Reaper(self.scheduler.cancel_all_command(self.mark))
-        hooks.cancel_former_jobs = self.cancel_former_jobs
-        self.watch = time.monotonic() + WATCH
-
-    def cancel_former_jobs(self) -> None:
-        """Cancels what a call left behind that died together with its machine.
-
-        Raises:
-            ClusterError: the scheduler does not answer, or does not get rid of a job.
-        """
-        for _ in range(60):
-            left = sorted(self.scheduler.active_jobs(self.mark))
-            if not left:
-                return
-            self.logger.info(f"Cancelling {len(left)} jobs of a call that has died: {', '.join(left)}")
-            self.scheduler.cancel(left)
-            time.sleep(1.0)
-        raise ClusterError(f"jobs {', '.join(left)} of an earlier call cannot be cancelled: have their nodes looked at")
+        self.next_vanished_check = time.monotonic() + VANISHED_INTERVAL
 
     def run_job(self, job: JobExecutorInterface) -> None:
         self.workflow.async_run(job.prepare())
-        number = "" if job.attempt == 1 else f".try{job.attempt}"
-        name = f"{self.title(job)}{number}.{self.mark}"
+        attempt = "" if job.attempt == 1 else f".try{job.attempt}"
+        name = f"{self.title(job)}{attempt}.{self.mark}"
         wait = self.retry_wait * 2.0 ** (job.attempt - 2) if job.attempt > 1 else 0.0
-        self.tracked[name] = TrackedJob(start=time.monotonic() + wait)
+        self.tracked[name] = TrackedJob(submit_at=time.monotonic() + wait)
         info = SubmittedJobInfo(job, external_jobid=name)
         if not wait:
-            self.start(info)
+            self.submit(info)
         self.report_job_submission(info)
 
     def title(self, job: JobExecutorInterface) -> str:
+        """Returns the name of a job's rule and its wildcards, such as ``train.run.0.1``."""
         return ".".join([job.name, *([] if job.is_group() else map(str, job.wildcards))])
 
-    def start(self, info: SubmittedJobInfo) -> None:
-        """Hands a job to the scheduler, or tries to later where this machine has no room for its command."""
+    def submit(self, info: SubmittedJobInfo) -> None:
+        """Submits a job; does so later if this machine cannot start another process now."""
         job, tracked = info.job, self.tracked[info.external_jobid]
         environment = self.scheduler.environment(os.environ)
-        # The jobs would end with this process where they run on the same machine, as they should not on a cluster.
+        # A job with this variable ends with this process if both run on one machine, which is meant for local jobs.
         environment.pop(SCHEDULER, None)
-        environment |= {f"{library}_NUM_THREADS": str(job.threads) for library in THREADS}
+        environment |= {f"{library}_NUM_THREADS": str(job.threads) for library in THREAD_VARIABLES}
         try:
             tracked.submission = Submission(
                 self.scheduler,
@@ -180,12 +148,12 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             )
         except OSError as e:
             self.logger.warning(f"{info.external_jobid}: not submitted ({e}); trying again in {self.retry_wait:g} s")
-            tracked.start = time.monotonic() + self.retry_wait
+            tracked.submit_at = time.monotonic() + self.retry_wait
 
     def requested_resources(self, job: JobExecutorInterface) -> Resources:
-        """What a job asks for: its resources, and more where these have been seen to be too little."""
-        asked = {name: value for name, value in job.resources.items() if name in Resources.__dataclass_fields__}
-        resources = Resources(**{**asked, "threads": job.threads})
+        """Returns the resources to request for a job: its own, or more once these have been too little."""
+        requested = {name: value for name, value in job.resources.items() if name in Resources.__dataclass_fields__}
+        resources = Resources(**{**requested, "threads": job.threads})
         if job.name in self.memory:
             resources = replace(resources, mem_mb=max(resources.mem_mb or 0, self.memory[job.name]))
         if self.title(job) in self.runtime:
@@ -193,30 +161,34 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         return resources
 
     def script(self, job: JobExecutorInterface) -> str:
-        """A job's shell command, once its input is to be seen where it runs; else a Snakemake that makes the job."""
+        """Returns the bash script of a job.
+
+        For a shell rule it waits until the node sees the job's inputs and then runs the shell command. Any other job
+        is run by a Snakemake of its own.
+        """
         if job.is_group() or not job.is_shell or self.workflow.deployment_settings.deployment_method:
             return str(self.format_job_exec(job))
-        files = " ".join(shlex.quote(path) for path in list(job.input)[:WAITED])
-        waiting = WAIT.format(files=files, latency=self.workflow.execution_settings.latency_wait)
-        return f"set -euo pipefail; {waiting}; {job.shellcmd}"
+        files = " ".join(shlex.quote(path) for path in list(job.input)[:MAX_AWAITED_INPUTS])
+        wait = WAIT_SCRIPT.format(files=files, latency=self.workflow.execution_settings.latency_wait)
+        return f"set -euo pipefail; {wait}; {job.shellcmd}"
 
     @property
     def cores(self) -> str:
-        return "all"  # what the job is given, it may use
+        return "all"  # a Snakemake inside a job may use all cores of the job
 
     def get_job_exec_prefix(self, job: JobExecutorInterface) -> str:
         return f"cd {shlex.quote(self.workflow.workdir_init)}"
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncIterator[SubmittedJobInfo]:
-        if time.monotonic() > self.watch:
+        if time.monotonic() > self.next_vanished_check:
             self.detect_vanished_jobs()
-            self.watch = time.monotonic() + WATCH
+            self.next_vanished_check = time.monotonic() + VANISHED_INTERVAL
         for info in active_jobs:
             if not self.poll(info):
                 yield info
 
     def poll(self, info: SubmittedJobInfo) -> bool:
-        """Whether a job has come to an end, which is reported then."""
+        """Advances the state of a job, and returns whether it has ended; if so, its end has been reported."""
         tracked, now = self.tracked[info.external_jobid], time.monotonic()
         submission = tracked.submission
         if tracked.give_up_reason is None and self.is_straggler(info):
@@ -225,94 +197,94 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
                 self.give_up(info.external_jobid, submission)
         if submission is None:
             if tracked.give_up_reason is not None:
-                self.failed(info, Failure(tracked.give_up_reason))
+                self.job_failed(info, Failure(tracked.give_up_reason))
                 return True
-            if now >= tracked.start:
-                self.start(info)
+            if now >= tracked.submit_at:
+                self.submit(info)
             return False
         if submission.is_running():
             return False
         outcome = submission.outcome(info.job.log)
         if outcome is None:
-            self.succeeded(info)
+            self.job_succeeded(info)
         elif tracked.give_up_reason is not None:
-            self.failed(info, Failure(tracked.give_up_reason))
+            self.job_failed(info, Failure(tracked.give_up_reason))
         elif outcome.not_started:
             self.logger.warning(
                 f"{info.external_jobid}: {outcome.reason}; submitting it again in {self.retry_wait:g} s"
             )
-            tracked.submission, tracked.start = None, now + self.retry_wait
+            tracked.submission, tracked.submit_at = None, now + self.retry_wait
             return False
         else:
             if outcome.exhausted is not None:
                 self.escalate(info.job, outcome.exhausted, submission.resources)
-            self.failed(info, outcome)
+            self.job_failed(info, outcome)
         return True
 
     def is_straggler(self, info: SubmittedJobInfo) -> bool:
-        """Asks the workflow once a second: it looks at files for an answer."""
+        """Returns whether the workflow's policy gives up a job that has not ended."""
         tracked, now = self.tracked[info.external_jobid], time.monotonic()
-        if now < tracked.run_scheduler_command:
+        if now < tracked.next_straggler_check:
             return False
-        tracked.run_scheduler_command = now + 1.0
-        return bool(hooks.is_straggler(info.job))
+        tracked.next_straggler_check = now + STRAGGLER_INTERVAL
+        return job_policy(self.workflow).is_straggler(info.job)
 
     def give_up(self, name: str, submission: Submission) -> None:
         """Cancels a job."""
         submission.cancel()
-        with contextlib.suppress(ClusterError):  # its command has been told, which is enough for most
+        with contextlib.suppress(ClusterError):  # SIGTERM to the job's command cancels most jobs already
             self.scheduler.cancel(list(self.scheduler.active_jobs(name)))
 
-    def succeeded(self, info: SubmittedJobInfo) -> None:
+    def job_succeeded(self, info: SubmittedJobInfo) -> None:
         for folder in {os.path.dirname(output) or "." for output in info.job.output}:
             with contextlib.suppress(OSError):
-                os.listdir(folder)  # has some file systems look for what is new
+                os.listdir(folder)  # makes new files appear on some file systems
         del self.tracked[info.external_jobid]
         self.report_job_success(info)
 
-    def failed(self, info: SubmittedJobInfo, outcome: Failure) -> None:
-        """Reports a job that has failed, unless the workflow can do without it."""
+    def job_failed(self, info: SubmittedJobInfo, outcome: Failure) -> None:
+        """Reports that a job has failed, or that it has succeeded if the workflow goes on without it."""
         job = info.job
         attempts_left = job.restart_times + 1 - job.attempt
         if self.tracked.pop(info.external_jobid).give_up_reason is not None:
             attempts_left = 0
         try:
-            goes_on = hooks.failed(job, outcome.reason, attempts_left)
-        except Exception as e:  # a full disk, say: no reason to leave the other jobs without anyone who waits for them
+            counts_as_success = job_policy(self.workflow).on_failure(job, outcome.reason, attempts_left)
+        except Exception as e:  # such as a full disk: it would end this thread, which waits for the other jobs, too
             self.logger.error(f"{info.external_jobid}: {e}")
-            goes_on = False
-        if goes_on:
+            counts_as_success = False
+        if counts_as_success:
             self.logger.warning(f"{info.external_jobid}: {outcome.reason}; going on without it")
             self.report_job_success(info)
         else:
             self.report_job_error(info, msg=f"{outcome.reason}. ")
 
     def escalate(self, job: JobExecutorInterface, exhausted: str, resources: Resources) -> None:
-        """Has twice as much be asked for as was too little: of memory by all jobs of the rule, of time by this one."""
+        """Doubles the request for an exhausted resource: memory for all jobs of the rule, time for this job."""
         if job.is_group():
             return
         if exhausted == "memory" and resources.mem_mb is not None:
             self.memory[job.name] = max(2 * resources.mem_mb, self.memory.get(job.name, 0))
             self.logger.warning(
                 f"{job.name}: mem_mb={resources.mem_mb} was too little, its jobs ask for {self.memory[job.name]} "
-                "from now on; the configuration or the profile should"
+                "from now on; raise it in the configuration or the profile"
             )
         elif exhausted == "time" and resources.runtime is not None:
             self.runtime[self.title(job)] = 2 * resources.runtime
             self.logger.warning(f"{self.title(job)}: runtime={resources.runtime} was too little, it gets twice as much")
 
     def detect_vanished_jobs(self) -> None:
-        """Ends the waiting for jobs that the scheduler has not known for two looks."""
+        """Stops waiting for jobs that the scheduler has not listed twice in succession."""
         try:
-            known = set(self.scheduler.active_jobs(self.mark).values())
+            active = set(self.scheduler.active_jobs(self.mark).values())
         except ClusterError:
             return
         for name, tracked in list(self.tracked.items()):
-            if tracked.submission is None or name in known:
-                tracked.absent = 0
+            if tracked.submission is None or name in active:
+                tracked.missing_count = 0
             elif self.scheduler.lists_every_job:
-                tracked.absent += 1
-                if tracked.absent > 1:
+                tracked.missing_count += 1
+                if tracked.missing_count > 1:
                     tracked.submission.abandon()
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:

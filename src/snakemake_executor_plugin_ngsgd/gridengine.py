@@ -1,4 +1,4 @@
-"""Jobs on Grid Engine: each is a ``qrsh``, which waits for it. ``qsub -sync y`` hears of its end a second later."""
+"""Grid Engine: each job is a ``qrsh`` command, which waits for it (``qsub -sync y`` ends a second later)."""
 
 from __future__ import annotations
 
@@ -7,31 +7,39 @@ import shlex
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from ngsgd.errors import ClusterError
 from snakemake_executor_plugin_ngsgd.commands import run_scheduler_command
-from snakemake_executor_plugin_ngsgd.scheduler import Failure, Resources
+from snakemake_executor_plugin_ngsgd.scheduler import Failure, Resources, register_scheduler
 
-# What qrsh says where the master is away.
+if TYPE_CHECKING:
+    from snakemake_executor_plugin_ngsgd.settings import ExecutorSettings
+
+# Messages of qrsh if the master does not answer.
 UNREACHABLE = r"unable to (send message to|contact) qmaster"
 NO_MEMORY = r"MemoryError|[Cc]annot allocate memory|can't allocate memory"
 
 
+@register_scheduler("sge")
 @dataclass(frozen=True)
 class GridEngine:
-    """Jobs by the names that a site has for what they need; where they differ, the profile says so.
+    """Requests resources by the names that the site has configured for them.
 
     Attributes:
-        memory: resource that is asked for memory, for each thread.
-        gpu: consumable resource that is asked for GPUs.
-        parallel_environment: with its slots on one host.
+        memory: resource for memory, requested per thread.
+        gpu: consumable resource for GPUs.
+        parallel_environment: one that allocates all slots on one host.
     """
 
     lists_every_job: ClassVar[bool] = True
     memory: str = "mem_free"
     gpu: str = "gpu"
     parallel_environment: str = "smp"
+
+    @classmethod
+    def from_settings(cls, settings: ExecutorSettings) -> Self:
+        return cls(settings.sge_memory, settings.sge_gpu, settings.sge_parallel_environment)
 
     def command(self, name: str, resources: Resources, script: str) -> list[str]:
         command = ["qrsh", "-now", "no", "-noshell", "-V", "-cwd", "-N", name]
@@ -62,14 +70,14 @@ class GridEngine:
         return Failure(" ".join(output.split()) or "it was cancelled, or killed")
 
     def cancel_all_command(self, mark: str) -> list[str]:
-        return ["qdel", f"*{mark}"]  # those that are pending
+        return ["qdel", f"*{mark}"]  # a pending qrsh ignores SIGTERM
 
     def active_jobs(self, mark: str) -> dict[str, str]:
         try:
             jobs = ET.fromstring(run_scheduler_command(["qstat", "-xml"])).iter("job_list")
         except ET.ParseError as e:
             raise ClusterError(f"qstat -xml: {e}") from None
-        # What has been deleted stays on the list where its host is gone.
+        # A deleted job stays listed, with state d, while its host is unreachable.
         listed = {
             job.findtext("JB_job_number", ""): job.findtext("JB_name", "")
             for job in jobs

@@ -1,27 +1,34 @@
-"""What this project wants of a cluster's scheduler.
+"""The interface of a cluster's scheduler, and the registry of the supported ones.
 
-A job is a command that the scheduler's own client runs and waits for, so that its end is known at once, without asking.
+A job is a client command of the scheduler, such as ``srun``, that runs the job and waits for it: the executor learns of
+the job's end at once, without polling the scheduler. To add a scheduler, write a class with the methods of `Scheduler`
+in a module of its own, decorate it with `register_scheduler`, and import the module in `settings`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar
+
+from snakemake_interface_common.exceptions import WorkflowError
+
+if TYPE_CHECKING:
+    from snakemake_executor_plugin_ngsgd.settings import ExecutorSettings
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks its cluster for.
+    """Resources that a job requests.
 
     Attributes:
         threads: processor cores.
         mem_mb: memory, MB; None for the cluster's default.
-        runtime: limit of time, minutes; None for the cluster's default.
+        runtime: time limit, minutes; None for the cluster's default.
         gpus: number of GPUs.
-        gres: SLURM's description of these where a number is too little, such as ``gpu:a100:1``.
-        partition: of SLURM, or queue of Grid Engine; None for the cluster's default.
-        account: of SLURM, or project of Grid Engine.
+        gres: the scheduler's own request for GPUs, such as ``gpu:a100:1`` on SLURM; replaces ``gpus``.
+        partition: SLURM's partition or Grid Engine's queue; None for the cluster's default.
+        account: SLURM's account or Grid Engine's project.
         extra: further arguments for the scheduler's command.
     """
 
@@ -36,12 +43,12 @@ class Resources:
 
 
 class Failure(NamedTuple):
-    """Why a job ended badly.
+    """Why a job failed.
 
     Attributes:
         reason: for people.
-        lacking: of what more would have helped, where the scheduler says so.
-        transient: whether it had not even begun, since the scheduler was not there.
+        exhausted: the resource that the job had too little of, if known.
+        not_started: whether the job never began, since the scheduler did not answer.
     """
 
     reason: str
@@ -50,45 +57,88 @@ class Failure(NamedTuple):
 
 
 class Scheduler(Protocol):
-    """A scheduler. Names of jobs are unique among those under way; those of one caller end with a mark of its own.
+    """A cluster's scheduler.
+
+    The names of active jobs are unique. Those of one workflow end with the same suffix, its mark.
 
     Attributes:
-        lists_all: whether `active_jobs` tells of all jobs.
+        lists_every_job: whether `active_jobs` lists every job; if so, a job that it does not list has ended.
     """
 
     lists_every_job: ClassVar[bool]
 
-    def command(self, name: str, resources: Resources, script: str) -> list[str]:
-        """The command that runs a script of bash's as a job, and waits for it.
+    @classmethod
+    def from_settings(cls, settings: ExecutorSettings) -> Self:
+        """Makes the scheduler from the executor's options.
 
-        It cancels the job when it gets SIGTERM. Its exit status is not to be believed: srun's is 0 where a node fails.
+        Raises:
+            WorkflowError: the scheduler cannot be used here.
+        """
+
+    def command(self, name: str, resources: Resources, script: str) -> list[str]:
+        """Returns the command that runs a bash script as a job and waits for it.
+
+        The command cancels the job when it gets SIGTERM. Its exit status is ignored: that of srun is 0 if a node fails.
         """
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """What the command is to be started with, given what this process was started with."""
+        """Returns the environment variables of `command`, given those of this process."""
 
     def outcome(self, output: str, seconds: float | None, resources: Resources) -> Failure:
-        """Why a job has failed.
+        """Returns why a job failed.
 
         Args:
-            said: what its command wrote, and the end of its log.
-            seconds: since the job began; None if it did not.
-            needs: what the job had asked for.
+            output: output of the job's command, and the end of the job's log.
+            seconds: time since the job began; None if it did not begin.
+            resources: the job's request.
         """
 
     def cancel_all_command(self, mark: str) -> list[str]:
-        """The command that cancels what has a mark and did not heed the end of its own command."""
+        """Returns the command that cancels the jobs with a mark that SIGTERM to their own commands may not cancel."""
 
     def active_jobs(self, mark: str) -> dict[str, str]:
-        """The names, by number, of the jobs with a mark that wait or run.
+        """Returns the names, by number, of the pending and running jobs with a mark.
 
         Raises:
             ClusterError: the scheduler does not answer.
         """
 
     def cancel(self, numbers: Sequence[str]) -> None:
-        """Cancels jobs, those that have ended in the meantime aside.
+        """Cancels jobs, ignoring those that have ended.
 
         Raises:
             ClusterError: the scheduler does not answer.
         """
+
+
+_SchedulerT = TypeVar("_SchedulerT", bound=Scheduler)
+_REGISTRY: dict[str, type[Scheduler]] = {}
+
+
+def register_scheduler(name: str) -> Callable[[type[_SchedulerT]], type[_SchedulerT]]:
+    """Returns a class decorator that registers a scheduler as the value ``name`` of ``--ngsgd-scheduler``."""
+
+    def register(scheduler: type[_SchedulerT]) -> type[_SchedulerT]:
+        if name in _REGISTRY:
+            raise ValueError(f"scheduler {name} is registered already, by {_REGISTRY[name].__qualname__}")
+        _REGISTRY[name] = scheduler
+        return scheduler
+
+    return register
+
+
+def scheduler_names() -> list[str]:
+    """Returns the names of the registered schedulers, sorted."""
+    return sorted(_REGISTRY)
+
+
+def make_scheduler(settings: ExecutorSettings) -> Scheduler:
+    """Makes the scheduler that the options name.
+
+    Raises:
+        WorkflowError: no scheduler has that name, or it cannot be used here.
+    """
+    if settings.scheduler not in _REGISTRY:
+        known = ", ".join(scheduler_names())
+        raise WorkflowError(f"--ngsgd-scheduler {settings.scheduler}: no such scheduler; use one of {known}")
+    return _REGISTRY[settings.scheduler].from_settings(settings)

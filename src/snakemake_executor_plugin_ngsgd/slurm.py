@@ -1,17 +1,24 @@
-"""Jobs on SLURM: each is an ``srun``, which waits for it."""
+"""SLURM: each job is an ``srun`` command, which waits for it."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from snakemake_interface_common.exceptions import WorkflowError
 
 from snakemake_executor_plugin_ngsgd.commands import run_scheduler_command
-from snakemake_executor_plugin_ngsgd.scheduler import Failure, Resources
+from snakemake_executor_plugin_ngsgd.scheduler import Failure, Resources, register_scheduler
 
-# What srun and the job's slurmstepd say of its end. squeue's states tell less: memory is "FAILED" without cgroups.
+if TYPE_CHECKING:
+    from snakemake_executor_plugin_ngsgd.settings import ExecutorSettings
+
+# Messages of srun and slurmstepd about a job's end. The states that squeue reports are less specific: without cgroups
+# a job that ran out of memory is "FAILED".
 REASONS = {
     r"exceeded memory limit|oom.kill|Out Of Memory": Failure("it used more memory than it had asked for", "memory"),
     r"DUE TO TIME LIMIT": Failure("it reached its limit of time", "time"),
@@ -19,14 +26,19 @@ REASONS = {
     r"DUE TO NODE FAILURE|Node failure": Failure("its node failed"),
     r"CANCELLED|Job/step already completing": Failure("it was cancelled"),
 }
-# What srun says where the controller is away.
+# Messages of srun if slurmctld does not answer.
 UNREACHABLE = r"Unable to contact slurm controller|Unable to confirm allocation|Socket timed out|Connection refused"
 
 
+@register_scheduler("slurm")
 class Slurm:
-    """Each job is an allocation of its own."""
+    """Runs each job in its own allocation."""
 
     lists_every_job: ClassVar[bool] = True
+
+    @classmethod
+    def from_settings(cls, settings: ExecutorSettings) -> Self:
+        return cls()
 
     def command(self, name: str, resources: Resources, script: str) -> list[str]:
         command = [
@@ -46,7 +58,7 @@ class Slurm:
         return [*command, *shlex.split(resources.extra), "bash", "-c", script]
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
-        # Where the caller is a job itself, srun would make a step of it instead of a job.
+        # With the variables of an allocation, srun would start a step in it instead of a new job.
         return {
             name: value
             for name, value in environment.items()
@@ -62,7 +74,7 @@ class Slurm:
         return Failure(" ".join(output.split()) or "it failed")
 
     def cancel_all_command(self, mark: str) -> list[str]:
-        return ["true"]  # all do
+        return ["true"]  # SIGTERM to srun cancels pending jobs too
 
     def active_jobs(self, mark: str) -> dict[str, str]:
         states = "--states=PENDING,CONFIGURING,RUNNING,SUSPENDED"
@@ -75,13 +87,22 @@ class Slurm:
             run_scheduler_command(["scancel", *numbers])
 
 
+@register_scheduler("slurm-allocation")
 class SlurmAllocation(Slurm):
-    """Each job is a step in the allocation in which the caller runs, and waits where that has no room for it yet."""
+    """Runs each job as a step of the allocation that Snakemake runs in; steps wait until it has room for them."""
 
     lists_every_job: ClassVar[bool] = False
 
+    @classmethod
+    def from_settings(cls, settings: ExecutorSettings) -> Self:
+        if "SLURM_JOB_ID" not in os.environ:
+            raise WorkflowError(
+                "--ngsgd-scheduler slurm-allocation: not in an allocation of SLURM; start Snakemake by sbatch or salloc"
+            )
+        return cls()
+
     def command(self, name: str, resources: Resources, script: str) -> list[str]:
-        # Partition, account and time are those of the allocation.
+        # The allocation determines partition, account and time limit.
         resources = replace(resources, runtime=None, partition=None, account=None)
         srun, *rest = super().command(name, resources, script)
         return [srun, "--exact", *rest]
@@ -90,4 +111,4 @@ class SlurmAllocation(Slurm):
         return dict(environment)
 
     def active_jobs(self, mark: str) -> dict[str, str]:
-        return {}  # steps are no jobs, and end with their allocation
+        return {}  # squeue does not list steps, which end with their allocation

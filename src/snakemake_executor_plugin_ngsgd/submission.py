@@ -1,4 +1,4 @@
-"""Jobs that have been handed to a cluster, each as a command that waits for it, and the end of all of them with us."""
+"""Jobs submitted to a cluster, each as a command that waits for it; all are cancelled when this process ends."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from snakemake_executor_plugin_ngsgd.scheduler import Failure, Resources, Scheduler
 
-SUCCEEDED = "ngsgd: done"  # what a job says last
-STARTED = "ngsgd: begun"  # what it says first, and when that was
-PATIENCE = 10.0  # seconds that a scheduler's command has to end when it was told to
-LINES = 3  # of the end of a failed job's log, to tell why
+SUCCEEDED = "ngsgd: done"  # last line of a successful job's output
+STARTED = "ngsgd: begun"  # start of the first line of a job's output; the time follows
+KILL_AFTER = 10.0  # seconds from SIGTERM to SIGKILL for a scheduler's command
+LOG_LINES = 3  # number of lines from the end of a failed job's log that go into the reason
 
-# Ends the process group that it leads when it can read no more: when it is dismissed so, or when we have died.
+# Leads a process group. Its standard input closes when this process dies: it then ends the group by SIGTERM and, after
+# half a minute, SIGKILL. If it reads a line it exits, and the others go on.
 REAPER_SCRIPT = """trap '' TERM; read _ && exit; kill -TERM 0; "$@"; sleep 30; kill -KILL 0"""
 
 
 class Reaper:
-    """A process group for the commands that wait for jobs, which are told to cancel these when this process ends.
+    """A process group of the commands that wait for jobs; it gets SIGTERM when this process ends, however it ends.
 
     Args:
-        last_order: a command that is called then, too.
+        cancel_all_command: command to run after SIGTERM, for jobs that remain.
     """
 
     def __init__(self, cancel_all_command: Sequence[str]) -> None:
@@ -44,7 +45,11 @@ class Reaper:
         return self._process.pid
 
     def release(self, *, cancel: bool) -> None:
-        """Ends the warden, which cancels what is under way or leaves it alone."""
+        """Ends the reaper.
+
+        Args:
+            cancel: whether to end the group's commands, which cancels their jobs, or to leave them running.
+        """
         pipe = self._process.stdin
         if pipe is None or pipe.closed:
             return
@@ -54,25 +59,25 @@ class Reaper:
             pipe.close()
 
     def cancel(self) -> None:
-        """Has all jobs cancelled at once."""
+        """Cancels all jobs."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.group, signal.SIGTERM)
         self.release(cancel=True)
 
 
 class Submission:
-    """A job under way.
+    """A submitted job; creating the object submits it.
 
     Args:
-        cluster: its scheduler.
-        name: of the job.
-        needs: what it asks for.
-        script: of bash's, which is to end with status 0.
-        environment: that it is started with.
-        warden: who ends it with this process.
+        scheduler: the scheduler to submit to.
+        name: name of the job.
+        resources: the job's request.
+        script: bash script; it fails with its first failing command.
+        environment: environment variables of the scheduler's command.
+        reaper: the reaper whose process group the command joins.
 
     Raises:
-        OSError: the command cannot be started.
+        OSError: the scheduler's command cannot be started.
     """
 
     def __init__(
@@ -87,9 +92,9 @@ class Submission:
         self.resources = resources
         self._scheduler = scheduler
         self._kill_at: float | None = None
-        # Both streams as one, or what is said last might come before something else.
+        # Lines that go through two separate streams could arrive out of order.
         script = f'exec 2>&1\necho "{STARTED} $(date +%s)"\nset -e\n{script}\necho {SUCCEEDED}'
-        self._output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  until the job is done with
+        self._output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  open until the job has ended
         self._process = subprocess.Popen(
             scheduler.command(name, resources, script),
             stdin=subprocess.DEVNULL,
@@ -100,29 +105,29 @@ class Submission:
         )
 
     def is_running(self) -> bool:
-        """Whether the job has not ended."""
+        """Returns whether the job has not ended."""
         if self._process.poll() is not None:
             return False
         if self._kill_at is not None and time.monotonic() > self._kill_at:
-            self._process.kill()  # a pending qrsh heeds nothing else
+            self._process.kill()  # a pending qrsh ignores SIGTERM
         return True
 
     def cancel(self) -> None:
-        """Has the job cancelled; it is under way until it has ended."""
+        """Asks the scheduler's command to cancel the job, which runs until `is_running` is false."""
         self._process.terminate()
-        self._kill_at = time.monotonic() + PATIENCE
+        self._kill_at = time.monotonic() + KILL_AFTER
 
     def abandon(self) -> None:
-        """Waits no more for a job that the cluster does not know any more."""
+        """Stops waiting for a job that the scheduler has lost."""
         self._process.kill()
 
     def outcome(self, logs: Iterable[str]) -> Failure | None:
-        """How the job has ended; None for well.
+        """Returns why the job failed, or None if it succeeded.
 
-        The scheduler's word for that is not enough: the job's own is.
+        A job has succeeded if its output has the line `SUCCEEDED`; the exit status of the command is not reliable.
 
         Args:
-            logs: of the job, the ends of which may say why it failed.
+            logs: paths of the job's logs, whose last lines may give the reason.
         """
         self._output.seek(0)
         lines = self._output.read().splitlines()
@@ -132,6 +137,6 @@ class Submission:
         output = [line for line in lines if not line.startswith(STARTED)]
         for log in logs:
             with contextlib.suppress(OSError), open(log, encoding="utf-8", errors="replace") as f:
-                output += deque(f, maxlen=LINES)
+                output += deque(f, maxlen=LOG_LINES)
         seconds = time.time() - int(started[1]) if started else None
         return self._scheduler.outcome("\n".join(output), seconds, self.resources)

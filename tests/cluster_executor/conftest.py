@@ -1,4 +1,4 @@
-"""Real schedulers on this machine, and runs on them long enough to be attacked."""
+"""Real schedulers on this machine, and training runs long enough to be disturbed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..workflow.conftest import SMALL, Outcome, Workplace
 from .gridengine import GridEngine
 from .slurm import Slurm
 
-# Three iterations of two jobs of some seconds each.
-LONGER = SMALL | {"samples_per_iter": 2500, "minibatch_size": 4, "num_epochs": 3}
+# Three iterations of two jobs that take some seconds each.
+LONGER_CONFIG = SMALL | {"samples_per_iter": 2500, "minibatch_size": 4, "num_epochs": 3}
 
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
-    """Four nodes with two GPUs each, if only in name."""
+    """Starts a SLURM cluster of four nodes with two simulated GPUs each."""
     if reason := Slurm.available():
         pytest.skip(reason)
     with Slurm(nodes=4) as cluster:
@@ -33,16 +33,16 @@ def slurm() -> Iterator[Slurm]:
 
 @pytest.fixture(scope="session")
 def grid_engine() -> Iterator[GridEngine]:
-    """One host, with two GPUs if only in name."""
+    """Starts a Grid Engine of one host with two simulated GPUs."""
     if reason := GridEngine.available():
         pytest.skip(reason)
     with GridEngine(queues={"gpu.q": 8}) as cluster:
         yield cluster
 
 
-def prepared(folder: Path, longer: Workplace, profile: str, environment: Mapping[str, str]) -> Workplace:
-    """A run on a cluster of which all is there that is made before its first iteration."""
-    place = Workplace(folder, longer.config, profile, environment)
+def prepare_run(folder: Path, reference: Workplace, profile: str, environment: Mapping[str, str]) -> Workplace:
+    """Makes everything of a run that precedes its first iteration, on a cluster."""
+    place = Workplace(folder, reference.config, profile, environment)
     outcome = place.snakemake("-j", "8", "results/run/models/0.safetensors", "results/run/jobs/0.1.safetensors")
     assert outcome.status == 0, outcome.text
     (place.run / "jobs/0.1.safetensors").unlink()
@@ -51,17 +51,19 @@ def prepared(folder: Path, longer: Workplace, profile: str, environment: Mapping
 
 
 @pytest.fixture(scope="session")
-def on_slurm(tmp_path_factory: pytest.TempPathFactory, longer: Workplace, slurm: Slurm) -> Workplace:
-    return prepared(tmp_path_factory.mktemp("slurm"), longer, "slurm", slurm.env)
+def slurm_run(tmp_path_factory: pytest.TempPathFactory, reference: Workplace, slurm: Slurm) -> Workplace:
+    return prepare_run(tmp_path_factory.mktemp("slurm"), reference, "slurm", slurm.env)
 
 
 @pytest.fixture(scope="session")
-def on_grid_engine(tmp_path_factory: pytest.TempPathFactory, longer: Workplace, grid_engine: GridEngine) -> Workplace:
-    return prepared(tmp_path_factory.mktemp("sge"), longer, "sge", grid_engine.env)
+def grid_engine_run(
+    tmp_path_factory: pytest.TempPathFactory, reference: Workplace, grid_engine: GridEngine
+) -> Workplace:
+    return prepare_run(tmp_path_factory.mktemp("sge"), reference, "sge", grid_engine.env)
 
 
-def copy_of(place: Workplace, folder: Path) -> Workplace:
-    """A run to be attacked."""
+def copy_run(place: Workplace, folder: Path) -> Workplace:
+    """Returns a copy of a run for a test that disturbs it."""
     shutil.copytree(place.folder, folder / "place", symlinks=True)
     copy = Workplace(folder / "place", dict(place.config), environment=place.environment)
     copy.profile = place.profile
@@ -70,7 +72,7 @@ def copy_of(place: Workplace, folder: Path) -> Workplace:
 
 @pytest.fixture(autouse=True)
 def no_jobs_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a test that failed has left on a cluster is not to meet the next one."""
+    """Cancels the jobs that a failed test has left on SLURM."""
     yield
     if "slurm" in request.fixturenames:
         cluster = request.getfixturevalue("slurm")
@@ -80,60 +82,62 @@ def no_jobs_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def longer(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Workplace:
-    """A finished run, made without a cluster."""
-    place = Workplace(tmp_path_factory.mktemp("longer"), LONGER | {"digits_file": str(few_digits)})
+def reference(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Workplace:
+    """Makes a whole run without a cluster, to compare models with."""
+    place = Workplace(tmp_path_factory.mktemp("reference"), LONGER_CONFIG | {"digits_file": str(few_digits)})
     outcome = place.snakemake()
     assert outcome.status == 0, outcome.text
     return place
 
 
-def await_(condition: Callable[[], object], what: str, timeout: float = 90.0) -> None:
-    """Waits until something is the case."""
+def wait_until(condition: Callable[[], object], description: str, timeout: float = 90.0) -> None:
+    """Waits until a condition holds; fails with `description` after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < end, f"{what}: not within {timeout} s"
+        assert time.monotonic() < end, f"{description}: not within {timeout} s"
         time.sleep(0.05)
 
 
-def working(place: Workplace, iteration: int, job: int, attempt: int = 1) -> Progress:
-    """What a training job tells when it has begun to work."""
+def wait_until_running(place: Workplace, iteration: int, job: int, attempt: int = 1) -> Progress:
+    """Waits until a training job runs and returns its progress."""
     path = place.run / f"progress/{iteration}.{job}.json"
 
-    def at_it() -> bool:
-        told = read_progress(path)
-        assert told is None or told.state != "done", f"job {iteration}.{job} is done before it was seen at work"
-        return told is not None and told.state == "running" and told.attempt >= attempt
+    def is_running() -> bool:
+        progress = read_progress(path)
+        assert progress is None or progress.state != "done", (
+            f"job {iteration}.{job} was done before it was seen running"
+        )
+        return progress is not None and progress.state == "running" and progress.attempt >= attempt
 
-    await_(at_it, f"job {iteration}.{job} at work")
-    told = read_progress(path)
-    assert told is not None
-    return told
+    wait_until(is_running, f"job {iteration}.{job} running")
+    progress = read_progress(path)
+    assert progress is not None
+    return progress
 
 
-LAST = "results/run/models/2.safetensors"  # as far as the runs under attack go
+LAST_MODEL = "results/run/models/2.safetensors"  # target of the disturbed runs
 
 
-def begin(place: Workplace, *arguments: str, target: str = LAST) -> subprocess.Popen[str]:
-    """Snakemake on a cluster, started."""
+def start_snakemake(place: Workplace, *arguments: str, target: str = LAST_MODEL) -> subprocess.Popen[str]:
+    """Starts Snakemake on a cluster."""
     return place.start(target, "-j", "8", "--ngsgd-retry-wait", "1", *arguments)
 
 
-def trained(place: Workplace) -> dict[str, str]:
-    """A hash of each model as far as the runs under attack go."""
-    made = [f"models/{x}" for x in (0, 1, 2)] + [f"jobs/{x}.{n}" for x in (0, 1) for n in (1, 2)]
+def model_hashes(place: Workplace) -> dict[str, str]:
+    """Returns the hashes of the models up to `LAST_MODEL`, by name."""
+    names = [f"models/{x}" for x in (0, 1, 2)] + [f"jobs/{x}.{n}" for x in (0, 1) for n in (1, 2)]
     models = place.models()
-    return {name: models[f"{name}.safetensors"] for name in made}
+    return {name: models[f"{name}.safetensors"] for name in names}
 
 
-def end(process: subprocess.Popen[str]) -> Outcome:
-    """Snakemake, to its end."""
+def wait_for_end(process: subprocess.Popen[str]) -> Outcome:
+    """Waits for the end of Snakemake."""
     text = process.communicate(timeout=300)[0]
     return Outcome(process.returncode, text)
 
 
 def processes(place: Workplace, *words: str) -> list[int]:
-    """The processes of `ngsgd` that work in a place with these arguments."""
+    """Returns the ids of the `ngsgd` processes of a run with these arguments."""
     found = []
     for process in Path("/proc").iterdir():
         try:

@@ -1,6 +1,6 @@
-"""A real Grid Engine of one host for tests: all of its files in one directory, no process left behind.
+"""A real Grid Engine of one host for tests, with all files in one directory, which leaves no process behind.
 
-What is left of its clients (`qrsh`, ...) ends with it, too: they would try to reach the lost master for ever.
+Remaining clients (`qrsh`, ...) are killed, too: they would try to reach the ended master for ever.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HOST: Final = "localhost"
 
 @dataclass(frozen=True)
 class Job:
-    """A job that waits or runs; `state` as qstat shows it: qw, r, Eqw, hqw, dr, …"""
+    """Waiting or running job; `state` as qstat shows it: qw, r, Eqw, hqw, dr, …"""
 
     id: int
     name: str
@@ -45,10 +45,13 @@ class Job:
 
 
 class GridEngine:
-    """A Grid Engine of one host: slots, GPUs (`-l gpu=1`, counted per job, not per slot), threads (`-pe smp 2`).
+    """A Grid Engine of one host with slots, GPUs (`-l gpu=1`, per job, not per slot) and threads (`-pe smp 2`).
 
-    Each queue is given as its name and its number of slots; all of them share the host's GPUs. Nothing of the system
-    is changed: root directory, spool and ports are the cluster's own.
+    It has its own root directory, spool and ports, and changes nothing in the system.
+
+    Args:
+        queues: number of slots of each queue, by name.
+        gpus: simulated GPUs of the host, shared by all queues.
     """
 
     def __init__(self, queues: dict[str, int], gpus: int = 2) -> None:
@@ -60,7 +63,7 @@ class GridEngine:
 
     @staticmethod
     def available() -> str | None:
-        """Why no Grid Engine can be started here, or None."""
+        """Returns the reason why no Grid Engine can run here, or None if one can."""
         for program, package in PACKAGES.items():
             if not (BINARIES / program).exists():
                 return f"Grid Engine's {program} is missing (Debian package {package})"
@@ -70,7 +73,7 @@ class GridEngine:
 
     @property
     def env(self) -> dict[str, str]:
-        """What qsub, qstat and the like need in their environment, beside what is there."""
+        """Variables that qsub, qstat, ... need in addition to the environment of this process."""
         return {
             "SGE_ROOT": str(self.root),
             "SGE_CELL": "default",
@@ -86,7 +89,7 @@ class GridEngine:
         self.stop()
 
     def start(self) -> None:
-        """Starts the daemons and returns once jobs are accepted and can run."""
+        """Starts the daemons and waits until jobs can run."""
         if reason := self.available():
             raise RuntimeError(reason)
         self.root = Path(tempfile.mkdtemp(prefix="gridengine-")).resolve()
@@ -103,7 +106,7 @@ class GridEngine:
             raise
 
     def stop(self) -> None:
-        """Kills all daemons, jobs and waiting clients, until none is left, and removes the cluster's files."""
+        """Kills all daemons, jobs and waiting clients, and removes the cluster's files."""
         if self._keeper is not None:
             self._keeper.close()
             self._keeper.wait()
@@ -115,26 +118,26 @@ class GridEngine:
         self._wait(lambda: self._run("qconf", "-sh").returncode == 0, "the master does not answer")
 
     def restart_master(self) -> None:
-        """Kills the master and starts it anew from its spool.
+        """Kills the master and starts it again from its spool.
 
-        A job that ran meanwhile stays listed until the execution daemon (which finds the new master half a minute
-        later) is started anew as well: so does Grid Engine 8.1.9.
+        With Grid Engine 8.1.9, jobs that ran meanwhile stay listed until the execution daemon is restarted as well;
+        it finds the new master half a minute later.
         """
         self.keeper.kill("sge_qmaster")
         self.start_master()
 
     def start_exec(self) -> None:
-        """Starts the execution daemon and waits until its queues take jobs."""
+        """Starts the execution daemon and waits until its queues accept jobs."""
         reported = time.time()
         self._start("sge_execd")
         self._wait(lambda: self._reported(reported), "the execution host does not report")
 
     def kill_exec(self) -> None:
-        """Kills the execution daemon at once; jobs run on."""
+        """Kills the execution daemon; its jobs go on."""
         self.keeper.kill("sge_execd")
 
     def jobs(self) -> list[Job]:
-        """All jobs that have not ended."""
+        """Returns all jobs that have not ended."""
         tree = ET.fromstring(self.command("qstat", "-xml", "-u", "*"))
         return [
             Job(
@@ -148,14 +151,14 @@ class GridEngine:
         ]
 
     def command(self, *arguments: str) -> str:
-        """The output of one of Grid Engine's commands, which must succeed."""
+        """Runs one of Grid Engine's commands and returns its stdout; raises `RuntimeError` if it fails."""
         result = self._run(*arguments)
         if result.returncode != 0:
             raise RuntimeError(f"{' '.join(arguments)}: {result.stdout}{result.stderr}")
         return result.stdout
 
     def messages(self) -> str:
-        """What the daemons wrote into their logs, for a failed test's report."""
+        """Returns the logs of all daemons, for the report of a failed test."""
         logs = [*self.root.glob("*.out"), *self.root.glob("spool/**/messages")]
         return "".join(f"== {log.relative_to(self.root)}\n{log.read_text(errors='replace')}" for log in sorted(logs))
 
@@ -163,11 +166,11 @@ class GridEngine:
         argv = [str(BINARIES / arguments[0]), *arguments[1:]]
         return subprocess.run(argv, env=os.environ | self.env, capture_output=True, text=True, timeout=60, check=False)
 
-    def _wait(self, condition: Callable[[], bool], complaint: str, seconds: float = 30) -> None:
+    def _wait(self, condition: Callable[[], bool], message: str, seconds: float = 30) -> None:
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
-                raise RuntimeError(f"Grid Engine: {complaint}\n{self.messages()}")
+                raise RuntimeError(f"Grid Engine: {message}\n{self.messages()}")
             time.sleep(0.05)
 
     @property
@@ -177,12 +180,12 @@ class GridEngine:
         return self._keeper
 
     def _start(self, program: str) -> None:
-        """Has the keeper start a daemon, in the foreground, with a clean environment."""
+        """Starts a daemon below the keeper, in the foreground, with a clean environment."""
         env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SGE_ND": "1", **self.env}
         self.keeper.start(program, [str(BINARIES / program)], env)
 
     def _layout(self) -> None:
-        """Write what the master reads when it starts for the first time."""
+        """Writes the files that the master reads at its first start."""
         root, common, spool = self.root, self.root / "default/common", self.root / "spool/qmaster"
         for path in (common, spool / "job_scripts", root / "spool/execd", root / "tmp"):
             path.mkdir(parents=True)
@@ -212,7 +215,7 @@ class GridEngine:
             "scheduler_threads": 1,
         }
         (common / "bootstrap").write_text("".join(f"{key} {value}\n" for key, value in bootstrap.items()))
-        configuration = _changed(
+        configuration = _replace_settings(
             (RESOURCES / "default-configuration").read_text(),
             execd_spool_dir=root / "spool/execd",
             shell_start_mode="unix_behavior",
@@ -240,7 +243,7 @@ class GridEngine:
         self.command("spooldefaults", "managers", "root")
 
     def _configure(self) -> None:
-        """Tell the running master of the scheduler's haste, the host and the queues."""
+        """Configures the running master: short scheduling intervals, the host and the queues."""
         scheduler = {
             "schedule_interval": "0:0:1",
             "flush_submit_sec": 1,
@@ -249,7 +252,7 @@ class GridEngine:
             "load_adjustment_decay_time": "0:0:0",
             "schedd_job_info": "true",
         }
-        self._apply("-Msconf", _changed(self.command("qconf", "-ssconf"), **scheduler))
+        self._apply("-Msconf", _replace_settings(self.command("qconf", "-ssconf"), **scheduler))
         self.command("qconf", "-as", HOST)
         host = {"hostname": HOST, "load_scaling": "NONE", "complex_values": f"gpu={self.gpus}"}
         lists = ("user_lists", "xuser_lists", "projects", "xprojects", "usage_scaling", "report_variables")
@@ -257,7 +260,7 @@ class GridEngine:
         self._apply("-Ae", "".join(f"{key} {value}\n" for key, value in host.items()))
         template = self.command("qconf", "-sq")
         for name, slots in self.queues.items():
-            queue = _changed(
+            queue = _replace_settings(
                 template,
                 qname=name,
                 hostlist=HOST,
@@ -280,7 +283,7 @@ class GridEngine:
         self.command("qconf", option, str(path))
 
     def _reported(self, since: float) -> bool:
-        """Whether all queues are free of the states that forbid jobs, and the host reported anew."""
+        """Returns whether the host has reported after `since` and no queue is in a state that forbids jobs."""
         pid = self.root / "spool/execd" / HOST / "execd.pid"
         if not pid.exists() or pid.stat().st_mtime < since - 1:
             return False
@@ -289,8 +292,8 @@ class GridEngine:
         return len(queues) == len(self.queues) and not any(queue.findtext("state") for queue in queues)
 
 
-def _changed(text: str, **settings: object) -> str:
-    """Grid Engine's configuration `text` with other values; continued lines are joined."""
+def _replace_settings(text: str, **settings: object) -> str:
+    """Returns Grid Engine's configuration `text` with `settings` replaced and continued lines joined."""
     lines = text.replace("\\\n", " ").splitlines()
     kept = [line for line in lines if line.strip() and line.split()[0] not in settings]
     return "\n".join([*kept, *(f"{key} {value}" for key, value in settings.items())]) + "\n"

@@ -1,8 +1,8 @@
-"""The process below which a test's daemons run, so that none of them and none of their jobs is ever left behind.
+"""A supervisor process for the daemons of a test, which leaves none of them and none of their jobs behind.
 
-Both clusters of this folder are made of daemons that detach what they start. A keeper is a subreaper: each orphan below
-it becomes its child, so that it finds them all, and kills them when it is told to, or when the process that made it is
-gone, however that ended. It runs from this file, without the project.
+The daemons of both clusters detach the processes that they start. A keeper is a subreaper: orphans below it become its
+children, so that it finds all of them. It kills them on `close`, or when the process that started it has ended in any
+way. It is run from this file and does not import the project.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Keeper:
 
     Args:
         directory: the daemons' working directory, where each writes `<log>.out`.
-        setting: as in `NAME=value`: what was started with this in its environment, below the keeper or not, ends with
-            it, and the directory is removed then. Without, it ends its own and leaves the directory.
+        setting: `NAME=value`; processes with this in their environment, below the keeper or not, end with it, and
+            the directory is removed. If empty, only the keeper's own processes end and the directory stays.
     """
 
     def __init__(self, directory: Path, setting: str = "") -> None:
@@ -47,30 +47,30 @@ class Keeper:
         return self._process.pid
 
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str], log: str = "") -> None:
-        """Starts a daemon in the foreground."""
+        """Starts a daemon that does not detach itself."""
         stdin, stdout = self._pipes()
         print(json.dumps([command, dict(env), f"{log or name}.out"]), file=stdin, flush=True)
         self._daemons[name] = int(stdout.readline())
 
     def kill(self, name: str, signum: signal.Signals = signal.SIGKILL) -> None:
-        """Signals one daemon and waits for its end."""
+        """Sends a signal to a daemon and waits for its end."""
         pid = self._daemons.pop(name)
         kill(pid, signum)
         while command_line(pid):
             time.sleep(0.01)
 
     def dead(self) -> list[str]:
-        """The daemons that ended by themselves."""
+        """Returns the names of the daemons that ended by themselves."""
         return [name for name, pid in self._daemons.items() if not command_line(pid)]
 
     def close(self) -> None:
-        """Has the keeper kill all its processes and end."""
+        """Makes the keeper kill all its processes and end; does not wait for it."""
         for pipe in self._pipes():
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
 
     def wait(self) -> None:
-        """Waits for the end after `close`."""
+        """Waits for the keeper to end after `close`; kills it and its processes after 10 s."""
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
@@ -85,7 +85,7 @@ class Keeper:
 
 
 def command_line(pid: int) -> str:
-    """Of a process; empty if it is gone or a zombie."""
+    """Returns the command line of a process, or an empty string if it is gone or a zombie."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
@@ -93,15 +93,15 @@ def command_line(pid: int) -> str:
 
 
 def kill(pid: int, signum: signal.Signals = signal.SIGKILL) -> None:
-    """Signals a process that may be gone."""
+    """Sends a signal to a process; does nothing if the process is gone."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signum)
 
 
 def _keep(parent: int, directory: Path, setting: str) -> None:
-    """Starts a daemon for each line of stdin; at its end, or that of the parent, kills all descendants."""
+    """Starts a daemon for each line of stdin; kills all descendants when stdin or the parent process ends."""
     libc = ctypes.CDLL(None)
-    set_death_signal, set_subreaper = 1, 36  # of <sys/prctl.h>
+    set_death_signal, set_subreaper = 1, 36  # from <sys/prctl.h>
     libc.prctl(set_subreaper, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     pending = b""
@@ -139,7 +139,7 @@ def _keep(parent: int, directory: Path, setting: str) -> None:
 
 
 def _reap() -> None:
-    """Collects the children that ended."""
+    """Reaps the children that have ended."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -147,13 +147,13 @@ def _reap() -> None:
         pass
 
 
-def _all() -> Iterator[int]:
-    """The ids of all processes."""
+def _all_pids() -> Iterator[int]:
+    """Yields the ids of all processes."""
     return (int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
 
 
 def _parent(pid: int) -> int:
-    """The parent of a process, 0 if it has none or is gone."""
+    """Returns the parent of a process, or 0 if it has none or is gone."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, IndexError):
@@ -161,9 +161,9 @@ def _parent(pid: int) -> int:
 
 
 def _descendants(root: int) -> set[int]:
-    """The processes below a process."""
+    """Returns all descendants of a process."""
     children: dict[int, list[int]] = {}
-    for pid in _all():
+    for pid in _all_pids():
         children.setdefault(_parent(pid), []).append(pid)
     found: set[int] = set()
     todo = [root]
@@ -175,17 +175,17 @@ def _descendants(root: int) -> set[int]:
 
 
 def _with_environment(setting: str) -> Iterator[int]:
-    """The processes that were started with a setting in their environment, without this one and those above it."""
+    """Yields the processes started with `setting` in their environment, except this one and its ancestors."""
     if not setting:
         return
-    above = set()
+    ancestors = set()
     pid = os.getpid()
     while pid:
-        above.add(pid)
+        ancestors.add(pid)
         pid = _parent(pid)
-    for pid in _all():
+    for pid in _all_pids():
         with contextlib.suppress(OSError):
-            if pid not in above and setting.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if pid not in ancestors and setting.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 yield pid
 
 

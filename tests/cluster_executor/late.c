@@ -1,5 +1,5 @@
-// Hides files below LATE_BELOW from a process for LATE_SECONDS after they have been changed, as shared file systems do
-// that remember what was not there. What a process has made itself it sees at once.
+// Preloaded library that hides the models below LATE_BELOW for LATE_SECONDS after their last change, except from the
+// process that created them, like a shared file system that caches failed look-ups.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -15,7 +15,7 @@
 
 static __thread int inside;
 
-static int own[4096][2];  // device and inode of what this process has made
+static int own[4096][2];  // device and inode of files that this process created
 static int owned;
 
 static int late(int dir, const char *path) {
@@ -40,7 +40,7 @@ static int late(int dir, const char *path) {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     double age = now.tv_sec - s.st_ctim.tv_sec + (now.tv_nsec - s.st_ctim.tv_nsec) / 1e9;
-    // Where jobs run they are to be seen later than where Snakemake does.
+    // Jobs see a file later than Snakemake does.
     return age < atof(getenv("LATE_SECONDS")) * (getenv("SLURM_JOB_ID") ? 4 : 1);
 }
 

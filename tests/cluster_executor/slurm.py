@@ -26,12 +26,12 @@ PACKAGES = {
     "squeue": "slurm-client",
     "srun": "slurm-client",
 }
-"""The Debian package of each program that a cluster needs."""
+"""Debian packages of the programs that a cluster needs."""
 
 ENDED = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 )
-"""The states in which a job has ended."""
+"""States of jobs that have ended."""
 
 CONFIG = """\
 ClusterName=test
@@ -84,7 +84,7 @@ PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE State=UP DefMemP
 
 
 class Job(NamedTuple):
-    """A job as squeue lists it."""
+    """Job as squeue lists it."""
 
     id: int
     name: str
@@ -92,14 +92,22 @@ class Job(NamedTuple):
 
 
 class SlurmError(Exception):
-    """The cluster did not do what was asked."""
+    """Error of the cluster: a command failed or a wait timed out."""
 
 
 class Slurm:
     """A SLURM cluster of simulated nodes `node1`, `node2`, ... with the partitions `main` (default) and `urgent`.
 
-    A job in `urgent` preempts those in `main`, which are requeued. Run `srun` and the like with `env`. Each node counts
-    `cpus`, `memory` (MB) and `gpus` whatever this machine has. The daemons die with this process, however it ends.
+    A job in `urgent` preempts jobs in `main`, which are requeued. Run `srun` and other commands with `env`. The daemons
+    end with this process, however it ends.
+
+    Args:
+        nodes: number of nodes.
+        cpus: CPUs per node, independent of this machine.
+        memory: memory per node in MB, independent of this machine.
+        gpus: simulated GPUs per node.
+        node_timeout: a dead node counts as down after about three times this many seconds, or at once after `down`.
+        scheduling: value of SLURM's SchedulerParameters.
     """
 
     def __init__(
@@ -112,10 +120,6 @@ class Slurm:
         node_timeout: int = 10,
         scheduling: str = "batch_sched_delay=0,sched_interval=1,bf_interval=1",
     ) -> None:
-        """A dead node counts as down after about three times `node_timeout` seconds, or at once after `down`.
-
-        `scheduling` are SLURM's SchedulerParameters.
-        """
         self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
         self.cpus, self.memory, self.gpus, self.node_timeout = cpus, memory, gpus, node_timeout
         self.scheduling = scheduling
@@ -124,7 +128,7 @@ class Slurm:
 
     @staticmethod
     def available() -> str | None:
-        """None if a cluster can run here, else the reason why it can't."""
+        """Returns the reason why no cluster can run here, or None if one can."""
         if not sys.platform.startswith("linux"):
             return "SLURM needs Linux"
         missing = [program for program in PACKAGES if not _which(program)]
@@ -140,25 +144,25 @@ class Slurm:
 
     @property
     def directory(self) -> Path:
-        """The directory of everything: slurm.conf, keys, sockets, states, logs."""
+        """Directory of all files: slurm.conf, keys, sockets, states, logs."""
         if self._directory is None:
             raise SlurmError("the cluster is not started")
         return self._directory
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment for SLURM's commands: this process's without what an outer SLURM may have set."""
+        """Environment for SLURM's commands: that of this process without variables of an outer SLURM."""
         prefixes = ("SLURM", "SRUN_", "SBATCH_", "SALLOC_", "SQUEUE_", "SCONTROL_", "SINFO_", "SCANCEL_", "PMI")
         env = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
         return env | {"SLURM_CONF": str(self.directory / "slurm.conf")}
 
     def start(self, timeout: float = 30) -> None:
-        """Start everything and wait until all nodes are idle."""
+        """Starts all daemons and waits until all nodes are idle."""
         if reason := self.available():
             raise SlurmError(reason)
         if self._directory is not None:
             raise SlurmError("the cluster is already started")
-        # Not in pytest's directories: their long names exceed what a Unix socket may be called.
+        # The paths of pytest's directories are too long for a Unix socket.
         self._directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self._directory.chmod(0o755)
         try:
@@ -174,7 +178,7 @@ class Slurm:
             raise
 
     def stop(self) -> None:
-        """End every process of the cluster, its jobs and the commands run with `env`, and remove the directory."""
+        """Ends all processes of the cluster, its jobs and the commands run with `env`, and removes the directory."""
         if self._directory is None:
             return
         machines = sorted(self._machines.items(), key=lambda item: item[0] == "head")
@@ -186,7 +190,7 @@ class Slurm:
         self._directory = None
 
     def run(self, *command: str, timeout: float = 30, check: bool = True) -> str:
-        """What one of SLURM's commands prints."""
+        """Runs one of SLURM's commands and returns its stdout."""
         done = subprocess.run(
             command, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
         )
@@ -195,35 +199,35 @@ class Slurm:
         return done.stdout
 
     def jobs(self) -> list[Job]:
-        """All jobs that the controller knows, those that ended in the last five minutes included."""
+        """Returns all jobs that the controller knows, including jobs that ended in the last five minutes."""
         lines = self.run("squeue", "--all", "--array", "--states=all", "--noheader", "--format=%A|%T|%j").splitlines()
         fields = (line.split("|", 2) for line in lines)
         return sorted(Job(int(number), name, state) for number, state, name in fields)
 
     def job(self, number: int) -> dict[str, str]:
-        """The fields that `scontrol show job` has of a job, such as JobState, Reason and ExitCode."""
+        """Returns the fields of `scontrol show job`, such as JobState, Reason and ExitCode."""
         words = self.run("scontrol", "--oneliner", "show", "job", str(number)).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def node_states(self) -> dict[str, str]:
-        """The state of each node as sinfo names it: `idle`, `mixed`, `draining`, `down*`, ..."""
+        """Returns the state of each node in sinfo's words: `idle`, `mixed`, `draining`, `down*`, ..."""
         lines = self.run("sinfo", "--Node", "--noheader", "--partition=main", "--format=%N %T").splitlines()
         return dict(line.split() for line in lines)
 
     def wait_until_idle(self, timeout: float = 30) -> None:
-        """Wait until all jobs have ended and the nodes are idle."""
+        """Waits until all jobs have ended and the nodes are idle."""
         self._wait(lambda: all(job.state in ENDED for job in self.jobs()) and self._nodes_idle(), timeout, "still busy")
 
     def kill_controller(self) -> None:
-        """Kill slurmctld (SIGKILL). It forgets the last five seconds: new jobs (their ids come again), ends of jobs."""
+        """Kills slurmctld (SIGKILL). It forgets the new jobs (their ids are reused) and ended jobs of the last 5 s."""
         self._machines["head"].kill("slurmctld", signal.SIGKILL)
 
     def stop_controller(self) -> None:
-        """Stop slurmctld (SIGTERM), which saves its state. Jobs go on, commands wait for it."""
+        """Stops slurmctld (SIGTERM), which saves its state. Jobs go on; commands wait for its return."""
         self._machines["head"].kill("slurmctld", signal.SIGTERM)
 
     def start_controller(self, timeout: float = 30) -> None:
-        """Start slurmctld, which recovers the jobs it had saved, and wait until it answers and knows its nodes."""
+        """Starts slurmctld, which recovers its saved jobs, and waits until it answers and its nodes have registered."""
         self._machines["head"].start("slurmctld", [_which("slurmctld"), "-D"], self.env)
 
         def answers() -> bool:
@@ -236,12 +240,12 @@ class Slurm:
         self._wait(lambda: self._usable(alive), timeout, "the nodes do not register")
 
     def restart_controller(self) -> None:
-        """Stop slurmctld in good order and start it again."""
+        """Stops slurmctld with SIGTERM and starts it again."""
         self.stop_controller()
         self.start_controller()
 
     def kill_node(self, name: str, *, everything: bool = False) -> None:
-        """Kill a node's slurmd (SIGKILL), or, like a power failure, all its processes: slurmd, slurmstepds and jobs.
+        """Kills a node's slurmd (SIGKILL) or, with `everything`, also its slurmstepds and jobs, like a power failure.
 
         If `start_node` follows before the node counts as down, jobs whose slurmstepd was killed stay RUNNING for ever.
         """
@@ -253,25 +257,25 @@ class Slurm:
             self._machines[name].kill("slurmd", signal.SIGKILL)
 
     def start_node(self, name: str, timeout: float = 30) -> None:
-        """Start a killed node's slurmd and wait until the controller uses it again."""
+        """Starts a killed node's slurmd and waits until the controller uses the node again."""
         self._start_slurmd(name)
         self._wait(lambda: self._usable({name}), timeout, f"{name} does not return")
 
     def drain(self, name: str, reason: str = "test") -> None:
-        """Let a node start no more jobs; those on it go on."""
+        """Keeps a node from starting more jobs; its running jobs go on."""
         self.run("scontrol", "update", f"NodeName={name}", "State=DRAIN", f"Reason={reason}")
 
     def down(self, name: str, reason: str = "test") -> None:
-        """Declare a node down at once: its jobs fail or, if of sbatch --requeue, are requeued."""
+        """Declares a node down at once: its jobs fail, or are requeued if submitted with `sbatch --requeue`."""
         self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", f"Reason={reason}")
 
     def resume(self, name: str, timeout: float = 30) -> None:
-        """Let a drained or downed node start jobs again and wait until it can."""
+        """Returns a drained or downed node to service and waits until it can start jobs."""
         self.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
         self._wait(lambda: self._usable({name}), timeout, f"{name} does not return")
 
     def logs(self, lines: int = 15) -> str:
-        """The last lines of each daemon's log."""
+        """Returns the last lines of each daemon's log."""
         parts = []
         for path in sorted(self.directory.glob("*.out")):
             if tail := path.read_text(errors="replace").splitlines()[-lines:]:
@@ -279,7 +283,7 @@ class Slurm:
         return "\n".join(parts)
 
     def _configure(self) -> None:
-        """Write the configuration, the key and the fake GPUs."""
+        """Writes the configuration, the munge key and the simulated GPUs."""
         self._port, *ports = _free_ports(1 + len(self.nodes))
         gres = f" Gres=gpu:{self.gpus}" if self.gpus else ""
         nodes = [
@@ -297,7 +301,7 @@ class Slurm:
         )
         (self.directory / "slurm.conf").write_text(config)
         gpus = [self.directory / f"gpu{number}" for number in range(self.gpus)]
-        for gpu in gpus:  # slurmd demands devices
+        for gpu in gpus:  # slurmd needs device files
             gpu.symlink_to("/dev/null")
         (self.directory / "gres.conf").write_text("".join(f"Name=gpu File={gpu}\n" for gpu in gpus))
         (self.directory / "state").mkdir(mode=0o700)
@@ -308,7 +312,7 @@ class Slurm:
         key.write_bytes(os.urandom(128))
 
     def _start_munge(self, timeout: float) -> None:
-        """Start munged and wait for its socket."""
+        """Starts munged and waits for its socket."""
         files = {"socket": "munge.socket", "key-file": "munge.key", "log-file": "munged.log", "pid-file": "munged.pid"}
         files |= {"seed-file": "munge.seed"}
         options = [f"--{option}={self.directory}/{name}" for option, name in files.items()]
@@ -316,21 +320,21 @@ class Slurm:
         self._wait((self.directory / "munge.socket").exists, timeout, "munged does not start")
 
     def _start_slurmd(self, name: str) -> None:
-        """Start a node's slurmd."""
+        """Starts a node's slurmd."""
         machine = self._machines.get(name) or self._machines.setdefault(name, Keeper(self.directory))
         machine.start("slurmd", [_which("slurmd"), "-D", "-N", name], self.env, log=name)
 
     def _usable(self, names: Set[str]) -> bool:
-        """Whether the controller reaches some nodes, though they may be busy or drained."""
+        """Returns whether the controller reaches these nodes, even if they are busy or drained."""
         states = self.node_states()
         return all(not states[name].endswith("*") and states[name] not in ("unknown", "down") for name in names)
 
     def _nodes_idle(self) -> bool:
-        """Whether all nodes are up and without a job."""
+        """Returns whether all nodes are up and without jobs."""
         return set(self.node_states().values()) == {"idle"}
 
     def _wait(self, condition: Callable[[], bool], timeout: float, message: str) -> None:
-        """Wait until `condition` holds; raise an error with the logs if it does not, or if a daemon has died."""
+        """Waits until `condition` holds; raises `SlurmError` with the logs after `timeout` or if a daemon has died."""
         end = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > end:
@@ -342,12 +346,12 @@ class Slurm:
 
 
 def _which(program: str) -> str:
-    """The path of a program, also of those for root; empty if there is none."""
+    """Returns the path of a program, also from root's directories, or an empty string if there is none."""
     return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin") or ""
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below those that connections get, so that they are free again after a restart."""
+    """Returns free ports below the ephemeral range, so that no connection takes them during a restart."""
     ports: list[int] = []
     for port in random.sample(range(10000, 32000), 1000):
         with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""What holds on every scheduler: all models have the bytes of an undisturbed run without a cluster."""
+"""Tests on both schedulers: all models have the bytes of an undisturbed run without a cluster."""
 
 from __future__ import annotations
 
@@ -12,66 +12,75 @@ from snakemake_executor_plugin_ngsgd.gridengine import GridEngine
 from snakemake_executor_plugin_ngsgd.slurm import Slurm
 
 from ..workflow.conftest import Workplace
-from .conftest import await_, begin, copy_of, end, kill, processes, trained, working
+from .conftest import (
+    copy_run,
+    kill,
+    model_hashes,
+    processes,
+    start_snakemake,
+    wait_for_end,
+    wait_until,
+    wait_until_running,
+)
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=["on_slurm", "on_grid_engine"])
+@pytest.fixture(params=["slurm_run", "grid_engine_run"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Workplace:
-    return copy_of(request.getfixturevalue(request.param), tmp_path)
+    return copy_run(request.getfixturevalue(request.param), tmp_path)
 
 
-def test_a_cluster_gives_the_bytes_of_one_machine(place: Workplace, longer: Workplace) -> None:
-    outcome = end(begin(place, target="all"))
+def test_run_has_the_models_of_a_run_without_a_cluster(place: Workplace, reference: Workplace) -> None:
+    outcome = wait_for_end(start_snakemake(place, target="all"))
     assert outcome.status == 0, outcome.text
     assert outcome.jobs["train"] == 6
-    assert place.models() == longer.models()
-    assert end(begin(place, target="all")).jobs == {}
+    assert place.models() == reference.models()
+    assert wait_for_end(start_snakemake(place, target="all")).jobs == {}
 
 
-def test_a_killed_job_is_tried_again(place: Workplace, longer: Workplace) -> None:
-    process = begin(place, "--ngsgd-retry-wait", "4")
-    working(place, 1, 2)
+def test_killed_job_is_retried(place: Workplace, reference: Workplace) -> None:
+    process = start_snakemake(place, "--ngsgd-retry-wait", "4")
+    wait_until_running(place, 1, 2)
     killed = time.time()
     kill(place, signal.SIGKILL, "train", "results/run", "1", "2")
-    assert working(place, 1, 2, attempt=2).started >= killed + 4.0
-    outcome = end(process)
+    assert wait_until_running(place, 1, 2, attempt=2).started >= killed + 4.0
+    outcome = wait_for_end(process)
     assert outcome.status == 0, outcome.text
     assert outcome.jobs["train"] == 5
-    assert trained(place) == trained(longer)
+    assert model_hashes(place) == model_hashes(reference)
 
 
-def test_a_job_over_its_limit_of_time_is_given_more(place: Workplace, longer: Workplace) -> None:
+def test_job_over_its_time_limit_is_retried_with_more(place: Workplace, reference: Workplace) -> None:
     place.config["resources"] = {"train": {"runtime": 1}}
-    process = begin(place)
-    working(place, 0, 1)
+    process = start_snakemake(place)
+    wait_until_running(place, 0, 1)
     kill(place, signal.SIGSTOP, "train", "results/run", "0", "1")
-    outcome = end(process)
+    outcome = wait_for_end(process)
     assert outcome.status == 0, outcome.text
     assert "it reached its limit of time" in outcome.text
     assert "train.run.0.1: runtime=1 was too little, it gets twice as much" in outcome.text
-    assert trained(place) == trained(longer)
+    assert model_hashes(place) == model_hashes(reference)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
-def test_jobs_end_with_snakemake_and_the_next_call_goes_on(
-    place: Workplace, longer: Workplace, sign: signal.Signals, monkeypatch: pytest.MonkeyPatch
+def test_jobs_end_with_snakemake_and_the_next_call_resumes(
+    place: Workplace, reference: Workplace, sign: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = begin(place)
-    working(place, 1, 1)
-    working(place, 1, 2)
+    process = start_snakemake(place)
+    wait_until_running(place, 1, 1)
+    wait_until_running(place, 1, 2)
     process.send_signal(sign)
     process.communicate(timeout=60)
-    await_(lambda: not processes(place, "train"), "the end of its jobs' processes", timeout=15.0)
+    wait_until(lambda: not processes(place, "train"), "the end of its jobs' processes", timeout=15.0)
     for name, value in place.environment.items():
         monkeypatch.setenv(name, value)
     cluster = Slurm() if "SLURM_CONF" in place.environment else GridEngine()
-    await_(lambda: not cluster.active_jobs(""), "the end of its jobs", timeout=15.0)
-    made = place.models()
-    assert "models/1.safetensors" in made
-    assert "models/2.safetensors" not in made
-    outcome = end(begin(place))
+    wait_until(lambda: not cluster.active_jobs(""), "the end of its jobs", timeout=15.0)
+    models = place.models()
+    assert "models/1.safetensors" in models
+    assert "models/2.safetensors" not in models
+    outcome = wait_for_end(start_snakemake(place))
     assert outcome.status == 0, outcome.text
     assert outcome.jobs["train"] == 2
-    assert trained(place) == trained(longer)
+    assert model_hashes(place) == model_hashes(reference)

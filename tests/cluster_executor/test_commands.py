@@ -1,4 +1,4 @@
-"""What schedulers are asked for, and what is made of what they say."""
+"""Tests of the commands sent to schedulers and of how their messages are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALL = Resources(
 )
 
 
-def test_all_needs_reach_slurm() -> None:
+def test_slurm_command_requests_all_resources() -> None:
     command = Slurm().command("train.1", ALL, "echo $X")
     assert command[0] == "srun"
     assert command[-3:] == ["bash", "-c", "echo $X"]
@@ -27,23 +27,23 @@ def test_all_needs_reach_slurm() -> None:
         "--account=asr", "--qos=low", "--comment=a b",
     } <= set(command)  # fmt: skip
     assert "--gres=gpu:a100:1" in Slurm().command("x", Resources(gpus=2, gres="gpu:a100:1"), "")
-    bare = " ".join(Slurm().command("x", Resources(), ""))
-    assert not any(option in bare for option in ("--mem", "--time", "--gres", "--partition", "--account"))
+    minimal = " ".join(Slurm().command("x", Resources(), ""))
+    assert not any(option in minimal for option in ("--mem", "--time", "--gres", "--partition", "--account"))
 
 
-def test_a_step_has_no_needs_of_an_allocation() -> None:
+def test_slurm_step_requests_no_allocation_options() -> None:
     command = SlurmAllocation().command("train.1", ALL, "echo")
     assert {"--exact", "--mem=8001M", "--gres=gpu:2", "--cpus-per-task=4"} <= set(command)
     assert not any(word.startswith(("--partition", "--account", "--time")) for word in command)
 
 
-def test_a_job_is_no_step_of_the_job_in_which_snakemake_runs() -> None:
+def test_slurm_job_is_not_a_step_of_the_job_of_snakemake() -> None:
     outer = {"SLURM_JOB_ID": "7", "SLURM_CONF": "/etc/slurm.conf", "SRUN_DEBUG": "3", "PATH": "/bin"}
     assert Slurm().environment(outer) == {"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin"}
     assert SlurmAllocation().environment(outer) == outer
 
 
-def test_all_needs_reach_grid_engine() -> None:
+def test_grid_engine_command_requests_all_resources() -> None:
     site = GridEngine(memory="h_vmem", gpu="gpus", parallel_environment="omp")
     command = site.command("train.1", ALL, "echo $X")
     assert command[0] == "qrsh"
@@ -56,14 +56,14 @@ def test_all_needs_reach_grid_engine() -> None:
 
 
 @pytest.mark.parametrize("profile", ["slurm", "sge"])
-def test_a_profile_works_as_typed_from_the_root(profile: str, tmp_path: Path) -> None:
+def test_profile_works_from_the_project_root(profile: str, tmp_path: Path) -> None:
     command = [SNAKEMAKE, "--profile", profile, "-j", "32", "--directory", tmp_path, "--dry-run"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
-    ("said", "reason", "exhausted"),
+    ("output", "reason", "exhausted"),
     [
         ("slurmstepd-n1: error: StepId=5.0 exceeded memory limit (2 > 1), being killed", "more memory", "memory"),
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=5.0.", "more memory", "memory"),
@@ -80,14 +80,14 @@ def test_a_profile_works_as_typed_from_the_root(profile: str, tmp_path: Path) ->
         ("", "it failed", None),
     ],
 )
-def test_why_a_job_ended_on_slurm(said: str, reason: str, exhausted: str | None) -> None:
-    end = Slurm().outcome(said, 5.0, Resources())
-    assert reason in end.reason
-    assert end.exhausted == exhausted
+def test_reason_of_a_failure_on_slurm(output: str, reason: str, exhausted: str | None) -> None:
+    failure = Slurm().outcome(output, 5.0, Resources())
+    assert reason in failure.reason
+    assert failure.exhausted == exhausted
 
 
 @pytest.mark.parametrize(
-    ("said", "seconds", "reason", "exhausted"),
+    ("output", "seconds", "reason", "exhausted"),
     [
         ("MemoryError", 5.0, "more memory", "memory"),
         ("", 60.4, "limit of time", "time"),
@@ -95,7 +95,7 @@ def test_why_a_job_ended_on_slurm(said: str, reason: str, exhausted: str | None)
         ("error: commlib error: got read error", 30.0, "commlib error", None),
     ],
 )
-def test_why_a_job_ended_on_grid_engine(said: str, seconds: float, reason: str, exhausted: str | None) -> None:
-    end = GridEngine().outcome(said, seconds, Resources(runtime=1))
-    assert reason in end.reason
-    assert end.exhausted == exhausted
+def test_reason_of_a_failure_on_grid_engine(output: str, seconds: float, reason: str, exhausted: str | None) -> None:
+    failure = GridEngine().outcome(output, seconds, Resources(runtime=1))
+    assert reason in failure.reason
+    assert failure.exhausted == exhausted

@@ -24,58 +24,58 @@ BAD = {
 
 
 @pytest.mark.parametrize("reason", BAD)
-def test_one_bad_utterance_is_dropped_with_a_warning(reason: str, caplog: pytest.LogCaptureFixture) -> None:
-    intake = UtteranceFilter(dim=2, num_classes=3, max_bad_share=0.01)
+def test_bad_utterance_is_dropped_with_a_warning(reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    utterance_filter = UtteranceFilter(dim=2, num_classes=3, max_bad_share=0.01)
     good = [utterance(f"good{i}") for i in range(150)]
     with caplog.at_level(logging.WARNING):
-        kept = list(intake.accept([*good, BAD[reason]], count_classes=True))
-    intake.check(151)
+        kept = list(utterance_filter.accept([*good, BAD[reason]], count_classes=True))
+    utterance_filter.check(151)
     assert len(kept) == 150
-    assert reason in intake.dropped["bad"]
+    assert reason in utterance_filter.dropped["bad"]
     assert "utterance bad dropped" in caplog.text
-    assert intake.class_counts.tolist() == [750, 0, 0]
+    assert utterance_filter.class_counts.tolist() == [750, 0, 0]
 
 
-def test_too_many_bad_utterances_stop_the_run() -> None:
-    intake = UtteranceFilter(dim=2, num_classes=3, max_bad_share=0.01)
-    list(intake.accept([utterance("good")] * 98 + [BAD["labels"], BAD["finite"]]))
+def test_too_many_bad_utterances_are_an_error() -> None:
+    utterance_filter = UtteranceFilter(dim=2, num_classes=3, max_bad_share=0.01)
+    list(utterance_filter.accept([utterance("good")] * 98 + [BAD["labels"], BAD["finite"]]))
     with pytest.raises(DataError, match=r"2 of 100 utterances are bad.*first is bad"):
-        intake.check(100)
+        utterance_filter.check(100)
 
 
 @pytest.mark.parametrize("label", [-1, 3])
-def test_a_label_out_of_range_names_the_utterance(label: int) -> None:
+def test_utterance_with_a_label_out_of_range_is_dropped(label: int) -> None:
     wrong = utterance("u7", labels=np.array([0, 1, label, 2, 0], np.int32))
-    intake = UtteranceFilter(2, 3, 0.01)
-    assert list(intake.accept([wrong])) == []
-    assert f"label {label} is outside 0 - 2" in intake.dropped["u7"]
+    utterance_filter = UtteranceFilter(2, 3, 0.01)
+    assert list(utterance_filter.accept([wrong])) == []
+    assert f"label {label} is outside 0 - 2" in utterance_filter.dropped["u7"]
 
 
-def test_an_empty_corpus_is_refused() -> None:
+def test_empty_corpus_is_refused() -> None:
     with pytest.raises(DataError, match="empty"):
         UtteranceFilter(2, 3, 0.01).check(0)
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_subset_is_read_as_written(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    made = [
+    utterances = [
         Utterance(f"u{n}", rng.normal(size=(n, 2)).astype(np.float32), rng.integers(3, size=n, dtype=np.int32), "yes")
         for n in (3, 7, 200)
     ]
-    written = write_subset(tmp_path, "train", iter(made), 2)
+    written = write_subset(tmp_path, "train", iter(utterances), 2)
     assert (written.utterances, written.frames) == (3, 210)
     subset = Subset(tmp_path, "train")
     assert isinstance(subset.features, np.memmap)
-    for i, u in enumerate(made):
+    for i, u in enumerate(utterances):
         features, labels = subset.utterance(i)
         np.testing.assert_array_equal(features, u.features)
         np.testing.assert_array_equal(labels, u.labels)
     assert subset.texts == ["yes"] * 3
-    other = write_subset(tmp_path, "valid", iter(made[:2]), 2)
+    other = write_subset(tmp_path, "valid", iter(utterances[:2]), 2)
     assert other.sha256 != written.sha256
 
 
-def test_nothing_is_left_of_a_subset_that_broke_off(tmp_path: Path) -> None:
+def test_interrupted_subset_leaves_no_file(tmp_path: Path) -> None:
     def broken():
         yield utterance("a")
         raise OSError("the disk is full")
@@ -85,11 +85,11 @@ def test_nothing_is_left_of_a_subset_that_broke_off(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_that_do_not_agree_are_refused(tmp_path: Path) -> None:
+def test_inconsistent_files_are_refused(tmp_path: Path) -> None:
     write_subset(tmp_path, "train", [utterance("a"), utterance("b")], 2)
     table = tmp_path / "train.utterances.tsv"
     table.write_text(table.read_text().replace("b\t5", "b\t6"))
-    with pytest.raises(DataError, match="speaks of 11 frames"):
+    with pytest.raises(DataError, match="lists 11 frames"):
         Subset(tmp_path, "train")
     (tmp_path / "corpus.json").write_text("{}")
     with pytest.raises(DataError, match=r"corpus\.json"):

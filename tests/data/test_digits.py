@@ -16,7 +16,7 @@ def do_prepare(directory: Path, path: Path, num_valid: int = 30, num_test: int =
     return prepare(directory, path, states_per_word=3, num_valid=num_valid, num_test=num_test, max_bad_share=0.01)
 
 
-def test_the_corpus_is_whole_and_the_same_each_time(few_digits: Path, tmp_path: Path) -> None:
+def test_corpus_is_complete_and_reproducible(few_digits: Path, tmp_path: Path) -> None:
     info = do_prepare(tmp_path / "a", few_digits)
     assert info == read_info(tmp_path / "a") == do_prepare(tmp_path / "b", few_digits)
     assert info.num_utterances == {"train": 240, "valid": 30, "test": 30}
@@ -28,7 +28,7 @@ def test_the_corpus_is_whole_and_the_same_each_time(few_digits: Path, tmp_path: 
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-def test_labels_go_through_their_words_states_in_order(few_digits: Path, tmp_path: Path) -> None:
+def test_labels_pass_through_the_states_of_their_word_in_order(few_digits: Path, tmp_path: Path) -> None:
     info = do_prepare(tmp_path, few_digits)
     classes = {model.word: model.classes for model in info.words}
     for subset in SUBSETS:
@@ -39,8 +39,8 @@ def test_labels_go_through_their_words_states_in_order(few_digits: Path, tmp_pat
     assert sum(info.class_counts) == info.num_frames["train"]
 
 
-def test_held_out_recordings_teach_the_alignment_nothing(few_digits: Path, tmp_path: Path) -> None:
-    """Whatever a test recording holds, the labels of the training recordings are the same."""
+def test_alignment_does_not_use_held_out_recordings(few_digits: Path, tmp_path: Path) -> None:
+    """Changed test recordings leave the labels of the training recordings unchanged."""
     do_prepare(tmp_path / "a", few_digits)
     test = {r.name for r in split(read_digits(few_digits), 30, 30)["test"]}
     with np.load(few_digits) as arrays:
@@ -52,11 +52,11 @@ def test_held_out_recordings_teach_the_alignment_nothing(few_digits: Path, tmp_p
     np.savez(tmp_path / "other.npz", X=X, y=y, lengths=lengths)
     do_prepare(tmp_path / "b", tmp_path / "other.npz")
     first, second = ((tmp_path / k / "train.labels.npy").read_bytes() for k in "ab")
-    # The variance floor is of all training frames, so even that is the same.
+    # Even the variance floor is the same, since it is computed from training frames only.
     assert first == second
 
 
-def test_viterbi_finds_the_best_of_all_paths() -> None:
+def test_viterbi_finds_the_best_path() -> None:
     rng = np.random.default_rng(0)
     scores, stay, leave = rng.normal(size=(7, 3)), np.log([0.9, 0.5, 0.3]), np.log([0.1, 0.5, 0.7])
 
@@ -74,8 +74,8 @@ def test_viterbi_finds_the_best_of_all_paths() -> None:
     assert found == pytest.approx(score(best))
 
 
-def test_training_finds_the_boundaries() -> None:
-    """Two states far apart, of lengths that equal segments get wrong."""
+def test_training_finds_state_boundaries() -> None:
+    """The two states differ strongly and are of unequal length, unlike the initial equal segments."""
     rng = np.random.default_rng(0)
     lengths = [(3, 12), (4, 9), (2, 15)]
     features = [
@@ -88,7 +88,7 @@ def test_training_finds_the_boundaries() -> None:
     assert equal_segments(7, 3).tolist() == [0, 0, 0, 1, 1, 2, 2]
 
 
-def test_the_word_that_explains_the_frames_is_found() -> None:
+def test_most_likely_word_is_decoded() -> None:
     half = (np.log(0.5),) * 2
     words = [
         WordModel("no", (0, 1), half, half),
@@ -101,7 +101,7 @@ def test_the_word_that_explains_the_frames_is_found() -> None:
     assert decode_word(frames[:1], words) == ""
 
 
-def rewritten(few_digits: Path, path: Path, **changes) -> Path:
+def write_digits(few_digits: Path, path: Path, **changes) -> Path:
     with np.load(few_digits) as arrays:
         np.savez(path, **({name: arrays[name] for name in ("X", "y", "lengths")} | changes))
     return path
@@ -118,13 +118,13 @@ def rewritten(few_digits: Path, path: Path, **changes) -> Path:
         ({"X": np.ones((5338, 13))}, "feature 0 is the same in all training frames"),
     ],
 )
-def test_malformed_arrays_are_named(few_digits: Path, tmp_path: Path, changes, text: str) -> None:
+def test_malformed_arrays_are_refused(few_digits: Path, tmp_path: Path, changes, text: str) -> None:
     with pytest.raises(DataError, match=text):
-        do_prepare(tmp_path / "out", rewritten(few_digits, tmp_path / "bad.npz", **changes))
+        do_prepare(tmp_path / "out", write_digits(few_digits, tmp_path / "bad.npz", **changes))
     assert not (tmp_path / "out").exists()
 
 
-def test_foreign_files_are_named(few_digits: Path, tmp_path: Path) -> None:
+def test_files_without_digits_are_refused(few_digits: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.npz"
     with pytest.raises(DataError, match="no such file"):
         read_digits(bad)
@@ -139,16 +139,16 @@ def test_foreign_files_are_named(few_digits: Path, tmp_path: Path) -> None:
         read_digits(bad)
 
 
-def test_one_unusable_recording_is_left_out(few_digits: Path, tmp_path: Path) -> None:
+def test_bad_recording_is_dropped(few_digits: Path, tmp_path: Path) -> None:
     with np.load(few_digits) as arrays:
         X = arrays["X"].copy()
     X[0, 0] = np.nan
-    info = do_prepare(tmp_path / "out", rewritten(few_digits, tmp_path / "one.npz", X=X))
+    info = do_prepare(tmp_path / "out", write_digits(few_digits, tmp_path / "one.npz", X=X))
     assert len(info.dropped) == 1
     assert sum(info.num_utterances.values()) == 299
     X[:200, 0] = np.nan
     with pytest.raises(DataError, match="more than max_bad_utterance_share"):
-        do_prepare(tmp_path / "none", rewritten(few_digits, tmp_path / "many.npz", X=X))
+        do_prepare(tmp_path / "none", write_digits(few_digits, tmp_path / "many.npz", X=X))
     with pytest.raises(DataError, match="held out"):
         do_prepare(tmp_path / "none", few_digits, num_test=290)
 

@@ -15,7 +15,7 @@ LENGTHS = (9, 1, 4, 8, 13, 3, 6)
 
 @pytest.fixture
 def subset(tmp_path: Path) -> Subset:
-    """Utterances whose frames say where they come from: feature (utterance, frame), label 100 utterance + frame."""
+    """Writes utterances whose frames encode their origin: features (utterance, frame), label 100 utterance + frame."""
     utterances = [
         Utterance(
             f"u{i}",
@@ -41,7 +41,7 @@ def make(subset: Subset, layout: egs.Layout, num_splits: int, folder: Path, seed
 @pytest.mark.parametrize(
     ("frames", "frames_per_eg", "samples", "expected"),
     [
-        (118_305, 8, 20_000, (1, 6)),  # the reference run: little data, so that frames_per_eg was lowered
+        (118_305, 8, 20_000, (1, 6)),  # the reference run: frames_per_eg is lowered for little data
         (43_148, 8, 4_000, (2, 8)),
         (10_000_000, 8, 400_000, (4, 8)),
         (100, 8, 400_000, (1, 1)),
@@ -53,7 +53,7 @@ def test_layout(frames: int, frames_per_eg: int, samples: int, expected: tuple[i
 
 @pytest.mark.parametrize("num_archives", [1, 3, 5])
 @pytest.mark.parametrize("num_splits", [1, 2, 7])
-def test_every_frame_is_trained_on_once_with_its_own_context(
+def test_every_frame_is_used_once_with_its_context(
     subset: Subset, tmp_path: Path, num_archives: int, num_splits: int
 ) -> None:
     layout = egs.Layout(num_archives, 4)
@@ -81,15 +81,15 @@ def test_archives_do_not_depend_on_the_splits(subset: Subset, tmp_path: Path) ->
     assert one != other
 
 
-def test_the_examples_of_an_utterance_are_spread_over_the_archives(subset: Subset, tmp_path: Path) -> None:
+def test_examples_of_an_utterance_are_spread_over_archives(subset: Subset, tmp_path: Path) -> None:
     archives = [egs.open_archive(path) for path in make(subset, egs.Layout(3, 4), 1, tmp_path)]
     assert max(map(len, archives)) - min(map(len, archives)) <= 1
-    homes = {a for a, archive in enumerate(archives) if (archive.labels[:, 0] // 100 == 4).any()}
-    assert homes == {0, 1, 2}
+    used = {a for a, archive in enumerate(archives) if (archive.labels[:, 0] // 100 == 4).any()}
+    assert used == {0, 1, 2}
 
 
-def test_order_depends_on_the_seed_alone(subset: Subset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(egs, "SHUFFLE_BUFFER", 3)  # several blocks, with minibatches that cross them
+def test_order_depends_only_on_the_seed(subset: Subset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egs, "SHUFFLE_BUFFER", 3)  # several blocks, and minibatches across their boundaries
     archive = egs.open_archive(make(subset, egs.Layout(1, 4), 1, tmp_path)[0])
 
     def order(seed: int | None) -> list[list[int]]:
@@ -102,14 +102,14 @@ def test_order_depends_on_the_seed_alone(subset: Subset, tmp_path: Path, monkeyp
     assert [label for batch in order(None) for label in batch] == archive.labels[:, 0].tolist()
 
 
-def test_a_network_of_less_context_gets_less(subset: Subset, tmp_path: Path) -> None:
+def test_minibatches_for_a_smaller_context(subset: Subset, tmp_path: Path) -> None:
     archive = egs.open_archive(make(subset, egs.Layout(1, 4), 1, tmp_path)[0])
     for x, y in egs.minibatches(archive, 2, CONTEXT, (1, 0), 50, None):
         assert x.shape[1:] == (2, 2)
         np.testing.assert_array_equal(x[:, 1, 1], y % 100)
 
 
-def test_sampled_frames_are_different_and_whole(subset: Subset, tmp_path: Path) -> None:
+def test_sampled_frames_are_distinct_and_have_their_context(subset: Subset, tmp_path: Path) -> None:
     path = tmp_path / "sample.npy"
     egs.sample_frames(subset, 20, CONTEXT, 5, path)
     sampled = egs.open_archive(path)
@@ -122,7 +122,7 @@ def test_sampled_frames_are_different_and_whole(subset: Subset, tmp_path: Path) 
     assert len(egs.open_archive(path)) == sum(LENGTHS)
 
 
-def test_too_little_disk_is_told_before_anything_is_written(
+def test_missing_disk_space_is_reported_before_writing(
     subset: Subset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = egs.shutil.disk_usage(tmp_path)._replace(free=egs.DISK_RESERVE + 500)
@@ -133,7 +133,7 @@ def test_too_little_disk_is_told_before_anything_is_written(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "header", "zip", "other", "pickle", "missing"])
-def test_damaged_archives_are_named(subset: Subset, tmp_path: Path, damage: str) -> None:
+def test_damaged_archives_are_refused(subset: Subset, tmp_path: Path, damage: str) -> None:
     path = make(subset, egs.Layout(1, 4), 1, tmp_path)[0]
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-5])
@@ -154,8 +154,8 @@ def test_damaged_archives_are_named(subset: Subset, tmp_path: Path, damage: str)
         egs.open_archive(path)
 
 
-def test_where_the_labels_of_archives_and_samples_come_from(subset, tmp_path: Path) -> None:
-    """What relabelling goes by: the very frames that dealing and shuffling, or sampling, took."""
+def test_frames_of_archives_and_samples(subset, tmp_path: Path) -> None:
+    """Relabelling relies on the exact frames that `distribute` and `shuffle`, or `sample_frames`, take."""
     for layout in (egs.Layout(3, 4), egs.Layout(1, 5)):
         for a, path in enumerate(make(subset, layout, 2, tmp_path)):
             frames = egs.archive_frames(subset, layout, a, seed=0)
@@ -166,7 +166,7 @@ def test_where_the_labels_of_archives_and_samples_come_from(subset, tmp_path: Pa
     np.testing.assert_array_equal(subset.labels[frames], egs.open_archive(tmp_path / "sample.npy").labels[:, 0])
 
 
-def test_other_labels_for_an_archive(subset, tmp_path: Path) -> None:
+def test_archive_with_other_labels(subset, tmp_path: Path) -> None:
     path = make(subset, egs.Layout(1, 4), 1, tmp_path)[0]
     own = egs.open_archive(path)
     np.save(tmp_path / "labels.npy", np.where(own.labels == egs.NO_LABEL, egs.NO_LABEL, 7).astype(np.int32))
@@ -181,9 +181,9 @@ def test_other_labels_for_an_archive(subset, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_archives_of_few_bits_give_nearly_the_same(tmp_path: Path, bits: int) -> None:
+def test_quantised_archives_are_close_to_exact_ones(tmp_path: Path, bits: int) -> None:
     rng = np.random.default_rng(0)
-    # One dimension is constant, one far larger than the others.
+    # One dimension is constant, and one is far larger than the others.
     scale = np.array([1.0, 0.0, 1e6, 1e-4])
     utterances = [
         Utterance(f"u{i}", (3.0 + scale * rng.normal(size=(n, 4))).astype(np.float32), np.arange(n, dtype=np.int32))
@@ -211,5 +211,5 @@ def test_archives_of_few_bits_give_nearly_the_same(tmp_path: Path, bits: int) ->
     entire = np.arange(len(exact))
     error = np.abs(archives[bits].gather(entire, slice(None)) - exact).max(axis=1)
     assert (error <= 1.001 * half_step + 1e-6 * np.abs(exact).max(axis=1)).all()
-    assert (error[:, [0, 2]] > 0.0).any(axis=0).all()  # some are off, or nothing was shortened
+    assert (error[:, [0, 2]] > 0.0).any(axis=0).all()  # some values differ, otherwise nothing was quantised
     assert archives[bits].features.dtype.itemsize == bits // 8

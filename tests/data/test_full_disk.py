@@ -1,4 +1,4 @@
-"""A disk that fills up while examples are written: one clear error, and nothing left."""
+"""Tests that a full disk gives a clear error and leaves no file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from ngsgd.data import egs
 from ngsgd.data.corpus import Subset
 from ngsgd.cli.entry_point import entry_point
-egs.DISK_RESERVE = -(2**40)  # as if the room had gone after it was looked for
+egs.DISK_RESERVE = -(2**40)  # as if the disk had filled up after the check of free space
 with entry_point():
     egs.distribute(Subset(sys.argv[1], "train"), egs.Layout(1, 8), (7, 6), 0, 1, Path(sys.argv[2], "part.npy"))
 """
@@ -35,7 +35,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_is_an_error_and_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:
+def test_full_disk_is_an_error_and_leaves_no_file(small_disk: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     features, labels = rng.normal(size=(800, 40)).astype(np.float32), np.zeros(800, np.int32)
     write_subset(tmp_path, "train", (Utterance(f"u{i}", features, labels) for i in range(10)), 40)

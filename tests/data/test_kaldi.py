@@ -1,4 +1,4 @@
-"""Kaldi's data directories: the feature pipeline, labels, subsets, and what is wrong with them."""
+"""Tests of Kaldi's data directories: the feature pipeline, labels, subsets, and faults."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DIM = 4
 
 
 def write_data(folder: Path, names: list[str]) -> None:
-    """A data directory whose paths are relative to the folder above."""
+    """Writes a data directory with paths relative to its parent."""
     folder.mkdir(parents=True)
     matrices = {name: (RNG.normal(size=(10 + len(name) % 3, DIM)) + 5).astype(np.float32) for name in names}
     kaldiio.save_ark(str(folder / "feats.ark"), matrices, scp=str(folder / "feats.scp"), compression_method=2)
@@ -51,7 +51,7 @@ def write_data(folder: Path, names: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment with pdf-ids for labels."""
+    """Writes an experiment with pdf-ids as labels; tests that change it use the copy `root`."""
     root = tmp_path_factory.mktemp("experiment")
     for side, names in (("train", NAMES), ("test", [f"t0-{i}" for i in range(10, 20)])):
         write_data(root / side, names)
@@ -74,40 +74,40 @@ def corpus(root: Path, *, valid: Path | None = None, num_valid: int = 12, pipes:
 
 
 def prepare(root: Path, num_parts: int = 1, share: float = 0.01, **options):
-    made = corpus(root, **options)
+    source = corpus(root, **options)
     parts = [root / "parts" / f"{num_parts}.{k}" for k in range(num_parts)]
     for k, part in enumerate(parts):
-        prepare_part(made, part, k, num_parts)
-    assemble(parts, root / f"made{num_parts}", share)
-    return read_info(root / f"made{num_parts}")
+        prepare_part(source, part, k, num_parts)
+    assemble(parts, root / f"corpus{num_parts}", share)
+    return read_info(root / f"corpus{num_parts}")
 
 
-def test_parts_make_the_same_whole(root: Path) -> None:
+def test_corpus_does_not_depend_on_the_number_of_parts(root: Path) -> None:
     infos = [prepare(root, num_parts) for num_parts in (1, 3, 7)]
     assert infos[0] == infos[1] == infos[2]
     assert infos[0].num_utterances == {"train": 108, "valid": 12, "test": 10}
-    assert infos[0].class_counts == np.bincount(Subset(root / "made3", "train").labels).tolist()
+    assert infos[0].class_counts == np.bincount(Subset(root / "corpus3", "train").labels).tolist()
     for part in ("features.npy", "labels.npy", "utterances.tsv"):
-        assert (root / "made1" / f"train.{part}").read_bytes() == (root / "made7" / f"train.{part}").read_bytes()
-    assert Subset(root / "made1", "test").texts[0] == "WORD 0"
+        assert (root / "corpus1" / f"train.{part}").read_bytes() == (root / "corpus7" / f"train.{part}").read_bytes()
+    assert Subset(root / "corpus1", "test").texts[0] == "WORD 0"
 
 
-def test_features_labels_and_means(root: Path) -> None:
+def test_labels_and_mean_normalised_features(root: Path) -> None:
     prepare(root)
-    train = Subset(root / "made1", "train")
+    train = Subset(root / "corpus1", "train")
     expected = dict(kaldiio.load_ark(str(root / "train/feats.ark")))
     labels = dict(kaldiio.load_ark(str(root / "train.pdfs")))
-    of_speaker = np.concatenate([m for name, m in expected.items() if name.startswith("s1-")])
+    speaker_frames = np.concatenate([m for name, m in expected.items() if name.startswith("s1-")])
     i = next(i for i, name in enumerate(train.names) if name.startswith("s1-"))
     x, y = train.utterance(i)
-    np.testing.assert_allclose(x, expected[train.names[i]] - of_speaker.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(x, expected[train.names[i]] - speaker_frames.mean(axis=0), atol=1e-4)
     np.testing.assert_array_equal(y, labels[train.names[i]])
 
 
 def test_validation_utterances(root: Path) -> None:
     (root / "valid").write_text("s0-03\ns2-39\n")
     prepare(root, valid=root / "valid")
-    assert Subset(root / "made1", "valid").names == ["s0-03", "s2-39"]
+    assert Subset(root / "corpus1", "valid").names == ["s0-03", "s2-39"]
     (root / "valid").write_text("nobody\n")
     with pytest.raises(DataError, match="none of its utterances is in"):
         corpus(root, valid=root / "valid")
@@ -116,24 +116,24 @@ def test_validation_utterances(root: Path) -> None:
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_copies_of_an_utterance_stay_on_one_side(root: Path, listed: bool) -> None:
+def test_copies_of_an_utterance_are_in_the_same_subset(root: Path, listed: bool) -> None:
     uniq = {name: name[:-1] for name in NAMES}  # ten copies of each
     (root / "train/utt2uniq").write_text("".join(f"{name} {original}\n" for name, original in uniq.items()))
     (root / "valid").write_text("s0-03\n")
     prepare(root, valid=root / "valid" if listed else None)
-    valid = set(Subset(root / "made1", "valid").names)
+    valid = set(Subset(root / "corpus1", "valid").names)
     assert len(valid) == (10 if listed else 20)
-    assert not {uniq[n] for n in valid} & {uniq[n] for n in Subset(root / "made1", "train").names}
+    assert not {uniq[n] for n in valid} & {uniq[n] for n in Subset(root / "corpus1", "train").names}
 
 
 def features(root: Path, **options) -> Features:
     alignment, transforms, own, ivectors = (
         options.pop(key, None) for key in ("alignment", "transforms", "own", "ivectors")
     )
-    given = {"cmvn": None, "feature_type": None, "delta_order": 0, "allow_pipes": False} | options
+    fields = {"cmvn": None, "feature_type": None, "delta_order": 0, "allow_pipes": False} | options
     utt2spk = root / "train/utt2spk"
     return Features(
-        root / "train/cmvn.scp", utt2spk, alignment, transforms, own, ivectors, FeatureOptions(root=root, **given)
+        root / "train/cmvn.scp", utt2spk, alignment, transforms, own, ivectors, FeatureOptions(root=root, **fields)
     )
 
 
@@ -154,7 +154,7 @@ def test_variances_and_skipped_dimensions(root: Path) -> None:
 
 
 def test_deltas(root: Path) -> None:
-    """Against the definition: a regression over two frames on either side, edges repeated."""
+    """Compares with the definition: a regression over two frames on each side, with edges repeated."""
     found, _ = features(root, cmvn="--norm-means=false", delta_order=2).of("s0-00", X)
 
     def at(t: int) -> np.ndarray:
@@ -214,14 +214,14 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
-def rewrite(path: Path, name: str, array: np.ndarray | None) -> None:
-    """Changes an entry of an archive of labels."""
+def replace_labels(path: Path, name: str, array: np.ndarray | None) -> None:
+    """Replaces the labels of an utterance in an archive, or removes them if `array` is None."""
     entries = dict(kaldiio.load_ark(str(path)))
     entries.pop(name)
     kaldiio.save_ark(str(path), entries | ({} if array is None else {name: array}))
 
 
-def other_features(root: Path, name: str, array: np.ndarray) -> None:
+def write_features(root: Path, name: str, array: np.ndarray) -> None:
     kaldiio.save_ark(str(root / "other.ark"), {name: array.astype(np.float32)})
     scp = root / "train/feats.scp"
     lines = [f"{name} other.ark:{len(name) + 1}" if n.startswith(name) else n for n in scp.read_text().splitlines()]
@@ -236,25 +236,28 @@ def negative(root: Path) -> np.ndarray:
 
 NAN = np.where(np.arange(12 * DIM).reshape(12, DIM) == 7, np.nan, 1.0)
 FAULTS = {
-    "no alignment": (lambda r: rewrite(r / "train.pdfs", "s1-07", None), "it has no alignment"),
+    "no alignment": (lambda r: replace_labels(r / "train.pdfs", "s1-07", None), "it has no alignment"),
     "no features": (lambda r: replace(r / "train/feats.scp", "s1-07", "z1-07"), "it has no features"),
     "no speaker": (lambda r: replace(r / "train/utt2spk", "s1-07", "z1-07"), "it is not in utt2spk"),
     "no statistics": (lambda r: replace(r / "train/utt2spk", "s1-07 s1", "s1-07 s9"), "no CMVN statistics for s9"),
     "no text": (lambda r: replace(r / "train/text", "s1-07", "z1-07"), "it has no line in text"),
-    "length": (lambda r: rewrite(r / "train.pdfs", "s1-07", np.zeros(3, np.int32)), "frames of features, 3 labels"),
-    "labels beyond": (lambda r: rewrite(r / "train.pdfs", "s1-07", negative(r)), "label -3 is outside"),
+    "length": (
+        lambda r: replace_labels(r / "train.pdfs", "s1-07", np.zeros(3, np.int32)),
+        "frames of features, 3 labels",
+    ),
+    "labels beyond": (lambda r: replace_labels(r / "train.pdfs", "s1-07", negative(r)), "label -3 is outside"),
     "nowhere": (lambda r: replace(r / "train/feats.scp", "s1-07 train/", "s1-07 nowhere/"), "No such file"),
     "no matrix": (lambda r: replace(r / "train/feats.scp", "s1-07 train/feats.ark", "s1-07 train/text"), "text"),
-    "dimension": (lambda r: other_features(r, "s1-07", np.ones((12, 5))), "CMVN statistics of shape"),
-    "NaN": (lambda r: other_features(r, "s1-07", NAN), "not finite"),
-    "empty": (lambda r: other_features(r, "s1-07", np.zeros((0, DIM))), "no frames"),
+    "dimension": (lambda r: write_features(r, "s1-07", np.ones((12, 5))), "CMVN statistics of shape"),
+    "NaN": (lambda r: write_features(r, "s1-07", NAN), "not finite"),
+    "empty": (lambda r: write_features(r, "s1-07", np.zeros((0, DIM))), "no frames"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_one_bad_utterance_is_dropped_and_counted(root: Path, fault: str, caplog: pytest.LogCaptureFixture) -> None:
-    spoil, reason = FAULTS[fault]
-    spoil(root)
+def test_bad_utterance_is_dropped_and_counted(root: Path, fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    damage, reason = FAULTS[fault]
+    damage(root)
     info = prepare(root, share=0.02)
     assert reason in info.dropped["s1-07"]
     assert f"utterance s1-07 dropped: {info.dropped['s1-07']}" in caplog.text
@@ -263,12 +266,12 @@ def test_one_bad_utterance_is_dropped_and_counted(root: Path, fault: str, caplog
         assemble([root / "parts/1.0"], root / "again", 0.005)
 
 
-def cut_off(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
 BROKEN = {
-    "truncated labels": (lambda r: cut_off(r / "train.pdfs"), r"train\.pdfs: the file is truncated"),
+    "truncated labels": (lambda r: truncate(r / "train.pdfs"), r"train\.pdfs: the file is truncated"),
     "non-UTF-8": (lambda r: (r / "test/text").write_bytes(b"t0-10 \xff\n"), "text: line 1 is not UTF-8"),
     "pipe": (lambda r: (r / "train/feats.scp").write_text("s0-00 touch pwned |\n"), "allow_pipes"),
     "no scp": (lambda r: (r / "train/feats.scp").unlink(), "feats.scp: No such file"),
@@ -278,16 +281,16 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_corpus_is_refused(root: Path, fault: str) -> None:
-    spoil, message = BROKEN[fault]
-    spoil(root)
+def test_broken_corpus_is_refused(root: Path, fault: str) -> None:
+    damage, message = BROKEN[fault]
+    damage(root)
     with pytest.raises(NgsgdError, match=message):
         prepare(root)
-    assert not (root / "made1/corpus.json").exists()
+    assert not (root / "corpus1/corpus.json").exists()
 
 
-def test_a_truncated_archive_of_features_loses_its_last_utterance(root: Path) -> None:
-    cut_off(root / "test/feats.ark")
+def test_last_utterance_of_truncated_features_is_dropped(root: Path) -> None:
+    truncate(root / "test/feats.ark")
     assert prepare(root, share=0.02).dropped.keys() == {"t0-19"}
 
 
@@ -299,8 +302,8 @@ def test_alignments_of_another_model_are_refused(kaldi: Path, tmp_path: Path) ->
     (ali / "ali.1.gz").write_bytes(gzip.compress(b"george-0-05 1 2 301\n"))
     sides = [Directories(fsdd / "data" / side, ali, None, None) for side in ("train", "test")]
     options = FeatureOptions(fsdd, None, None, 0, False)
-    made = KaldiCorpus(*sides, options, None, 100, "1")
-    prepare_part(made, tmp_path / "part", 0, 1)
+    source = KaldiCorpus(*sides, options, None, 100, "1")
+    prepare_part(source, tmp_path / "part", 0, 1)
     assert (
         read_info(tmp_path / "part")
         .dropped["george-0-05"]
@@ -311,18 +314,18 @@ def test_alignments_of_another_model_are_refused(kaldi: Path, tmp_path: Path) ->
         KaldiCorpus(*sides, options, None, 100, "1")
 
 
-def test_the_transform_of_the_experiment_is_kaldis(kaldi: Path, tmp_path: Path) -> None:
+def test_transform_is_that_of_kaldi(kaldi: Path, tmp_path: Path) -> None:
     root = kaldi / "fsdd"
     sides = [Directories(root / "data" / s, root / f"exp/tri1_ali_{s}", None, None) for s in ("train", "test")]
-    made = KaldiCorpus(
+    source = KaldiCorpus(
         *sides, FeatureOptions(root, None, None, 0, False), root / "exp/nnet/valid_uttlist", 1, "exp/graph/silence.csl"
     )
-    prepare_part(made, tmp_path, 0, 1)
+    prepare_part(source, tmp_path, 0, 1)
     info = read_info(tmp_path)
     assert info.num_frames["train"] + info.num_frames["valid"] == 112911
     assert info.silence == [0, 37, 38, 57, 72]
     statistics = LdaStatistics(65, 144)
-    for name in ("train", "valid"):  # the reference's is of all of them
+    for name in ("train", "valid"):  # Kaldi's transform is of all utterances
         subset = Subset(tmp_path, name)
         for i in range(len(subset)):
             x, y = subset.utterance(i)
@@ -339,8 +342,8 @@ def test_the_transform_of_the_experiment_is_kaldis(kaldi: Path, tmp_path: Path) 
     np.testing.assert_allclose(bias * signs, expected[:, -1], atol=1e-3)
 
 
-def test_what_the_training_features_were_made_with_holds_for_the_test(root: Path) -> None:
-    """Options are read from the alignment directory of the training data; num_jobs says which archives count."""
+def test_options_of_the_training_data_apply_to_the_test_data(root: Path) -> None:
+    """Options come from the training alignment directory; its num_jobs is the number of archives to read."""
     for side in ("train", "test"):
         (root / f"ali_{side}").mkdir()
         shutil.move(root / f"{side}.pdfs", root / f"ali_{side}/ali.1")
@@ -351,17 +354,17 @@ def test_what_the_training_features_were_made_with_holds_for_the_test(root: Path
         (root / f"ali_{side}/final.mdl").write_bytes(out.bytes())
     (root / "ali_train/cmvn_opts").write_text("--norm-vars\n")
     sides = [Directories(root / side, root / f"ali_{side}", None, None) for side in ("train", "test")]
-    made = KaldiCorpus(*sides, FeatureOptions(root, None, None, 0, False), None, 10, None)
+    source = KaldiCorpus(*sides, FeatureOptions(root, None, None, 0, False), None, 10, None)
     raw = dict(kaldiio.load_ark(str(root / "test/feats.ark")))
-    found, _ = made._sides["test"].features.of("t0-10", np.concatenate(list(raw.values())))
+    found, _ = source._sides["test"].features.of("t0-10", np.concatenate(list(raw.values())))
     np.testing.assert_allclose(found.std(axis=0), 1.0, atol=1e-3)
     (root / "ali_train/num_jobs").write_text("3\n")
     with pytest.raises(DataError, match=r"2 files ali\.1, \.\.\., where num_jobs says 3"):
         KaldiCorpus(*sides, FeatureOptions(root, None, None, 0, False), None, 10, None)
 
 
-def test_ivectors_from_the_corpus_to_the_network(root: Path) -> None:
-    """They are not spliced, count for the transform, and are the same in all frames of an example."""
+def test_ivectors_in_corpus_examples_and_network(root: Path) -> None:
+    """I-vectors are not spliced, are part of the transform, and are constant in an example."""
     for side in ("train", "test"):
         folder = root / f"ivectors_{side}"
         folder.mkdir()
@@ -373,10 +376,10 @@ def test_ivectors_from_the_corpus_to_the_network(root: Path) -> None:
         )
         (folder / "ivector_period").write_text("3")
     sides = [Directories(root / s, root / f"{s}.pdfs", None, root / f"ivectors_{s}") for s in ("train", "test")]
-    made = KaldiCorpus(*sides, FeatureOptions(root, None, None, 0, False), None, 12, None)
-    prepare_part(made, root / "parts", 0, 1)
-    assemble([root / "parts"], root / "made", 0.01)
-    info, train = read_info(root / "made"), Subset(root / "made", "train")
+    source = KaldiCorpus(*sides, FeatureOptions(root, None, None, 0, False), None, 12, None)
+    prepare_part(source, root / "parts", 0, 1)
+    assemble([root / "parts"], root / "corpus", 0.01)
+    info, train = read_info(root / "corpus"), Subset(root / "corpus", "train")
     assert (info.dim, info.const_dim) == (DIM + 2, 2)
     weight, bias = estimate_transform(train, info, (-1, 0, 1), 10**6, 1e-4)
     assert weight.shape == (3 * DIM + 2, 3 * DIM + 2)
@@ -393,10 +396,10 @@ def test_ivectors_from_the_corpus_to_the_network(root: Path) -> None:
     x, _ = train.utterance(i)
     window = x[np.clip(np.arange(-3, 4) + frame - train.starts[i], 0, len(x) - 1)]
     np.testing.assert_allclose(ivectors[4, 0], window[:, DIM:].mean(axis=0), rtol=1e-5)
-    # With the same i-vector throughout, an example and the whole utterance are classified alike.
+    # With a constant i-vector, a window and the whole utterance give a frame the same posteriors.
     same = np.array(x)
     same[:, DIM:] = 0.5
     window = same[np.clip(np.arange(-3, 4) + 5, 0, len(x) - 1)]
     with torch.no_grad():
-        alone = model(torch.from_numpy(window)[None])[0, 2]  # the network has but one layer yet, and its context
+        alone = model(torch.from_numpy(window)[None])[0, 2]  # the network has one layer and its context
     torch.testing.assert_close(model.log_posteriors(torch.from_numpy(same))[5], alone, atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Lhotse manifests: features and audio, arrays and alignments, and what must not be opened."""
+"""Tests of Lhotse manifests: features, audio, label arrays, alignments, and hostile entries."""
 
 from __future__ import annotations
 
@@ -20,47 +20,47 @@ from ngsgd.errors import ConfigError, DataError, NgsgdError
 
 RATE = 8000
 RNG = np.random.default_rng(0)
-PHONES = [("a", 0.0, 0.2), ("b", 0.2, 0.31), ("sil", 0.55, 0.05)]  # the last half is covered by nothing
+PHONES = [("a", 0.0, 0.2), ("b", 0.2, 0.31), ("sil", 0.55, 0.05)]  # the last 0.4 s have no phone
 
 
 def recordings(root: Path, side: str, number: int) -> tuple[list[Recording], list[SupervisionSegment]]:
     (root / "wav").mkdir(exist_ok=True)
-    made, segments = [], []
+    audio, segments = [], []
     for i in range(number):
         name = f"{side}{i:02d}"
         soundfile.write(root / f"wav/{name}.wav", 0.1 * RNG.normal(size=RATE), RATE)
         recording = Recording.from_file(root / f"wav/{name}.wav", recording_id=name)
         alignment = {"phone": [AlignmentItem(*item) for item in PHONES]}
-        made.append(recording)
+        audio.append(recording)
         segments.append(SupervisionSegment(name, name, 0.0, recording.duration, text=f"said  {i}", alignment=alignment))
-    return made, segments
+    return audio, segments
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Manifests of recordings and supervisions, and of cuts with stored features and labels."""
+    """Writes manifests of recordings and supervisions, and of cuts with stored features and labels."""
     for side, number in (("train", 20), ("test", 4)):
-        made, segments = recordings(tmp_path, side, number)
-        RecordingSet.from_recordings(made).to_file(tmp_path / f"{side}_recordings.jsonl.gz")
+        audio, segments = recordings(tmp_path, side, number)
+        RecordingSet.from_recordings(audio).to_file(tmp_path / f"{side}_recordings.jsonl.gz")
         SupervisionSet.from_segments(segments).to_file(tmp_path / f"{side}_supervisions.jsonl.gz")
         cuts = CutSet.from_manifests(
-            recordings=RecordingSet.from_recordings(made), supervisions=SupervisionSet.from_segments(segments)
+            recordings=RecordingSet.from_recordings(audio), supervisions=SupervisionSet.from_segments(segments)
         )
         extractor = lhotse.Mfcc(lhotse.MfccConfig(sampling_rate=RATE))
         cuts = cuts.compute_and_store_features(
             extractor, tmp_path / "feats", storage_type=NumpyFilesWriter, progress_bar=False
         )
-        kept = []
+        labelled = []
         with NumpyFilesWriter(tmp_path / "ali") as writer:
             for cut in cuts:
                 labels = RNG.integers(0, 9, cut.num_frames).astype(np.int32)
                 cut.pdf_ids = writer.store_array(
                     cut.id, labels, frame_shift=cut.frame_shift, temporal_dim=0, start=cut.start
                 )
-                kept.append(cut)
-        CutSet.from_cuts(kept).to_file(tmp_path / f"{side}_cuts.jsonl.gz")
+                labelled.append(cut)
+        CutSet.from_cuts(labelled).to_file(tmp_path / f"{side}_cuts.jsonl.gz")
     (tmp_path / "symbols").write_text("sil 0\na 1\nb 2\n")
-    for manifest in tmp_path.glob("*.jsonl.gz"):  # with paths relative to the experiment
+    for manifest in tmp_path.glob("*.jsonl.gz"):  # paths become relative to the experiment
         manifest.write_bytes(
             gzip.compress(gzip.decompress(manifest.read_bytes()).replace(f"{tmp_path}/".encode(), b""))
         )
@@ -91,19 +91,19 @@ def corpus(root: Path, cuts: bool, *, num_valid: int = 5, extractor: str = "kald
     return LhotseCorpus(*sides, root, extractor, labels, None, num_valid, allow_pipes=pipes)
 
 
-def prepare(root: Path, made: LhotseCorpus, num_parts: int = 1, share: float = 0.01):
+def prepare(root: Path, source: LhotseCorpus, num_parts: int = 1, share: float = 0.01):
     parts = [root / "parts" / f"{num_parts}.{k}" for k in range(num_parts)]
     for k, part in enumerate(parts):
-        prepare_part(made, part, k, num_parts)
-    assemble(parts, root / f"made{num_parts}", share)
-    return read_info(root / f"made{num_parts}")
+        prepare_part(source, part, k, num_parts)
+    assemble(parts, root / f"corpus{num_parts}", share)
+    return read_info(root / f"corpus{num_parts}")
 
 
 def test_stored_features_and_arrays(root: Path) -> None:
     info = prepare(root, corpus(root, cuts=True))
     assert (info.dim, len(info.class_counts)) == (13, 9)
     assert info.num_utterances == {"train": 15, "valid": 5, "test": 4}
-    test = Subset(root / "made1", "test")
+    test = Subset(root / "corpus1", "test")
     (cut, *_) = (c for c in read_manifest(root / "test_cuts.jsonl.gz", root, allow_pipes=False))
     x, y = test.utterance(0)
     np.testing.assert_array_equal(x, cut.load_features())
@@ -115,28 +115,28 @@ def test_audio_and_phones(root: Path) -> None:
     infos = [prepare(root, corpus(root, cuts=False), num_parts) for num_parts in (1, 3)]
     assert infos[0] == infos[1]
     assert (infos[0].dim, len(infos[0].class_counts)) == (80, 6)
-    x, y = Subset(root / "made1", "test").utterance(0)
+    x, y = Subset(root / "corpus1", "test").utterance(0)
     audio, _ = soundfile.read(root / "wav/test00.wav", dtype="float32")
     expected = lhotse.Fbank(lhotse.FbankConfig(sampling_rate=RATE)).extract(audio, RATE)
     np.testing.assert_allclose(x, expected, atol=1e-4)
     assert len(y) == len(x) == 100
-    # Two states a phone, in equal parts; what nothing covers is of the first symbol.
+    # Each phone has two states of equal length; frames without a phone get the first symbol.
     expected = [2] * 10 + [3] * 10 + [4] * 16 + [5] * 15 + [0] * 4 + [0] * 3 + [1] * 2 + [0] * 40
     assert y.tolist() == expected
 
 
-def test_a_cut_from_the_middle_of_a_recording(root: Path) -> None:
-    """An alignment counts from the begin of the recording."""
+def test_cut_from_the_middle_of_a_recording(root: Path) -> None:
+    """Times of an alignment are relative to the recording, not to the cut."""
     cuts = list(read_manifest(root / "train_cuts.jsonl.gz", root, allow_pipes=False))
     cuts[1:] = [cut.truncate(offset=0.15, duration=0.3, preserve_id=True) for cut in cuts[1:]]
     CutSet.from_cuts(cuts).to_file(root / "train_cuts.jsonl.gz")
-    made = corpus(root, cuts=True, array=None, symbols=root / "symbols", num_valid=1)
-    (utterance,) = (u for u in made.read("train", 0, 1, print) if u.name == cuts[5].id)
+    source = corpus(root, cuts=True, array=None, symbols=root / "symbols", num_valid=1)
+    (utterance,) = (u for u in source.read("train", 0, 1, print) if u.name == cuts[5].id)
     assert len(utterance.features) == 30
     assert utterance.labels.tolist() == [3] * 5 + [4] * 16 + [5] * 9  # the second half of a, most of b
 
 
-def test_a_file_of_settings_for_the_extractor(root: Path) -> None:
+def test_extractor_from_a_settings_file(root: Path) -> None:
     lhotse.Mfcc(lhotse.MfccConfig(sampling_rate=RATE, num_ceps=7)).to_yaml(root / "mfcc.yaml")
     assert corpus(root, cuts=False, extractor="mfcc.yaml").dim == 7
     assert corpus(root, cuts=False, extractor="kaldi-mfcc").dim == 13
@@ -145,12 +145,12 @@ def test_a_file_of_settings_for_the_extractor(root: Path) -> None:
             corpus(root, cuts=False, extractor=wrong)
 
 
-def test_perturbed_copies_stay_on_one_side(root: Path) -> None:
+def test_perturbed_copies_are_in_the_same_subset(root: Path) -> None:
     cuts = list(read_manifest(root / "train_cuts.jsonl.gz", root, allow_pipes=False))
     copies = [cut.with_id(f"{cut.id}_sp{speed}") for cut in cuts for speed in (0.9, 1.1)]
     CutSet.from_cuts(cuts + copies).to_file(root / "train_cuts.jsonl.gz")
     prepare(root, corpus(root, cuts=True, num_valid=4))
-    valid = set(Subset(root / "made1", "valid").names)
+    valid = set(Subset(root / "corpus1", "valid").names)
     assert len(valid) == 6
     assert valid == {
         name for base in {n.split("_sp")[0] for n in valid} for name in (base, f"{base}_sp0.9", f"{base}_sp1.1")
@@ -158,30 +158,30 @@ def test_perturbed_copies_stay_on_one_side(root: Path) -> None:
 
 
 def change(path: Path, line: int, edit) -> None:
-    """Changes a line of a manifest."""
+    """Applies `edit` to a line of a manifest."""
     lines = [json.loads(text) for text in gzip.decompress(path.read_bytes()).splitlines()]
     edit(lines[line])
     path.write_bytes(gzip.compress("".join(json.dumps(fields) + "\n" for fields in lines).encode()))
 
 
-def source(**fields):
+def source_with(**fields):
     return lambda cut: cut["recording"]["sources"][0].update(fields)
 
 
-def stored(**fields):
+def features_with(**fields):
     return lambda cut: cut["features"].update(fields)
 
 
 HOSTILE = {
-    "command": source(type="command", source="touch pwned"),
-    "url": source(type="url", source="http://localhost/a.wav"),
-    "piped url": source(type="url", source="pipe:touch pwned"),
-    "sphere": source(source="$(touch pwned).sph"),
-    "pipe": source(source="pipe:touch pwned;.wav"),
-    "storage": stored(storage_type="memory_raw", storage_key="gASV"),
-    "piped features": stored(storage_path="pipe:touch pwned #"),
-    "piped key": stored(storage_key="pipe:touch pwned #"),
-    "far features": stored(storage_path="http://localhost"),
+    "command": source_with(type="command", source="touch pwned"),
+    "url": source_with(type="url", source="http://localhost/a.wav"),
+    "piped url": source_with(type="url", source="pipe:touch pwned"),
+    "sphere": source_with(source="$(touch pwned).sph"),
+    "pipe": source_with(source="pipe:touch pwned;.wav"),
+    "storage": features_with(storage_type="memory_raw", storage_key="gASV"),
+    "piped features": features_with(storage_path="pipe:touch pwned #"),
+    "piped key": features_with(storage_key="pipe:touch pwned #"),
+    "far features": features_with(storage_path="http://localhost"),
     "piped array": lambda cut: cut["custom"]["pdf_ids"]["array"].update(storage_path="pipe:touch pwned #"),
     "transform": lambda cut: cut["recording"].update(
         transforms=[{"name": "Resample", "kwargs": {"source_sampling_rate": 1, "target_sampling_rate": 10**10}}]
@@ -193,7 +193,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_nothing_is_run_or_fetched(root: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_entries_are_refused(root: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     change(root / "train_cuts.jsonl.gz", 7, HOSTILE[kind])
     with pytest.raises(DataError, match=r"train_cuts\.jsonl\.gz: line 8: "):
@@ -201,19 +201,19 @@ def test_nothing_is_run_or_fetched(root: Path, kind: str, monkeypatch: pytest.Mo
     assert not (root / "pwned").exists()
 
 
-def no_array(cut) -> None:
+def remove_array(cut) -> None:
     del cut["custom"]["pdf_ids"]
 
 
 FAULTS = {
-    "no file": (stored(storage_key="nothing.npy"), "no such file"),
-    "no array": (no_array, "no array 'pdf_ids' is attached"),
+    "no file": (features_with(storage_key="nothing.npy"), "no such file"),
+    "no array": (remove_array, "no array 'pdf_ids' is attached"),
     "nothing": (lambda cut: (cut.pop("features"), cut.pop("recording")), "neither features nor audio"),
 }
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_one_bad_cut_is_dropped(root: Path, kind: str) -> None:
+def test_bad_cut_is_dropped(root: Path, kind: str) -> None:
     edit, reason = FAULTS[kind]
     change(root / "train_cuts.jsonl.gz", 3, edit)
     info = prepare(root, corpus(root, cuts=True), share=0.05)
@@ -224,7 +224,7 @@ def test_one_bad_cut_is_dropped(root: Path, kind: str) -> None:
         assemble([root / "parts/1.0"], root / "again", 0.01)
 
 
-def test_symbols_that_are_not_in_the_table(root: Path) -> None:
+def test_missing_symbols_and_malformed_tables_are_refused(root: Path) -> None:
     (root / "symbols").write_text("sil 0\na 1\n")
     with pytest.raises(DataError, match="symbol 'b' is not in the table"):
         prepare(root, corpus(root, cuts=False))
@@ -235,7 +235,7 @@ def test_symbols_that_are_not_in_the_table(root: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [b"{", b"[1]\n", b'{"type": "MonoCut"}\n', b"[" * 100_000, b"\xff\n", b'"a"\n'])
-def test_manifests_that_are_none(root: Path, text: bytes) -> None:
+def test_malformed_manifests_are_refused(root: Path, text: bytes) -> None:
     (root / "train_cuts.jsonl.gz").write_bytes(gzip.compress(text))
     with pytest.raises(NgsgdError, match="train_cuts"):
         corpus(root, cuts=True)
@@ -244,7 +244,7 @@ def test_manifests_that_are_none(root: Path, text: bytes) -> None:
         corpus(root, cuts=True)
 
 
-def test_two_cuts_of_one_name(root: Path) -> None:
+def test_duplicate_cut_names_are_refused(root: Path) -> None:
     text = gzip.decompress((root / "train_cuts.jsonl.gz").read_bytes())
     (root / "train_cuts.jsonl.gz").write_bytes(gzip.compress(text + text))
     with pytest.raises(DataError, match="two cuts of the same name"):

@@ -1,4 +1,4 @@
-"""Examples are made and read in memory that does not grow with the corpus."""
+"""Tests that the memory for making and reading examples does not grow with the corpus."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ngsgd.data.corpus import Utterance, write_subset
 
-LIMIT = 96 * 2**20  # of memory that is not a file's, most of it what numpy takes
+LIMIT = 96 * 2**20  # bytes of anonymous memory, most of which numpy takes
 
 PROGRAM = """
 import resource, sys
@@ -29,14 +29,14 @@ print(frames)
 """
 
 
-def test_a_corpus_larger_than_the_memory_is_trainable(tmp_path: Path) -> None:
+def test_examples_of_a_corpus_larger_than_memory(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(800, 40)).astype(np.float32)
     labels = np.zeros(800, np.int32)
     utterances = (Utterance(f"u{i}", features + i, labels) for i in range(1000))
     written = write_subset(tmp_path, "train", utterances, 40)
-    assert written.frames * 40 * 4 > 1.2 * LIMIT  # and the examples are 2.6 times that
-    # A single thread of the linear algebra, whose buffers would count.
+    assert written.frames * 40 * 4 > 1.2 * LIMIT  # the examples are 2.6 times as large
+    # OpenBLAS gets a single thread, since the buffers of each thread count.
     outcome = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(limit=LIMIT), str(tmp_path)],
         capture_output=True,

@@ -15,15 +15,15 @@ VOICE = Voice("en-us+f3", 170, 50, 50)
 
 
 def corpus(**changes: object) -> SyntheticCorpus:
-    given = {"hours": 0.02, "num_valid_utterances": 5, "num_test_utterances": 7, "extractor": "kaldi-mfcc"}
-    return SyntheticCorpus(**(given | {"root": Path(), "states_per_symbol": 3, "seed": 0} | changes))
+    fields = {"hours": 0.02, "num_valid_utterances": 5, "num_test_utterances": 7, "extractor": "kaldi-mfcc"}
+    return SyntheticCorpus(**(fields | {"root": Path(), "states_per_symbol": 3, "seed": 0} | changes))
 
 
 def refuse(name: str, reason: str) -> None:
     raise AssertionError(f"{name}: {reason}")
 
 
-def test_what_is_said_does_not_depend_on_what_was_said_before() -> None:
+def test_speech_does_not_depend_on_earlier_calls() -> None:
     text = "Slowly, the fox went across the frozen river."
     first = {name: say(text, Voice(name, 170, 50, 50)) for name in ("en-us+f3", "en-gb-x-rp+m8", "en-us+klatt4")}
     for name, speech in first.items():
@@ -33,15 +33,15 @@ def test_what_is_said_does_not_depend_on_what_was_said_before() -> None:
         assert again[1:] == speech[1:]
 
 
-def test_phones_come_with_their_times() -> None:
+def test_phones_have_their_start_times() -> None:
     speech = say("She sees.", VOICE)
-    said = [PHONES[phone] for phone in speech.phones]
-    assert [phone for phone in said if phone != "_"] == ["S", "i:", "s", "i:", "z"]
+    symbols = [PHONES[phone] for phone in speech.phones]
+    assert [phone for phone in symbols if phone != "_"] == ["S", "i:", "s", "i:", "z"]
     assert all(a < b for a, b in zip(speech.begins, speech.begins[1:], strict=False))
-    # Hissing changes sign more often than vowels do.
+    # Fricatives have more zero crossings than vowels.
     pieces = np.split(speech.samples, speech.begins)[1:]
     crossings = {
-        phone: np.mean(np.diff(np.sign(piece)) != 0) for phone, piece in zip(said, pieces, strict=True) if len(piece)
+        phone: np.mean(np.diff(np.sign(piece)) != 0) for phone, piece in zip(symbols, pieces, strict=True) if len(piece)
     }
     assert crossings["s"] > 2 * crossings["i:"]
 
@@ -50,19 +50,19 @@ def test_phones_come_with_their_times() -> None:
     ("symbol", "phone"),
     [("'eI", "eI"), (",i@3", "i@"), ("t#", "t"), ("3:", "3:"), ("3", "3"), ("_:", "_"), ("I2", "I"), (";", ";")],
 )
-def test_phones_are_without_stress_and_variants(symbol: str, phone: str) -> None:
+def test_canonical_phones_have_no_stress_or_variant(symbol: str, phone: str) -> None:
     assert canonical(symbol) == phone
 
 
-def test_an_unknown_voice_is_refused() -> None:
+def test_unknown_voice_is_refused() -> None:
     with pytest.raises(DataError, match="no voice 'xx-nowhere'"):
         say("Hello.", Voice("xx-nowhere", 170, 50, 50))
 
 
-def test_the_same_corpus_however_it_is_divided(tmp_path: Path) -> None:
+def test_corpus_does_not_depend_on_the_number_of_parts(tmp_path: Path) -> None:
     for num_parts in (1, 3):
         parts = [tmp_path / f"{part}of{num_parts}" for part in range(num_parts)]
-        for part in reversed(range(num_parts)):  # in whatever order
+        for part in reversed(range(num_parts)):  # the order of the parts does not matter
             prepare_part(corpus(), parts[part], part, num_parts)
         assemble(parts, tmp_path / f"all{num_parts}", 0.0)
     one, three = (read_info(tmp_path / f"all{n}") for n in (1, 3))
@@ -75,23 +75,23 @@ def test_the_same_corpus_however_it_is_divided(tmp_path: Path) -> None:
     assert read_info(other).sha256["train"] != one.sha256["train"]
 
 
-def test_held_out_are_sentences_and_voices() -> None:
+def test_sentences_and_voices_of_the_test_set_are_held_out() -> None:
     rng = np.random.default_rng(0)
     for subset in SUBSETS:
         assert part_of(sentence(rng, lambda text, subset=subset: part_of(text) == subset)) == subset
     assert not set(VARIANTS["train"]) & set(VARIANTS["test"])
 
 
-def test_labels_are_the_phones_in_equal_parts() -> None:
-    # 0.1 s of phone 3, 0.2 s of phone 5; said in 0.3 s, played in 0.15 s.
+def test_labels_divide_phones_into_equal_states() -> None:
+    # 0.1 s of phone 3 and 0.2 s of phone 5, at the original speed and at twice the speed.
     speech = Speech(np.zeros(3 * RATE // 10, np.float32), [3, 5], [0, RATE // 10])
     assert labels(speech, 0.3, 1.0, 6, 2).tolist() == [6, 7, 10, 10, 11, 11]
     assert labels(speech, 0.15, 2.0, 6, 2).tolist() == [6, 7, 10, 10, 11, 11]
     assert labels(speech, 0.3, 1.0, 3, 3).tolist() == [10, 15, 17]
 
 
-def test_labels_go_with_the_sound(tmp_path: Path) -> None:
-    """The classes tell more of the frames where they stand than some frames later."""
+def test_labels_are_aligned_with_the_features(tmp_path: Path) -> None:
+    """Labels explain more of the variance of the features at their own frames than shifted by some frames."""
     prepare_part(corpus(hours=0.1), tmp_path, 0, 1)
     train = Subset(tmp_path, "train")
     features, classes = np.array(train.features), np.array(train.labels) // 3
@@ -103,20 +103,20 @@ def test_labels_go_with_the_sound(tmp_path: Path) -> None:
         number = np.maximum(np.bincount(y, minlength=len(PHONES)), 1)[:, None]
         return float((np.square(sums) / number).sum() / np.square(x).sum())
 
-    at = {shift: explained(shift) for shift in (-6, -3, -1, 0, 1, 3, 6)}
-    assert max(at, key=at.__getitem__) in (-1, 0, 1), at
+    by_shift = {shift: explained(shift) for shift in (-6, -3, -1, 0, 1, 3, 6)}
+    assert max(by_shift, key=by_shift.__getitem__) in (-1, 0, 1), by_shift
 
 
-def test_another_speed_changes_length_and_pitch() -> None:
+def test_speed_changes_length_and_pitch() -> None:
     tone = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE).astype(np.float32)
     for pace in (0.9, 1.0, 1.1):
-        heard = resample(tone, round(RATE * pace), SAMPLING_RATE)
-        assert len(heard) == pytest.approx(SAMPLING_RATE / pace, abs=2)
-        spectrum = np.abs(np.fft.rfft(heard))
-        assert spectrum.argmax() * SAMPLING_RATE / len(heard) == pytest.approx(440 * pace, rel=0.01)
+        resampled = resample(tone, round(RATE * pace), SAMPLING_RATE)
+        assert len(resampled) == pytest.approx(SAMPLING_RATE / pace, abs=2)
+        spectrum = np.abs(np.fft.rfft(resampled))
+        assert spectrum.argmax() * SAMPLING_RATE / len(resampled) == pytest.approx(440 * pace, rel=0.01)
 
 
-def test_a_room_delays_nothing_and_noise_is_as_strong_as_asked() -> None:
+def test_reverberation_without_delay_and_noise_at_the_given_snr() -> None:
     rng = np.random.default_rng(0)
     click = np.zeros(4000, np.float32)
     click[1000] = 1.0
@@ -131,7 +131,7 @@ def test_a_room_delays_nothing_and_noise_is_as_strong_as_asked() -> None:
     assert spectrum[10:100].mean() > 20 * spectrum[1000:].mean()
 
 
-def test_features_that_are_not_there_are_refused() -> None:
+def test_unknown_feature_extractor_is_refused() -> None:
     with pytest.raises(ConfigError, match="feature_extractor"):
         corpus(extractor="nothing.yaml")
     assert corpus(extractor="kaldi-fbank").dim == 80

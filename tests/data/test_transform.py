@@ -13,22 +13,22 @@ def statistics(rng: np.random.Generator, scale: float = 1.0) -> tuple[LdaStatist
     labels = rng.integers(5, size=4000)
     centres = rng.normal(size=(5, 6)) * 2
     x = scale * (centres[labels] + rng.normal(size=(4000, 6)) @ rng.normal(size=(6, 6)))
-    made = LdaStatistics(6, 5)
+    lda = LdaStatistics(6, 5)
     for part in np.array_split(np.arange(4000), 7):
-        made.add(x[part], labels[part])
-    return made, x, labels
+        lda.add(x[part], labels[part])
+    return lda, x, labels
 
 
-def test_the_output_is_what_the_definition_says() -> None:
-    made, x, labels = statistics(np.random.default_rng(0), scale=3.0)
+def test_transform_follows_its_definition() -> None:
+    lda, x, labels = statistics(np.random.default_rng(0), scale=3.0)
     factor = 0.01
-    weight, bias = made.transform(factor)
+    weight, bias = lda.transform(factor)
     y = x @ weight.T + bias
     np.testing.assert_allclose(y.mean(axis=0), 0.0, atol=1e-9)
     within = sum(np.cov(y[labels == k].T, bias=True) * (labels == k).mean() for k in range(5))
     total = np.cov(y.T, bias=True)
     between = total - within
-    # Before rows are scaled, within is I and between is diag(d): the ratio of the two is d still.
+    # Before rows are scaled, within is I and between is diag(d); scaling keeps their ratio d.
     d = np.diag(between) / np.diag(within)
     assert (np.diff(d) < 1e-9).all()
     np.testing.assert_allclose(np.diag(within), (factor + d) / (1 + d), rtol=1e-6)
@@ -36,25 +36,25 @@ def test_the_output_is_what_the_definition_says() -> None:
 
 
 def test_singular_values_are_limited() -> None:
-    made, _, _ = statistics(np.random.default_rng(0), scale=1e-3)
-    assert np.linalg.svd(made.transform(1e-4)[0])[1].max() == pytest.approx(MAX_SINGULAR_VALUE)
+    lda, _, _ = statistics(np.random.default_rng(0), scale=1e-3)
+    assert np.linalg.svd(lda.transform(1e-4)[0])[1].max() == pytest.approx(MAX_SINGULAR_VALUE)
 
 
 def test_features_without_variance_are_refused() -> None:
-    made = LdaStatistics(3, 2)
-    made.add(np.ones((10, 3)), np.arange(10) % 2)
+    lda = LdaStatistics(3, 2)
+    lda.add(np.ones((10, 3)), np.arange(10) % 2)
     with pytest.raises(DataError, match="no inverse"):
-        made.transform(1e-4)
+        lda.transform(1e-4)
     with pytest.raises(DataError, match="no frame counts"):
         LdaStatistics(3, 2).transform(1e-4)
 
 
-def test_the_file_holds_the_transform(tmp_path: Path) -> None:
+def test_transform_is_read_as_written(tmp_path: Path) -> None:
     weight, bias = np.arange(6.0).reshape(2, 3), np.array([7.0, 8.0])
     write_transform(tmp_path / "t.npy", weight, bias)
-    back = read_transform(tmp_path / "t.npy")
-    np.testing.assert_array_equal(back[0], weight)
-    np.testing.assert_array_equal(back[1], bias)
+    loaded = read_transform(tmp_path / "t.npy")
+    np.testing.assert_array_equal(loaded[0], weight)
+    np.testing.assert_array_equal(loaded[1], bias)
     np.save(tmp_path / "t.npy", np.array([np.nan]))
     with pytest.raises(DataError, match="not a feature transform"):
         read_transform(tmp_path / "t.npy")

@@ -1,4 +1,4 @@
-"""Thousands of damaged files: each is read, or gives the project's own error, and takes little memory."""
+"""Reads thousands of damaged files: each is read or raises `NgsgdError`, and takes little memory."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ EXTREMES = [b"\xff\xff\xff\x7f", b"\x00\x00\x00\x80", b"\xff\xff\xff\xff", b"\x0
 WORDS = [b"[", b"]", b"\n", b" ", b"nan", b"-1", b"1e999", b"<Nnet>", b"\0B", b"PKL", b"|", b"99999999999", b"\xc3("]
 
 
-def mutated(data: bytes, rng: random.Random) -> bytes:
-    """One to four changes of the kinds that damage and malice make."""
-    made = bytearray(data)
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """Returns `data` with one to four random changes, as damage or an attacker makes them."""
+    changed = bytearray(data)
     for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(made) + 1) if rng.random() < 0.5 else rng.randrange(min(200, len(made)) + 1)
+        at = rng.randrange(len(changed) + 1) if rng.random() < 0.5 else rng.randrange(min(200, len(changed)) + 1)
         kind = rng.randrange(6)
         if kind == 0:
-            made[at : at + 1] = bytes([rng.randrange(256)])
+            changed[at : at + 1] = bytes([rng.randrange(256)])
         elif kind == 1:
-            made[at : at + 4] = rng.choice(EXTREMES)
+            changed[at : at + 4] = rng.choice(EXTREMES)
         elif kind == 2:
-            made[at:at] = rng.choice(WORDS)
+            changed[at:at] = rng.choice(WORDS)
         elif kind == 3:
-            del made[at : at + rng.randint(1, 40)]
+            del changed[at : at + rng.randint(1, 40)]
         elif kind == 4:
-            del made[at:]
+            del changed[at:]
         else:
-            source = rng.randrange(len(made) + 1)
-            made[at:at] = made[source : source + rng.randint(1, 60)]
-    return bytes(made)
+            source = rng.randrange(len(changed) + 1)
+            changed[at:at] = changed[source : source + rng.randint(1, 60)]
+    return bytes(changed)
 
 
 def nnet2(folder: Path, *, binary: bool) -> bytes:
@@ -90,9 +90,9 @@ def read_model(path: Path) -> None:
 
 
 def read_script(path: Path) -> None:
-    read = Script(path, path.parent)
-    for key in read.entries:
-        read.read(key)
+    script = Script(path, path.parent)
+    for key in script.entries:
+        script.read(key)
 
 
 def read_graph(path: Path, num_ids: int = 60) -> None:
@@ -118,7 +118,7 @@ READERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]
 }
 
 
-# Kaldi's own files, below the recorded experiment.
+# Files of Kaldi's own, relative to the directory of recorded numbers.
 REAL: dict[str, tuple[str, Callable[[Path], object]]] = {
     "fsdd/exp/nnet/1.mdl": ("m.mdl", read_model),
     "fsdd/exp/tri1_ali_test/final.mdl": ("m.mdl", read_transition_model),
@@ -135,35 +135,35 @@ REAL: dict[str, tuple[str, Callable[[Path], object]]] = {
 @pytest.mark.parametrize("number", [100, pytest.param(2000, marks=pytest.mark.slow)])
 def test_damaged_files(tmp_path: Path, kind: str, number: int) -> None:
     name, make, read = READERS[kind]
-    survive(make(tmp_path), tmp_path / name, read, number)
+    check_damaged(make(tmp_path), tmp_path / name, read, number)
 
 
 @pytest.mark.parametrize("file", REAL)
 @pytest.mark.parametrize("number", [10, pytest.param(1000, marks=pytest.mark.slow)])
-def test_damaged_files_of_kaldis(kaldi: Path, tmp_path: Path, file: str, number: int) -> None:
+def test_damaged_files_of_kaldi(kaldi: Path, tmp_path: Path, file: str, number: int) -> None:
     name, read = REAL[file]
-    survive((kaldi / file).read_bytes(), tmp_path / name, read, number)
+    check_damaged((kaldi / file).read_bytes(), tmp_path / name, read, number)
 
 
-def survive(whole: bytes, path: Path, read: Callable[[Path], object], number: int) -> None:
-    """A file is damaged in so many ways, each of which is read, or gives the project's own error in one line."""
+def check_damaged(whole: bytes, path: Path, read: Callable[[Path], object], number: int) -> None:
+    """Damages a file in `number` ways and checks that each is read or raises `NgsgdError` with one line."""
     path.write_bytes(whole)
-    read(path)  # it is a good one as it is
-    noticed = []
+    read(path)  # the undamaged file is readable
+    messages = []
 
     @settings(max_examples=number, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
     @given(st.integers(0, 2**63))
     def check(seed: int) -> None:
-        path.write_bytes(mutated(whole, random.Random(seed)))
+        path.write_bytes(mutate(whole, random.Random(seed)))
         try:
             read(path)
         except NgsgdError as e:
-            noticed.append(str(e))
+            messages.append(str(e))
 
     tracemalloc.start()
     check()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**25 + 20 * len(whole)
-    assert noticed
-    assert [message for message in noticed if "\n" in message or len(message) > 1000] == []
+    assert messages
+    assert [message for message in messages if "\n" in message or len(message) > 1000] == []

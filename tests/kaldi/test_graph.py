@@ -1,4 +1,4 @@
-"""Decoding graphs: checked, relabelled, decoded, damaged."""
+"""Tests of decoding graphs: checks, relabelling, decoding, and damaged files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ngsgd.kaldi.tables import matrix, read_archive, read_lines
 from ngsgd.kaldi.transition import read_transition_model
 
 INFINITY = float("inf")
-# Two words, each of two pdfs and their loops: transition-ids 1-4 are of "one", 5-8 of "two"; odd ones are the loops.
+# Two words of two pdfs each, with self-loops: transition-ids 1-4 belong to "one", 5-8 to "two"; odd ids are self-loops.
 PDF_IDS = np.array([-1, 0, 0, 1, 1, 2, 2, 3, 3], np.int32)
 STATES = [(INFINITY, 0, 2), (INFINITY, 2, 2), (0.0, 4, 2), (INFINITY, 6, 2), (0.0, 8, 2)]
 ARCS = [
@@ -29,7 +29,7 @@ ARCS = [
 
 
 def const_fst(states=STATES, arcs=ARCS, *, start=0, kind=b"const", flags=0, num_states=None) -> bytes:
-    """A graph's file."""
+    """Returns the bytes of a graph file."""
     header = struct.pack("<i", 2125659606)
     header += b"".join(struct.pack("<i", len(name)) + name for name in (kind, b"standard"))
     count = len(states) if num_states is None else num_states
@@ -51,21 +51,21 @@ def likelihoods(*pdfs: int) -> np.ndarray:
     return frames
 
 
-def test_words_come_out(tmp_path: Path) -> None:
+def test_decoded_words(tmp_path: Path) -> None:
     graph = folder(tmp_path / "graph", const_fst())
     prepare_graph(graph, PDF_IDS, tmp_path / "g.fst")
     assert num_inputs(tmp_path / "g.fst") == 4
     with Decoder(tmp_path / "g.fst", graph, 15.0, 7000) as decoder:
         assert decoder.decode("u", likelihoods(0, 0, 1, 2, 3, 3), [1.0, 0.1]) == [(["one", "two"], True)] * 2
         assert decoder.decode("u", likelihoods(2, 3), [1.0]) == [(["two"], True)]
-        assert decoder.decode("u", likelihoods(2), [1.0]) == [(["two"], False)]  # no word is so short
-        # So little weight on the sound that the graph's costs decide: a change of word costs more.
+        assert decoder.decode("u", likelihoods(2), [1.0]) == [(["two"], False)]  # no word has a single frame
+        # With so small an acoustic weight the graph's costs decide, and a change of word costs more.
         assert decoder.decode("u", likelihoods(0, 0, 1, 2, 3, 3), [0.001]) == [(["one"], True)]
 
 
-PAYING = [*ARCS[:5], (0, 0, -1.0, 2), *ARCS[6:]]  # a loop without input, of negative weight
+NEGATIVE_CYCLE = [*ARCS[:5], (0, 0, -1.0, 2), *ARCS[6:]]  # an epsilon loop of negative weight
 DAMAGED = [
-    (const_fst(arcs=PAYING), "a cycle without input that pays"),
+    (const_fst(arcs=NEGATIVE_CYCLE), "a cycle without input and of negative weight"),
     (const_fst()[:-1], "truncated"),
     (const_fst()[:40], "truncated"),
     (b"", "truncated"),
@@ -89,7 +89,7 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize(("data", "message"), DAMAGED, ids=range(len(DAMAGED)))
-def test_a_damaged_graph_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+def test_damaged_graph_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
     with pytest.raises(DataError, match=f"HCLG.fst.*{message}"):
         prepare_graph(folder(tmp_path / "graph", data), PDF_IDS, tmp_path / "g.fst")
     assert not (tmp_path / "g.fst").exists()
@@ -105,7 +105,7 @@ def test_states_and_arcs_may_be_aligned(tmp_path: Path) -> None:
         assert decoder.decode("u", likelihoods(0, 1, 2, 3), [1.0]) == [(["one", "two"], True)]
 
 
-def test_log_likelihoods_that_would_crash_the_library_are_refused(tmp_path: Path) -> None:
+def test_malformed_log_likelihoods_are_refused(tmp_path: Path) -> None:
     graph = folder(tmp_path / "graph", const_fst())
     prepare_graph(graph, PDF_IDS, tmp_path / "g.fst")
     with Decoder(tmp_path / "g.fst", graph, 15.0, 7000) as decoder:
@@ -114,8 +114,8 @@ def test_log_likelihoods_that_would_crash_the_library_are_refused(tmp_path: Path
                 decoder.decode("u", bad, [1.0])
 
 
-def test_a_crash_is_contained_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph that became a bad one after it was checked."""
+def test_crash_of_the_decoder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph is damaged after the check, so that the decoder crashes."""
     graph = folder(tmp_path / "graph", const_fst())
     prepare_graph(graph, PDF_IDS, tmp_path / "g.fst")
     monkeypatch.setattr(decoder_module, "num_inputs", lambda path: 4)
@@ -127,12 +127,12 @@ def test_a_crash_is_contained_and_told(tmp_path: Path, monkeypatch: pytest.Monke
         decoder.decode("u", likelihoods(0, 1, 2, 3), [1.0])
 
 
-def test_a_search_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph that after it was checked got an epsilon cycle of which every round is better than the last."""
+def test_endless_search_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the check the graph gets an epsilon cycle of negative cost, so that the search does not end."""
     monkeypatch.setattr(decoder_module, "PATIENCE", 3.0)
     monkeypatch.setattr(decoder_module, "num_inputs", lambda path: 4)
     graph = folder(tmp_path / "graph", const_fst())
-    (tmp_path / "g.fst").write_bytes(const_fst(arcs=PAYING))
+    (tmp_path / "g.fst").write_bytes(const_fst(arcs=NEGATIVE_CYCLE))
     with (
         Decoder(tmp_path / "g.fst", graph, 15.0, 7000) as decoder,
         pytest.raises(DataError, match=r"utterance u: the decoder has not come to an end|ended with status"),
@@ -140,15 +140,15 @@ def test_a_search_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
         decoder.decode("u", likelihoods(0, 0, 0, 0), [1.0])
 
 
-def test_negative_weights_are_no_fault_in_themselves(tmp_path: Path) -> None:
-    arcs = [*ARCS[:5], (0, 0, -0.5, 0), *ARCS[6:]]  # back to the start, from where nothing goes on without input
+def test_negative_weights_are_allowed(tmp_path: Path) -> None:
+    arcs = [*ARCS[:5], (0, 0, -0.5, 0), *ARCS[6:]]  # leads to the start, which has no arc without input
     prepare_graph(folder(tmp_path / "graph", const_fst(arcs=arcs)), PDF_IDS, tmp_path / "g.fst")
 
 
-def test_kaldis_own_graph_and_log_likelihoods(kaldi: Path, tmp_path: Path) -> None:
+def test_graph_and_log_likelihoods_of_kaldi(kaldi: Path, tmp_path: Path) -> None:
     graph = kaldi / "fsdd/exp/graph"
     prepare_graph(graph, read_transition_model(kaldi / "fsdd/exp/tri1_ali_train/final.mdl").pdf_ids, tmp_path / "g.fst")
-    said = dict(read_lines(kaldi / "fsdd/data/test/text"))
+    texts = dict(read_lines(kaldi / "fsdd/data/test/text"))
     with Decoder(tmp_path / "g.fst", graph, 15.0, 7000) as decoder:
         for name, log_likelihoods in read_archive(kaldi / "golden/loglikes_final_10utts.ark", matrix):
-            assert decoder.decode(name, log_likelihoods, [0.1]) == [(said[name].split(), True)]
+            assert decoder.decode(name, log_likelihoods, [0.1]) == [(texts[name].split(), True)]

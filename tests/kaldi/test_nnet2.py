@@ -1,4 +1,4 @@
-"""nnet2 models and transition models: back and forth, old forms, damaged ones, and Kaldi's own numbers."""
+"""Tests of nnet2 models and transition models: round trips, old formats, damaged files, and Kaldi's numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def transition_model(*, plain: bool = True) -> TransitionModel:
-    """Two phones of three states, whose self-loops have pdfs of their own if not plain."""
+    """Returns a model of two phones with three states; self-loops share the forward pdfs if `plain`."""
     p = np.float32(0.5)
     states = [HmmState(c, c if plain else c + 3, ((c, p), (c + 1, p))) for c in range(3)]
     entry = (*states, HmmState(-1, -1, ()))
@@ -57,7 +57,7 @@ def nonlinear(kind: str, dim: int) -> Record:
 
 
 def every_component() -> Nnet2:
-    """A network with a component of each type that goes both ways."""
+    """Returns a network with a component of each type that is both read and written."""
     online = {"RankIn": 3, "RankOut": 4, "UpdatePeriod": 2, "NumSamplesHistory": np.float32(1000.1)}
     records = [
         Record("SpliceComponent", {"InputDim": 4, "Context": np.array([-1, 0, 2], np.int32), "ConstComponentDim": 1}),
@@ -83,7 +83,7 @@ def every_component() -> Nnet2:
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_every_component_goes_both_ways(tmp_path: Path, binary: bool) -> None:
+def test_every_component_survives_conversion(tmp_path: Path, binary: bool) -> None:
     write_nnet2(every_component(), tmp_path / "a.mdl", binary=binary)
     main(["convert", str(tmp_path / "a.mdl"), str(tmp_path / "b.safetensors")])
     main(["convert", str(tmp_path / "b.safetensors"), str(tmp_path / "c.mdl"), *([] if binary else ["--text"])])
@@ -91,7 +91,7 @@ def test_every_component_goes_both_ways(tmp_path: Path, binary: bool) -> None:
     assert {record.kind for record in every_component().components} == COMPONENTS.keys() - {"DropoutComponent"}
 
 
-def test_text_and_binary_are_the_same_model(tmp_path: Path) -> None:
+def test_text_and_binary_formats_hold_the_same_model(tmp_path: Path) -> None:
     write_nnet2(every_component(), tmp_path / "a.mdl", binary=True)
     write_nnet2(read_nnet2(tmp_path / "a.mdl"), tmp_path / "t.mdl", binary=False)
     assert (tmp_path / "t.mdl").read_text().startswith("<TransitionModel> \n<Topology> \n<TopologyEntry> \n<ForPhones>")
@@ -100,19 +100,19 @@ def test_text_and_binary_are_the_same_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_the_new_form_of_transition_models(tmp_path: Path, binary: bool) -> None:
+def test_new_format_of_transition_models(tmp_path: Path, binary: bool) -> None:
     model = transition_model(plain=False)
     write_nnet2(Nnet2(model, every_component().components, np.zeros(0, np.float32)), tmp_path / "a.mdl", binary=binary)
     data = (tmp_path / "a.mdl").read_bytes()
     assert b"<Tuples>" in data
     assert b"<Triples>" not in data
     found = read_transition_model(tmp_path / "a.mdl")
-    # A transition-id of a self-loop has the pdf of self-loops: they come first in this topology.
+    # Transition-ids of self-loops come first in this topology and have the self-loop pdfs.
     assert found.pdf_ids.tolist() == [-1, 6, 0, 7, 1, 8, 2, 9, 3, 10, 4, 11, 5]
     assert found.silence_pdfs([2]) == [3, 4, 5, 9, 10, 11]
 
 
-def test_old_forms_are_read(tmp_path: Path) -> None:
+def test_old_formats_are_read(tmp_path: Path) -> None:
     (tmp_path / "old.mdl").write_text(
         "<Nnet> <NumComponents> 6 <Components> "
         "<SpliceComponent> <InputDim> 2 <LeftContext> 1 <RightContext> 2 <ConstComponentDim> 0 </SpliceComponent> "
@@ -145,8 +145,8 @@ def test_dropout_is_skipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> 
     assert [c.kind for c in model.chain()] == [c.kind for c in from_nnet2(network, "m.mdl").chain()]
 
 
-def test_what_the_components_do() -> None:
-    """Against the reference's formulas, written down once more."""
+def test_outputs_of_components() -> None:
+    """Compares the model with Kaldi's formulas, written in numpy."""
     network = every_component()
     model = from_nnet2(network, "m")
     x = normal(6 + 3 + 4, 4)
@@ -166,7 +166,7 @@ def test_what_the_components_do() -> None:
     np.testing.assert_allclose(found, y, rtol=1e-4)
 
 
-def trained(*, batchnorm: bool) -> AcousticModel:
+def make_model(*, batchnorm: bool) -> AcousticModel:
     layers = HiddenLayers(((-1, 0, 1), (-2, 2)), "relu", 10, 10, batchnorm)
     model = initial_model(layers, (normal(9, 9).astype(np.float64), normal(9).astype(np.float64)), np.arange(1, 7), 0)
     for component in model.chain():
@@ -179,19 +179,19 @@ def trained(*, batchnorm: bool) -> AcousticModel:
 
 
 @pytest.mark.parametrize("batchnorm", [False, True])
-def test_our_own_models_become_kaldis(tmp_path: Path, batchnorm: bool) -> None:
-    model = trained(batchnorm=batchnorm)
+def test_trained_models_are_converted_to_nnet2(tmp_path: Path, batchnorm: bool) -> None:
+    model = make_model(batchnorm=batchnorm)
     write_nnet2(to_nnet2(model, transition_model(), "m"), tmp_path / "m.mdl", binary=True)
-    back = load(tmp_path / "m.mdl")
+    loaded = load(tmp_path / "m.mdl")
     x = torch.from_numpy(normal(20, 3))
-    torch.testing.assert_close(back.log_likelihoods(x), model.log_likelihoods(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(loaded.log_likelihoods(x), model.log_likelihoods(x), atol=1e-4, rtol=1e-4)
     with pytest.raises(ModelError, match=r"give the final\.mdl of the alignments with --transition-model"):
         to_nnet2(model, None, "m")
 
 
-def test_a_transition_model_of_another_size_is_refused() -> None:
+def test_transition_model_of_another_size_is_refused() -> None:
     with pytest.raises(ModelError, match="6 outputs, the transition model 12 pdf-ids"):
-        to_nnet2(trained(batchnorm=False), transition_model(plain=False), "m")
+        to_nnet2(make_model(batchnorm=False), transition_model(plain=False), "m")
 
 
 def damage(network: Nnet2, index: int, **fields: object) -> Nnet2:
@@ -217,12 +217,12 @@ def damage(network: Nnet2, index: int, **fields: object) -> Nnet2:
         (Nnet2(None, every_component().components, np.ones(5, np.float32)), "5 priors, the network has 6 outputs"),
     ],
 )
-def test_networks_that_cannot_be(network: Nnet2, message: str) -> None:
+def test_inconsistent_networks_are_refused(network: Nnet2, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         from_nnet2(network, "m")
 
 
-def test_files_that_are_no_models(tmp_path: Path) -> None:
+def test_files_that_are_not_models_are_refused(tmp_path: Path) -> None:
     write_nnet2(every_component(), tmp_path / "a.mdl", binary=True)
     good = (tmp_path / "a.mdl").read_bytes()
     for bad, message in [
@@ -249,8 +249,8 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, field: str) -> 
         read_nnet2(tmp_path / "m.mdl")
 
 
-def test_few_bytes_cannot_claim_many_transitions(tmp_path: Path) -> None:
-    """Each of these thousand states would have a thousand transitions."""
+def test_small_file_cannot_claim_many_transitions(tmp_path: Path) -> None:
+    """Each of the thousand states claims a thousand transitions."""
     text = "<TransitionModel> <Topology> <TopologyEntry> <ForPhones> 1 </ForPhones> <State> 0 "
     text += "<Transition> 0 0.1 " * 1000 + "</State> </TopologyEntry> </Topology> <Triples> 1000 "
     text += "1 0 0 " * 1000 + "</Triples> <LogProbs> [ 0 ] </LogProbs> </TransitionModel> "
@@ -262,26 +262,26 @@ def test_few_bytes_cannot_claim_many_transitions(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
-KEPT = [
+MALFORMED_COMPONENTS = [
     {"affine0": {"RankIn": "x"}}, {"affine0": {"RankIn": 2**40}}, {"affine0": {"Alpha": None}},
     {"affine0": {"kind": "SpliceComponent"}}, {"affine0": {"kind": "nothing"}}, {"relu0": {"ValueSum": 5}},
     {"relu0": {"ValueSum": [[1]]}}, {"affine0": 3}, [],
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kept", KEPT, ids=range(len(KEPT)))
-def test_a_malformed_history_is_refused(tmp_path: Path, kept: object) -> None:
-    model = trained(batchnorm=False)
-    model.history["kaldi"] = {"components": kept, "transition_model": transitions_to_text(transition_model())}
-    with pytest.raises(ModelError, match="what its history keeps of a Kaldi model is malformed"):
+@pytest.mark.parametrize("components", MALFORMED_COMPONENTS, ids=range(len(MALFORMED_COMPONENTS)))
+def test_malformed_history_is_refused(tmp_path: Path, components: object) -> None:
+    model = make_model(batchnorm=False)
+    model.history["kaldi"] = {"components": components, "transition_model": transitions_to_text(transition_model())}
+    with pytest.raises(ModelError, match="the Kaldi part of its history is malformed"):
         to_nnet2(model, None, "m")
 
 
-def test_each_nonlinearity_is_there_once() -> None:
+def test_kinds_of_nonlinearities_are_unique() -> None:
     assert len({kind.kind for kind in NONLINEAR.values()}) == len(NONLINEAR)
 
 
-def test_every_model_of_the_experiment_goes_there_and_back(kaldi: Path, tmp_path: Path) -> None:
+def test_every_model_of_the_experiment_survives_conversion(kaldi: Path, tmp_path: Path) -> None:
     paths = [*kaldi.glob("fsdd/exp/nnet/*.mdl"), *kaldi.glob("golden/*.mdl")]
     assert len(paths) == 8
     for path in paths:
@@ -290,8 +290,8 @@ def test_every_model_of_the_experiment_goes_there_and_back(kaldi: Path, tmp_path
         assert (tmp_path / "m.mdl").read_bytes() == path.read_bytes()
 
 
-def test_log_likelihoods_are_kaldis(kaldi: Path, tmp_path: Path) -> None:
-    """Through the command, as for Kaldi's decoders."""
+def test_log_likelihoods_are_those_of_kaldi(kaldi: Path, tmp_path: Path) -> None:
+    """Runs `ngsgd compute`, as for Kaldi's decoders."""
     data = kaldi / "fsdd/data/test"
     expected = dict(read_archive(kaldi / "golden/loglikes_final_10utts.ark", matrix))
     lines = [line for line in (data / "feats.scp").read_text().splitlines() if line.split()[0] in expected]
@@ -311,7 +311,7 @@ def test_log_likelihoods_are_kaldis(kaldi: Path, tmp_path: Path) -> None:
     assert max(np.abs(found[name] - expected[name]).max() for name in expected) < 1e-3
 
 
-def test_posteriors_are_kaldis(kaldi: Path) -> None:
+def test_posteriors_are_those_of_kaldi(kaldi: Path) -> None:
     arrays = np.load(kaldi / "golden/trajectory.npz")
     model = load(kaldi / "golden/trajectory_before.mdl")
     with torch.no_grad():
@@ -319,7 +319,7 @@ def test_posteriors_are_kaldis(kaldi: Path) -> None:
     assert np.abs(found - arrays["posteriors_before_first_256"]).max() < 1e-5
 
 
-def test_pdf_ids_are_kaldis(kaldi: Path) -> None:
+def test_pdf_ids_are_those_of_kaldi(kaldi: Path) -> None:
     folder = kaldi / "fsdd/exp/tri1_ali_test"
     model = read_transition_model(folder / "final.mdl")
     found = {
@@ -332,21 +332,21 @@ def test_pdf_ids_are_kaldis(kaldi: Path) -> None:
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
-def test_averages_and_descriptions(kaldi: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_average_and_info_commands(kaldi: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = [str(kaldi / f"fsdd/exp/nnet/{x}.mdl") for x in (10, 19)]
     main(["average", *models, str(tmp_path / "mean.mdl")])
     W = [load(path).get_parameter("components.affine1.weight").detach() for path in [*models, tmp_path / "mean.mdl"]]
     torch.testing.assert_close(W[2], (W[0] + W[1]) / 2)
     main(["info", str(tmp_path / "mean.mdl")])
-    said = capsys.readouterr().out
-    assert "affine1          affine           160 ->    400 64,400 parameters" in said
-    assert "classes          144, priors given" in said
+    output = capsys.readouterr().out
+    assert "affine1          affine           160 ->    400 64,400 parameters" in output
+    assert "classes          144, priors present" in output
     with pytest.raises(SystemExit):
         main(["average", models[0], str(kaldi / "fsdd/exp/nnet/1.mdl"), str(tmp_path / "no.mdl")])
-    assert "1.mdl: of another architecture" in capsys.readouterr().err
+    assert "1.mdl: its architecture differs from" in capsys.readouterr().err
 
 
-def test_script_and_archive_give_the_same(kaldi: Path) -> None:
+def test_script_and_archive_have_the_same_features(kaldi: Path) -> None:
     root = kaldi / "fsdd"
     script = Script(root / "data/test/feats.scp", root)
     for name, features in read_archive(root / "data/test/feats.ark", matrix):

@@ -1,4 +1,4 @@
-"""Kaldi's basic types, as kaldiio and Kaldi write them, and as nobody should."""
+"""Tests of reading Kaldi's basic types, as written by kaldiio and Kaldi, and malformed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ MATRIX = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
 
 
 def source(data: bytes) -> Input:
-    made = Input(io.BytesIO(data), "file")
-    made.start()
-    return made
+    stream = Input(io.BytesIO(data), "file")
+    stream.start()
+    return stream
 
 
 def first(path: Path, read=matrix):
@@ -46,7 +46,7 @@ def test_matrices_of_all_types(tmp_path: Path, method: int | None, zipped: bool)
     for key in found:
         np.testing.assert_array_equal(found[key], expected[key])
     tolerance = {None: 0.0, 1: 0.05, 2: 0.05, 3: 1e-3, 5: 0.02}[method]
-    if method != 5:  # bytes of whole numbers
+    if method != 5:
         np.testing.assert_allclose(found["u"], MATRIX, atol=tolerance)
 
 
@@ -59,16 +59,16 @@ def test_doubles_stay_doubles(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("array", [MATRIX, MATRIX[0], MATRIX[:, :1], np.zeros((0, 0), np.float32)])
 @pytest.mark.parametrize("binary", [True, False])
-def test_what_is_written_is_read_back_exactly(array: np.ndarray, binary: bool) -> None:
+def test_arrays_are_read_as_written(array: np.ndarray, binary: bool) -> None:
     out = Output(binary=binary)
     out.array(array)
-    read = source(out.bytes())
-    np.testing.assert_array_equal(read.array(array.ndim).astype(np.float32), array)
-    assert read.at_end()
+    stream = source(out.bytes())
+    np.testing.assert_array_equal(stream.array(array.ndim).astype(np.float32), array)
+    assert stream.at_end()
 
 
-def test_text_as_kaldi_writes_it(tmp_path: Path) -> None:
-    """With whole numbers first, which is where others take the whole matrix for one of integers."""
+def test_text_archives_of_kaldi(tmp_path: Path) -> None:
+    """The matrix begins with an integer, which makes other readers take it for an integer matrix."""
     (tmp_path / "t.ark").write_text("u  [\n  0 1.5 \n  -2e-05 inf ]\nv  [ ]\n")
     found = dict(read_archive(tmp_path / "t.ark", matrix))
     np.testing.assert_array_equal(found["u"], [[0, 1.5], [-2e-5, np.inf]])
@@ -98,12 +98,13 @@ def test_scripts_with_offsets_and_ranges(script: Path) -> None:
     entry = dict(read_lines(script))["v"]
     text = f"v {entry}\nr {entry}[2:4]\nc {entry}[:,1:2]\nb {entry}[0:19,4:4]\nlong {entry}[18:21]\n"
     script.write_text(text)
-    read = Script(script, script.parent)
-    np.testing.assert_array_equal(read.read("v"), MATRIX * 2)
-    np.testing.assert_array_equal(read.read("r"), MATRIX[2:5] * 2)  # both ends count
-    np.testing.assert_array_equal(read.read("c"), MATRIX[:, 1:3] * 2)
-    np.testing.assert_array_equal(read.read("b"), MATRIX[:, 4:] * 2)
-    np.testing.assert_array_equal(read.read("long"), MATRIX[18:] * 2)  # Kaldi allows for two frames more
+    reader = Script(script, script.parent)
+    np.testing.assert_array_equal(reader.read("v"), MATRIX * 2)
+    np.testing.assert_array_equal(reader.read("r"), MATRIX[2:5] * 2)  # ranges include both ends
+    np.testing.assert_array_equal(reader.read("c"), MATRIX[:, 1:3] * 2)
+    np.testing.assert_array_equal(reader.read("b"), MATRIX[:, 4:] * 2)
+    # Kaldi accepts row ranges that end up to two frames after the matrix.
+    np.testing.assert_array_equal(reader.read("long"), MATRIX[18:] * 2)
 
 
 @pytest.mark.parametrize("bad", ["[0:23]", "[3:2]", "[5:]", "[-1:3]", "[:,0:5]", "[0:1,0:1,0:1]", "[0:1"])
@@ -113,12 +114,12 @@ def test_ranges_beyond_the_matrix_are_refused(script: Path, bad: str) -> None:
         Script(script, script.parent).read("u")
 
 
-def test_a_script_that_points_nowhere(script: Path) -> None:
+def test_script_entries_without_data_are_refused(script: Path) -> None:
     script.write_text("u nothing.ark:2\nw a.ark:99999999999\nx a.ark:7\n")
-    read = Script(script, script.parent)
+    reader = Script(script, script.parent)
     for key, reason in (("u", "No such file"), ("w", "truncated"), ("x", "expected")):
         with pytest.raises(DataError, match=rf"a\.scp: {key}: .*{reason}"):
-            read.read(key)
+            reader.read(key)
 
 
 @pytest.mark.parametrize("entry", ["touch pwned |", "touch pwned|", "| touch pwned"])
@@ -130,19 +131,19 @@ def test_commands_are_not_run(script: Path, entry: str, monkeypatch: pytest.Monk
     assert not (script.parent / "pwned").exists()
 
 
-def test_commands_are_run_where_the_configuration_says_so(script: Path) -> None:
+def test_commands_are_run_with_allow_pipes(script: Path) -> None:
     script.write_text(f"u tail -c +3 {script.parent}/a.ark |\n")
     np.testing.assert_array_equal(Script(script, script.parent, allow_pipes=True).read("u"), MATRIX)
 
 
 class Trap:
-    """Runs something when it is unpickled."""
+    """Object that executes code when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return exec, ("raise SystemExit('it ran')",)
 
 
-def test_nothing_but_kaldis_own_types_is_taken(tmp_path: Path) -> None:
+def test_only_types_of_kaldi_are_read(tmp_path: Path) -> None:
     npy = io.BytesIO()
     np.save(npy, MATRIX)
     for body in (b"PKL" + pickle.dumps(Trap()), b"NPY\x01\x80" + npy.getvalue(), b"RIFF....WAVE", b"AUDIO\x01\x05fLaC"):
@@ -151,7 +152,7 @@ def test_nothing_but_kaldis_own_types_is_taken(tmp_path: Path) -> None:
             first(tmp_path / "a.ark")
 
 
-GIGANTIC = [
+MALFORMED = [
     b"\0BFM \4" + struct.pack("<i", 2**30) + b"\4" + struct.pack("<i", 2**30),
     b"\0BFM \4" + struct.pack("<i", 2**14) + b"\4" + struct.pack("<i", 2**14),
     b"\0BDM \4" + struct.pack("<i", -3) + b"\4" + struct.pack("<i", 5),
@@ -166,8 +167,8 @@ GIGANTIC = [
 ]
 
 
-@pytest.mark.parametrize("body", GIGANTIC, ids=range(len(GIGANTIC)))
-def test_a_header_is_believed_only_as_far_as_the_file_goes(tmp_path: Path, body: bytes) -> None:
+@pytest.mark.parametrize("body", MALFORMED, ids=range(len(MALFORMED)))
+def test_malformed_matrices_are_refused_in_little_memory(tmp_path: Path, body: bytes) -> None:
     (tmp_path / "a.ark").write_bytes(b"u " + body)
     tracemalloc.start()
     with pytest.raises(DataError, match=r"a\.ark: "):
@@ -177,14 +178,14 @@ def test_a_header_is_believed_only_as_far_as_the_file_goes(tmp_path: Path, body:
     assert peak < 2**23
 
 
-def test_alignments_that_lie(tmp_path: Path) -> None:
+def test_malformed_alignments_are_refused(tmp_path: Path) -> None:
     for body in (b"\0B\4" + struct.pack("<i", 2**30), b"\0B\4\1\0\0\0\2\7\0\0\0", b"1 2 x\n", b"99999999999\n"):
         (tmp_path / "a.ark").write_bytes(b"u " + body)
         with pytest.raises(DataError, match=r"a\.ark: "):
             first(tmp_path / "a.ark", integers)
 
 
-def test_a_truncated_gzip_file(tmp_path: Path) -> None:
+def test_damaged_gzip_files_are_refused(tmp_path: Path) -> None:
     whole = gzip.compress(b"".join(b"utt%d 1 2 3\n" % i for i in range(20000)))
     for damaged in (whole[:-100], whole[: len(whole) // 2], b"not gzip", whole[:100] + b"\xff" * 50 + whole[150:]):
         (tmp_path / "ali.1.gz").write_bytes(damaged)
@@ -192,7 +193,7 @@ def test_a_truncated_gzip_file(tmp_path: Path) -> None:
             list(read_archive(tmp_path / "ali.1.gz", integers))
 
 
-def test_a_file_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
+def test_gzip_bomb_is_refused(tmp_path: Path) -> None:
     header = b"u \0BFM \4" + struct.pack("<i", 10_000) + b"\4" + struct.pack("<i", 10_000)
     (tmp_path / "a.ark.gz").write_bytes(gzip.compress(header + bytes(4 * 10**8)))
     tracemalloc.start()

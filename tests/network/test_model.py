@@ -37,10 +37,10 @@ def make_model(
     return model.eval()
 
 
-def test_layers_are_computed_where_they_are_needed_and_nowhere_else() -> None:
+def test_layers_are_computed_only_at_needed_frames() -> None:
     rows = splice_positions(((-2, -1, 0, 1, 2), (-2, 1), (-3, 3)), 1, CPU)
     assert [r if isinstance(r, int) else len(r) for r in rows] == [4, 2, 1]
-    # The hidden layers' rows, as NG-SGD will see them.
+    # NG-SGD gets these rows of the hidden layers.
     model = make_model().train()
     optimizer = NGSGD(model, lr=0.01)
     model(torch.randn(5, 14, 4)).sum().backward()
@@ -50,12 +50,12 @@ def test_layers_are_computed_where_they_are_needed_and_nowhere_else() -> None:
 @pytest.mark.parametrize(
     "component", [c.PNorm(12, 3), c.PNorm(12, 3, p=3.0), c.Normalize(12)], ids=lambda component: component.extra_repr()
 )
-def test_derivatives_are_those_of_the_output(component: torch.nn.Module) -> None:
+def test_gradients_of_components(component: torch.nn.Module) -> None:
     x = torch.randn(5, 2, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     assert torch.autograd.gradcheck(component, (x,))
 
 
-def test_an_interleaved_model_is_the_same_model(tmp_path: Path) -> None:
+def test_training_layout_keeps_the_model(tmp_path: Path) -> None:
     model = make_model()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x = torch.randn(5, 14, 4, generator=torch.Generator().manual_seed(0))
@@ -71,7 +71,7 @@ def test_an_interleaved_model_is_the_same_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batchnorm", [False, True])
-def test_an_interleaved_model_has_the_same_gradients(batchnorm: bool) -> None:
+def test_training_layout_keeps_the_gradients(batchnorm: bool) -> None:
     model = make_model("pnorm", batchnorm).train()
     x = torch.randn(5, 14, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
 
@@ -83,19 +83,19 @@ def test_an_interleaved_model_has_the_same_gradients(batchnorm: bool) -> None:
 
     expected = gradients()
     with model.training_layout():
-        made = gradients()
+        actual = gradients()
         orders = {f"components.{name}": getattr(c, "output_order", None) for name, c in model.components.items()}
-    for name, gradient in made.items():
+    for name, gradient in actual.items():
         order = orders.get(name.rpartition(".")[0])
         torch.testing.assert_close(gradient, expected[name] if order is None else expected[name][list(order)])
 
 
-def test_what_is_all_zero_has_a_derivative() -> None:
+def test_gradients_of_zero_and_tiny_inputs() -> None:
     x = torch.zeros(2, 12, requires_grad=True)
     c.PNorm(12, 3)(x).sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.zeros(2, 12))
-    # Below the floor a row is multiplied by a constant.
+    # Below the floor the component multiplies a row by a constant.
     y = torch.full((1, 4), 1e-12, requires_grad=True)
     c.Normalize(4)(y).sum().backward()
     torch.testing.assert_close(y.grad, torch.full((1, 4), 2.0**33))
@@ -103,7 +103,7 @@ def test_what_is_all_zero_has_a_derivative() -> None:
 
 @pytest.mark.parametrize("nonlinearity", ["pnorm", "relu", "tanh", "sigmoid"])
 @pytest.mark.parametrize("batchnorm", [False, True])
-def test_frames_come_out_the_same_alone_and_in_their_utterance(nonlinearity, batchnorm: bool) -> None:
+def test_posteriors_of_a_frame_do_not_depend_on_the_utterance(nonlinearity, batchnorm: bool) -> None:
     model = make_model(nonlinearity, batchnorm)
     assert (model.left_context, model.right_context) == (7, 6) == context(SPLICES)
     utterance = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
@@ -115,28 +115,28 @@ def test_frames_come_out_the_same_alone_and_in_their_utterance(nonlinearity, bat
     torch.testing.assert_close(all_frames, alone)
 
 
-def test_frames_that_no_layer_looks_at_may_lie_in_between() -> None:
+def test_frames_between_the_offsets_are_not_used() -> None:
     layers = HiddenLayers(parse_splice_indexes("layer0/0 layer1/-3:2"), "relu", 6, 6, batchnorm=False)
     model = initial_model(layers, (np.eye(4), np.zeros(4)), np.array([1, 1]), 0)
     model = insert_hidden_layer(model, layers, 1).requires_grad_(False)
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     other = x.clone()
-    other[[1, 2, 3, 4]] = 7.0  # only the first frame, 3 before the fourth, and the last, 2 after it, are seen
+    other[[1, 2, 3, 4]] = 7.0  # layer 1 needs only frames 0 and 5: offsets -3 and 2 from frame 3
     assert torch.equal(model(x[None]), model(other[None]))
     assert not torch.equal(model(x[None]), model(x.flip(0)[None]))
 
 
-def test_no_frame_beyond_the_context_matters() -> None:
+def test_all_frames_of_the_context_are_used() -> None:
     model = make_model()
     x = torch.randn(1, 14, 4)
     x.requires_grad_()
     model(x).square().sum().backward()
     used = x.grad[0].abs().sum(dim=1) > 0
-    # Positions -5, -2, 1, 4 of layer 0, each of five frames: all of -7 ... 6.
+    # Layer 0 is computed at -5, -2, 1 and 4 from five frames each, which cover -7 to 6.
     assert used.all()
 
 
-def test_components_compute_what_they_say() -> None:
+def test_outputs_of_components() -> None:
     x = torch.randn(3, 2, 6, dtype=torch.float64)
     y = c.PNorm(6, 2)(x)
     torch.testing.assert_close(y[..., 1], (x[..., 3:] ** 2).sum(dim=-1).sqrt())
@@ -151,27 +151,27 @@ def test_components_compute_what_they_say() -> None:
     assert not torch.equal(norm.running_mean, torch.zeros(6))
 
 
-def test_a_zero_group_of_pnorm_has_no_nan_in_its_derivative() -> None:
+def test_gradient_of_a_zero_pnorm_group_is_zero() -> None:
     x = torch.zeros(1, 1, 6, requires_grad=True)
     c.Normalize(2)(c.PNorm(6, 2)(x)).sum().backward()
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
-def test_the_first_model_knows_nothing() -> None:
-    """The output starts at zero, so that the posteriors are flat whatever comes in."""
+def test_initial_model_has_uniform_posteriors() -> None:
+    """The output layer starts at zero, so the posteriors are uniform for any input."""
     model = make_model(num_layers=1).requires_grad_(False)
     torch.testing.assert_close(model(torch.randn(2, 5, 4)).detach(), torch.full((2, 1, 3), 1 / 3).log())
     assert model.components["affine0"].weight.std() == pytest.approx(12**-0.5, rel=0.2)
 
 
-def test_output_scales_average_to_one_and_favour_rare_classes() -> None:
+def test_output_scales_have_mean_one_and_favour_rare_classes() -> None:
     scales = output_scales(np.array([100, 10, 0]))
     assert scales.mean() == pytest.approx(1.0)
     counts = np.array([100, 10, 0]) + 0.01 * 110 / 3
     np.testing.assert_allclose(scales / scales[0], (counts / counts[0]) ** -0.25)
 
 
-def test_inserting_a_layer_keeps_those_below_and_draws_the_output_afresh() -> None:
+def test_inserting_a_layer_keeps_lower_layers_and_resets_the_output() -> None:
     one, two = make_model(num_layers=1), make_model(num_layers=2)
     assert list(two.components)[-8:] == [
         "normalize0", "splice1", "affine1", "pnorm1", "normalize1", "output_affine", "output_scale", "softmax",
@@ -186,31 +186,31 @@ def test_inserting_a_layer_keeps_those_below_and_draws_the_output_afresh() -> No
 
 @pytest.mark.parametrize("nonlinearity", ["pnorm", "relu", "tanh", "sigmoid"])
 @pytest.mark.parametrize("batchnorm", [False, True])
-def test_a_model_survives_its_file(tmp_path: Path, nonlinearity, batchnorm: bool) -> None:
+def test_model_is_read_as_saved(tmp_path: Path, nonlinearity, batchnorm: bool) -> None:
     model = make_model(nonlinearity, batchnorm)
     model.priors = torch.tensor([0.5, 0.2, 0.3])
     model.history = {"iterations": [{"iteration": 0, "jobs": [1]}]}
     model.save(tmp_path / "a.safetensors")
-    back = load_model(tmp_path / "a.safetensors").eval()
+    loaded = load_model(tmp_path / "a.safetensors").eval()
     x = torch.randn(10, 4)
-    assert torch.equal(model.log_likelihoods(x), back.log_likelihoods(x))
-    assert back.history == model.history
-    back.save(tmp_path / "b.safetensors")
+    assert torch.equal(model.log_likelihoods(x), loaded.log_likelihoods(x))
+    assert loaded.history == model.history
+    loaded.save(tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
 SAVE = """
 import sys
-sys.path.insert(0, {here!r})
+sys.path.insert(0, {folder!r})
 from test_model import make_model
 make_model().save(sys.argv[1])
 """
 
 
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
-    """Python's hashes, and with them the order of sets and of the library's own tables, differ between them."""
+    """Hash seeds, and with them the order of sets and of safetensors' tables, differ between processes."""
     for name in ("a", "b"):
-        program = SAVE.format(here=str(Path(__file__).parent))
+        program = SAVE.format(folder=str(Path(__file__).parent))
         subprocess.run(
             [sys.executable, "-c", program, str(tmp_path / name)],
             check=True,
@@ -227,7 +227,7 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int32])
 def test_arrays_of_another_type_are_refused(tmp_path: Path, dtype) -> None:
-    path = saved(tmp_path)
+    path = save_model(tmp_path)
     arrays = safetensors.numpy.load_file(path)
     name = "components.affine0.weight"
     arrays[name] = arrays[name].astype(dtype)
@@ -237,7 +237,7 @@ def test_arrays_of_another_type_are_refused(tmp_path: Path, dtype) -> None:
         load_model(path)
 
 
-def test_types_that_numpy_does_not_have_are_refused(tmp_path: Path) -> None:
+def test_bfloat16_arrays_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bf16.safetensors"
     model = make_model()
     safetensors.torch.save_file(
@@ -245,24 +245,24 @@ def test_types_that_numpy_does_not_have_are_refused(tmp_path: Path) -> None:
         path,
         metadata={"ngsgd": canonical_json({"format": 1, "architecture": model.architecture(), "history": {}})},
     )
-    # numpy knows the type where another package has told it of it.
+    # numpy knows bfloat16 if another package has registered it.
     with pytest.raises(ModelError, match=r"not a whole|arrays of type bfloat16"):
         load_model(path)
 
 
-def test_only_a_final_model_gives_likelihoods() -> None:
+def test_model_without_priors_has_no_likelihoods() -> None:
     with pytest.raises(ModelError, match="no priors"):
         make_model().log_likelihoods(torch.randn(3, 4))
 
 
-def saved(tmp_path: Path) -> Path:
+def save_model(tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
     make_model().save(path)
     return path
 
 
-def with_header(path: Path, change) -> Path:
-    """The same file with another header of ours."""
+def change_header(path: Path, change) -> Path:
+    """Rewrites a model file with its `ngsgd` header changed."""
     arrays = safetensors.numpy.load_file(path)
     header = dict(read_header(path))
     changed = change(header)
@@ -277,8 +277,8 @@ def set_component(header, index: int, **values) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 200, -1])
-def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
-    path = saved(tmp_path)
+def test_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
+    path = save_model(tmp_path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ModelError, match=r"model\.safetensors: not a whole"):
         load_model(path)
@@ -302,9 +302,9 @@ def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
         (lambda h: set_component(h, 2, name="other"), "array"),
     ],
 )
-def test_a_header_that_does_not_fit_is_refused(tmp_path: Path, change, text: str) -> None:
+def test_malformed_header_is_refused(tmp_path: Path, change, text: str) -> None:
     with pytest.raises(ModelError, match=text):
-        load_model(with_header(saved(tmp_path), change))
+        load_model(change_header(save_model(tmp_path), change))
 
 
 def test_foreign_and_hostile_files_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The exported graph, run by onnxruntime, against the model."""
+"""Compares the exported graph, run by onnxruntime, with the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ngsgd.network.onnx import export_onnx
 
 
 def network(*middle: c.Component, dim: int = 12) -> AcousticModel:
-    """Two splices with gaps, and something between them."""
+    """Returns a network with two splices with gaps and the components `middle` between them."""
     torch.manual_seed(0)
     hidden = middle[-1].output_dim if middle else dim
     model = AcousticModel(
@@ -51,7 +51,7 @@ MIDDLES = {
 
 @pytest.mark.parametrize("kind", MIDDLES)
 @pytest.mark.parametrize("frames", [1, 2, 9, 200])
-def test_the_graph_gives_what_the_model_gives(tmp_path: Path, kind: str, frames: int) -> None:
+def test_graph_computes_the_log_likelihoods_of_the_model(tmp_path: Path, kind: str, frames: int) -> None:
     model = network(*MIDDLES[kind]())
     for name, buffer in model.named_buffers():
         if name.endswith("running_var"):
@@ -84,14 +84,14 @@ def test_constant_dimensions_and_sum_groups(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, model.log_likelihoods(torch.from_numpy(features)).numpy(), atol=1e-5)
 
 
-def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_export_is_reproducible(tmp_path: Path) -> None:
     model = network()
     for name in ("a", "b"):
         export_onnx(model, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_model_without_priors_is_refused(tmp_path: Path) -> None:
+def test_model_without_priors_is_refused(tmp_path: Path) -> None:
     model = network()
     model.priors = None
     with pytest.raises(ModelError, match="no priors"):

@@ -12,7 +12,7 @@ from ngsgd.study.recorded import COLUMNS, compare_recorded, read
 
 
 def experiment(**changes: object) -> Experiment:
-    given = {
+    fields = {
         "name": "mini",
         "settings": {"corpus": "digits"},
         "sweep": {"num_epochs": 1},
@@ -26,11 +26,13 @@ def experiment(**changes: object) -> Experiment:
         "base": {},
         "recorded": None,
     }
-    return Experiment(**(given | changes))
+    return Experiment(**(fields | changes))
 
 
-def course(method: str, jobs: int, seed: int, rate: float, epochs: float = 4.0, offset: float = 0.0) -> pd.DataFrame:
-    """Approaches -1 the faster the higher the rate is."""
+def run_curves(
+    method: str, jobs: int, seed: int, rate: float, epochs: float = 4.0, offset: float = 0.0
+) -> pd.DataFrame:
+    """Returns curves of a run whose objective approaches -1 - `offset` exponentially at `rate` per epoch."""
     data = np.linspace(0.0, epochs, 81)
     objective = -1.0 - 3.0 * np.exp(-rate * data) - offset
     return pd.DataFrame(
@@ -47,7 +49,7 @@ def course(method: str, jobs: int, seed: int, rate: float, epochs: float = 4.0, 
     )
 
 
-def test_courses_are_by_data_by_job_and_by_time() -> None:
+def test_curves_by_data_job_and_time() -> None:
     table = pd.DataFrame(
         {
             "epochs": [0.0, 0.1, 0.5, 0.9],
@@ -63,51 +65,53 @@ def test_courses_are_by_data_by_job_and_by_time() -> None:
     assert found["minutes"].tolist() == pytest.approx([0.0, 12 / 60, 34 / 60, 66 / 60])
 
 
-def test_a_level_is_reached_between_two_models() -> None:
+def test_level_is_interpolated_between_models() -> None:
     own = pd.DataFrame({"epochs": [0.0, 1.0, 2.0, 3.0], "objective": [-4.0, -2.0, -1.0, -1.5]})
     assert reached(own, "objective", -1.5, "epochs") == pytest.approx(1.5)
     assert reached(own, "objective", -5.0, "epochs") == 0.0
     assert math.isnan(reached(own, "objective", -0.5, "epochs"))
 
 
-def test_levels_count_from_the_end_of_the_first_epoch() -> None:
-    own = course("sgd", 1, 0, 1.0)
+def test_levels_start_at_the_end_of_the_first_epoch() -> None:
+    own = run_curves("sgd", 1, 0, 1.0)
     first, best = -1.0 - 3.0 * math.exp(-1.0), -1.0 - 3.0 * math.exp(-4.0)
     assert level_of(own, "valid_log_probability", 0.8) == pytest.approx(first + 0.8 * (best - first))
 
 
-def test_perfect_parallelism_is_a_speedup_by_the_number_of_jobs() -> None:
-    both = [course("ng-sgd", jobs, 0, 1.0) for jobs in (1, 4, 8)]
-    growing = course("ng-sgd", 8, 0, 1.0).assign(jobs=0)
+def test_speedup_of_perfect_parallelism_is_the_number_of_jobs() -> None:
+    both = [run_curves("ng-sgd", jobs, 0, 1.0) for jobs in (1, 4, 8)]
+    growing = run_curves("ng-sgd", 8, 0, 1.0).assign(jobs=0)
     found = speedups(pd.concat([*both, growing]))
     assert found.groupby("jobs")["speedup"].mean().to_dict() == pytest.approx({4: 4.0, 8: 8.0})
-    slower = speedups(pd.concat([both[0], course("ng-sgd", 4, 0, 0.5, epochs=8.0)]))
+    slower = speedups(pd.concat([both[0], run_curves("ng-sgd", 4, 0, 0.5, epochs=8.0)]))
     assert slower["speedup"].tolist() == pytest.approx([2.0, 2.0], rel=0.01)
-    never = speedups(pd.concat([both[0], course("ng-sgd", 4, 0, 1.0, offset=0.2)]))
+    never = speedups(pd.concat([both[0], run_curves("ng-sgd", 4, 0, 1.0, offset=0.2)]))
     assert never[never["share"] == 0.95]["speedup"].isna().all()
 
 
-def test_data_is_compared_at_the_other_ones_end() -> None:
-    pair = [course("sgd", 1, 0, 1.0), course("ng-sgd", 1, 0, 4.0)]
+def test_data_needed_for_the_final_level_of_another_method() -> None:
+    pair = [run_curves("sgd", 1, 0, 1.0), run_curves("ng-sgd", 1, 0, 4.0)]
     assert data_needed(pd.concat(pair), "ng-sgd", "sgd").tolist() == pytest.approx([0.25], rel=0.01)
-    worse = [course("sgd", 1, 0, 1.0), course("ng-sgd", 1, 0, 1.0, offset=0.1)]
+    worse = [run_curves("sgd", 1, 0, 1.0), run_curves("ng-sgd", 1, 0, 1.0, offset=0.1)]
     assert data_needed(pd.concat(worse), "ng-sgd", "sgd").isna().all()
 
 
-def test_seeds_are_compared_at_common_places() -> None:
-    longer = pd.concat([course("sgd", 1, 0, 1.0, epochs=4.0), course("sgd", 1, 1, 1.0, epochs=3.0)])
+def test_seeds_are_interpolated_on_a_common_grid() -> None:
+    longer = pd.concat([run_curves("sgd", 1, 0, 1.0, epochs=4.0), run_curves("sgd", 1, 1, 1.0, epochs=3.0)])
     places, values = on_grid(longer, "epochs", "valid_log_probability", 31)
     assert places[-1] == 3.0
     assert values.shape == (2, 31)
     assert np.abs(values[0] - values[1]).max() < 0.002
 
 
-def test_a_method_without_a_single_job_is_measured_against_the_first() -> None:
-    courses = pd.concat([course("average", jobs, 0, 1.0) for jobs in (1, 8)] + [course("momentum", 8, 0, 2.0)])
-    table = speedups(courses).set_index(["method", "share"])["speedup"]
+def test_speedup_of_a_method_without_a_single_job_run_is_relative_to_the_first_method() -> None:
+    all_curves = pd.concat(
+        [run_curves("average", jobs, 0, 1.0) for jobs in (1, 8)] + [run_curves("momentum", 8, 0, 2.0)]
+    )
+    table = speedups(all_curves).set_index(["method", "share"])["speedup"]
     assert len(table) == 4
     assert table["average", 0.95] == pytest.approx(8.0)
-    # Twice as fast as one job is, on data of which each job has an eighth.
+    # Twice as fast as one job, and each of the 8 jobs processes an eighth of the data.
     assert table["momentum", 0.95] == pytest.approx(16.0, rel=0.02)
 
 
@@ -135,50 +139,57 @@ def outcome(sgd_loss: float, ng_loss: float) -> pd.DataFrame:
     ],
 )
 def test_verdicts(rates: tuple[float, float], offset: float, losses: tuple[float, float], verdicts: list[bool]) -> None:
-    courses = pd.concat(
+    all_curves = pd.concat(
         [
-            course("sgd", 1, 0, rates[1]),
-            course("ng-sgd", 1, 0, rates[0]),
-            *(course("ng-sgd", jobs, 0, rates[0], offset=offset) for jobs in (4, 8)),
+            run_curves("sgd", 1, 0, rates[1]),
+            run_curves("ng-sgd", 1, 0, rates[0]),
+            *(run_curves("ng-sgd", jobs, 0, rates[0], offset=offset) for jobs in (4, 8)),
         ]
     )
-    tables = {"curves": courses, "speedup": speedups(courses), "summary": outcome(*losses), "cost": pd.DataFrame()}
+    tables = {
+        "curves": all_curves,
+        "speedup": speedups(all_curves),
+        "summary": outcome(*losses),
+        "cost": pd.DataFrame(),
+    }
     found = claims(tables)
     assert [claim.holds for claim in found] == verdicts
 
 
 @pytest.mark.parametrize(("offset", "holds"), [(0.0, True), (0.04, True), (0.06, False), (-0.5, True)])
-def test_beside_what_was_recorded(offset: float, holds: bool, tmp_path: Path) -> None:
-    """The other program's numbers are those of seed 0; seed 1 is worse than these by an offset."""
-    courses = pd.concat([course(m, 1, seed, 1.0, offset=offset * seed) for m in ("sgd", "ng-sgd") for seed in range(2)])
+def test_comparison_with_recorded_numbers(offset: float, holds: bool, tmp_path: Path) -> None:
+    """The recorded numbers are those of seed 0; seed 1 is worse by `offset`."""
+    all_curves = pd.concat(
+        [run_curves(m, 1, seed, 1.0, offset=offset * seed) for m in ("sgd", "ng-sgd") for seed in range(2)]
+    )
     path = tmp_path / "recorded.tsv"
     lines = [f"{m}\t1\t{t}\t{-1.0 - 3.0 * math.exp(-t)}\t-2.0" for m in ("sgd", "ng-sgd") for t in (0.5, 2.0)]
-    path.write_text("# Theirs.\n" + "\t".join(COLUMNS) + "\n" + "\n".join(lines) + "\n")
-    known = read(str(path))
-    assert known.source == "Theirs."
-    table = compare_recorded(courses, known.table)
+    path.write_text("# A source.\n" + "\t".join(COLUMNS) + "\n" + "\n".join(lines) + "\n")
+    recorded = read(str(path))
+    assert recorded.source == "A source."
+    table = compare_recorded(all_curves, recorded.table)
     assert len(table) == 8
     ahead = table["valid_log_probability"] - table["valid_log_probability_recorded"]
     np.testing.assert_allclose(ahead, -offset * table["seed"], atol=1e-3)
-    tables = {"curves": courses, "speedup": pd.DataFrame([], columns=["method", "jobs", "share"]), "recorded": table}
+    tables = {"curves": all_curves, "speedup": pd.DataFrame([], columns=["method", "jobs", "share"]), "recorded": table}
     found = claims(tables | {"summary": outcome(0.3, 0.1), "cost": pd.DataFrame()})
     assert found[-1].holds == holds
-    assert "4 places" in found[-1].evidence
+    assert "4 points" in found[-1].evidence
 
 
-def test_another_table_is_not_taken_for_a_recorded_one(tmp_path: Path) -> None:
+def test_malformed_recorded_table_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recorded.tsv"
     path.write_text("method\tjobs\n")
     with pytest.raises(ValueError, match=r"recorded\.tsv: expected a line"):
         read(str(path))
 
 
-def test_seeds_that_get_nowhere_are_not_left_out() -> None:
+def test_seeds_that_do_not_reach_the_level_are_counted() -> None:
     assert value_range(pd.Series([1.0, 3.0]), ".1f") == "2.0 (1.0 – 3.0)"
     assert value_range(pd.Series([1.0, math.nan, 3.0]), ".1f") == "not reached by 1 of 3 seeds"
 
 
-def test_what_averaging_loses_is_won_back() -> None:
+def test_recovery_of_the_averaging_loss() -> None:
     rows = [
         {"method": method, "jobs": jobs, "seed": 0, "combined": value}
         for method, values in (("average", (-1.0, -1.4)), ("much", (-1.0, -1.1)), ("little", (-1.0, -1.3)))
@@ -186,8 +197,8 @@ def test_what_averaging_loses_is_won_back() -> None:
     ]
     found = claims({"summary": pd.DataFrame(rows)})
     assert [(claim.text.split()[0], claim.evidence, claim.holds) for claim in found] == [
-        ("much", "+0.300 of 0.400 nats a frame", True),
-        ("little", "+0.100 of 0.400 nats a frame", False),
+        ("much", "+0.300 of 0.400 nats per frame", True),
+        ("little", "+0.100 of 0.400 nats per frame", False),
     ]
     nothing_lost = pd.DataFrame([row | {"combined": -1.0 + 0.01 * row["jobs"]} for row in rows])
     assert not any(claim.holds for claim in claims({"summary": nothing_lost}))

@@ -17,7 +17,7 @@ def paper() -> dict:
     return yaml.safe_load((ROOT / "config/paper.yaml").read_text())
 
 
-def test_the_best_rate_of_each_optimiser_is_chosen(tmp_path: Path) -> None:
+def test_best_rate_of_each_optimiser_is_chosen(tmp_path: Path) -> None:
     own, path = experiment(), tmp_path / "rates.json"
     tables = {
         own.sweep_run(optimizer, rate): pd.DataFrame(
@@ -30,7 +30,7 @@ def test_the_best_rate_of_each_optimiser_is_chosen(tmp_path: Path) -> None:
     assert read_rates(path, own) is None
     write_rates(table, own, path)
     assert read_rates(path, own) == {"sgd": 0.01, "ng-sgd": 0.02}
-    # What was chosen among others is not a choice.
+    # A choice among other candidates or with other settings is not valid.
     assert read_rates(path, experiment(rates={"sgd": (0.01, 0.5), "ng-sgd": (0.01, 0.02)})) is None
     assert read_rates(path, experiment(settings={"corpus": "digits", "samples_per_iter": 9})) is None
     assert read_rates(path, experiment(base={"pnorm_input_dim": 9})) is None
@@ -39,7 +39,7 @@ def test_the_best_rate_of_each_optimiser_is_chosen(tmp_path: Path) -> None:
         read_rates(path, own)
 
 
-def test_a_grid_has_a_run_for_each_point() -> None:
+def test_grid_has_a_run_for_each_point() -> None:
     runs = experiment().grid_runs({"sgd": 0.01, "ng-sgd": 0.02})
     assert len(runs) == 2 * (2 + 3)
     assert runs["paper-mini-ng-sgd-4-seed1"] == {
@@ -55,18 +55,18 @@ def test_a_grid_has_a_run_for_each_point() -> None:
     assert (growing["num_jobs_initial"], growing["num_jobs_final"]) == (1, 4)
 
 
-def test_of_several_methods_only_the_first_has_a_single_job() -> None:
+def test_only_the_first_method_has_runs_with_a_single_job() -> None:
     rates = {"average": (0.02,), "momentum": (0.01,)}
     own = experiment(rates=rates, methods={method: {} for method in rates}, growing=(), sweep={"num_jobs_final": 4})
     assert own.points() == [
         *(("average", jobs, seed) for jobs in (1, 4) for seed in range(2)),
         *(("momentum", 4, seed) for seed in range(2)),
     ]
-    # What the sweep says goes before the one job that it has otherwise.
+    # Settings of the sweep override its default of one job.
     assert {run["num_jobs_final"] for run in own.sweep_runs().values()} == {4}
 
 
-def test_a_rate_that_breaks_is_not_the_best() -> None:
+def test_rate_that_diverges_is_not_chosen() -> None:
     own = experiment(rates={"sgd": (0.01, 0.02), "ng-sgd": (0.01,)})
     ends = {("sgd", 0.01): float("nan"), ("sgd", 0.02): -3.0, ("ng-sgd", 0.01): -2.0}
     tables = {
@@ -76,7 +76,7 @@ def test_a_rate_that_breaks_is_not_the_best() -> None:
     assert tuning(own, tables)["chosen"].tolist() == [False, True, True]
 
 
-def test_the_study_of_the_paper_is_whole(tmp_path: Path) -> None:
+def test_runs_of_the_paper_study_are_valid(tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text()) | paper()
     study = Study.of(config)
     assert study.rates(tmp_path) == {}
@@ -87,11 +87,11 @@ def test_the_study_of_the_paper_is_whole(tmp_path: Path) -> None:
     settings = {name: value for name, value in config.items() if name not in KEYS} | {"runs": runs}
     schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
     assert run_settings(settings, schema).keys() == runs.keys()
-    # All runs of a seed share their examples.
+    # All runs with the same seed share their examples.
     assert len({s.egs_key() for s in run_settings(settings, schema).values()}) == 2 * config["seeds"]
 
 
-def test_the_portions_of_a_study_are_its_grids() -> None:
+def test_parts_of_a_study_cover_its_grids() -> None:
     study = Study.of(paper())
     rates = {name: {m: r[0] for m, r in own.rates.items()} for name, own in study.experiments.items()}
     assert study.parts({}) == []
@@ -105,13 +105,13 @@ def test_the_portions_of_a_study_are_its_grids() -> None:
     assert all(len({run.rpartition("-")[2] for run in part}) == 1 for part in parts)
 
 
-def test_methods_may_have_settings_of_their_own() -> None:
+def test_settings_of_methods() -> None:
     own = experiment(methods={"heavy": {"optimizer": "ng-sgd", "outer_momentum": 0.9}}, rates={"heavy": (0.01,)})
     runs = own.grid_runs({"heavy": 0.01})
     assert {(run["optimizer"], run["outer_momentum"]) for run in runs.values()} == {("ng-sgd", 0.9)}
 
 
-def test_optimisers_may_have_settings_beside_their_rate() -> None:
+def test_settings_of_optimisers() -> None:
     own = experiment(optimizers={"ng-sgd": {"alpha": 1.0}})
     runs = own.sweep_runs() | own.grid_runs({"sgd": 0.01, "ng-sgd": 0.02})
     assert {(run["optimizer"], run.get("alpha")) for run in runs.values()} == {("sgd", None), ("ng-sgd", 1.0)}
@@ -119,7 +119,7 @@ def test_optimisers_may_have_settings_beside_their_rate() -> None:
 
 
 @pytest.mark.parametrize("name", ["paper", "outer"])
-def test_the_studies_of_the_project_are_some(name: str) -> None:
+def test_configured_studies_are_valid(name: str) -> None:
     config = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
     defaults = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
@@ -129,7 +129,7 @@ def test_the_studies_of_the_project_are_some(name: str) -> None:
         assert len(run_settings(defaults | rest | {"runs": runs}, schema)) == len(runs)
 
 
-def test_a_larger_study_has_more_iterations_of_one_size() -> None:
+def test_scale_changes_the_hours_but_not_the_size_of_iterations() -> None:
     one, ten = (Study.of(paper() | {"scale": scale}).experiments["synthetic"].settings for scale in (1, 10))
     assert ten["hours"] == 10 * one["hours"]
     assert ten["samples_per_iter"] == one["samples_per_iter"]
@@ -139,22 +139,22 @@ def test_a_larger_study_has_more_iterations_of_one_size() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"jobs": (1,)}, "1 is needed, and more"),
-        ({"jobs": (2, 4)}, "1 is needed, and more"),
-        ({"rates": {"sgd": (), "ng-sgd": (0.1,)}}, "rates: sgd: none"),
-        ({"rates": {"sgd": (0.1,)}, "growing": ()}, "sgd and ng-sgd are compared"),
-        ({"methods": {"plain": {}}}, "must be of the same"),
-        ({"growing": ("adam",)}, "adam is not among"),
-        ({"optimizers": {"adam": {}}}, "optimizers: adam is not among"),
+        ({"jobs": (1,)}, "must contain 1 and a larger number"),
+        ({"jobs": (2, 4)}, "must contain 1 and a larger number"),
+        ({"rates": {"sgd": (), "ng-sgd": (0.1,)}}, "rates: sgd: empty"),
+        ({"rates": {"sgd": (0.1,)}, "growing": ()}, "must contain sgd and ng-sgd"),
+        ({"methods": {"plain": {}}}, "must have the same keys"),
+        ({"growing": ("adam",)}, "adam has no entry in rates"),
+        ({"optimizers": {"adam": {}}}, "optimizers: adam has no entry in rates"),
     ],
 )
-def test_what_could_not_be_told_in_the_end_is_refused_at_once(changes: dict, message: str) -> None:
+def test_experiments_without_a_possible_comparison_are_refused(changes: dict, message: str) -> None:
     experiment().check()
     with pytest.raises(ConfigError, match=message):
         experiment(**changes).check()
 
 
 @pytest.mark.parametrize("wrong", [{"scale": 0}, {"seeds": 0}, {"seeds": None}, {"paper": {"x": {}}}, {"paper": []}])
-def test_a_study_that_is_none_is_refused(wrong: dict) -> None:
+def test_malformed_studies_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError):
         Study.of(paper() | wrong)

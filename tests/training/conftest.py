@@ -18,13 +18,13 @@ def schema() -> dict[str, Any]:
 
 @pytest.fixture
 def config() -> dict[str, Any]:
-    """The default configuration."""
+    """Returns the default configuration."""
     return yaml.safe_load((ROOT / "config/config.yaml").read_text())
 
 
 @pytest.fixture
 def make_settings(config, schema):
-    """Settings of one run: the default ones but for what is given."""
+    """Returns a function that makes the settings of one run: the defaults with `changes`."""
 
     def make(**changes: Any) -> Settings:
         return run_settings({**config, "runs": {"r": changes}}, schema)["r"]

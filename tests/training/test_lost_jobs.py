@@ -1,4 +1,4 @@
-"""Jobs that are given up: the ledger, and what later jobs make up for."""
+"""Tests of lost jobs: the ledger, and the reassignment of their archives to later jobs."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def plan(make_settings) -> list[Job]:
 
 @pytest.fixture
 def run(make_settings, plan, tmp_path: Path) -> Run:
-    made = Run(tmp_path, make_settings(), Path("data"), Path("egs"))
-    made.plan.write_text("\n".join("\t".join(map(str, row)) for row in [Job._fields, *plan]) + "\n")
-    return made
+    run = Run(tmp_path, make_settings(), Path("data"), Path("egs"))
+    run.plan.write_text("\n".join("\t".join(map(str, row)) for row in [Job._fields, *plan]) + "\n")
+    return run
 
 
-def trained(run: Run, job: Job) -> None:
+def write_job_model(run: Run, job: Job) -> None:
     history = {"job": job._asdict()}
     write_model(run.job(job.iteration, job.job), {}, Header(format=FORMAT, architecture=[], history=history))
 
@@ -47,35 +47,37 @@ def outputs(run: Run, jobs: list[Job]) -> list[Path]:
     return [run.job(job.iteration, job.job) for job in jobs]
 
 
-def work(jobs: list[Job]) -> list[tuple[int, int]]:
+def archives_of(jobs: list[Job]) -> list[tuple[int, int]]:
     return [(job.archive, job.frame) for job in jobs]
 
 
-def test_what_is_lost_is_trained_on_later(plan: list[Job]) -> None:
+def test_archive_of_a_lost_job_is_reassigned(plan: list[Job]) -> None:
     assert reassign_lost_archives(plan, set()) == plan
     jobs = reassign_lost_archives(plan, {(1, 2)})
-    lost, order = work(plan)[4], work(plan)
-    # The first job of each later iteration takes what the one before it was to have.
-    assert work(jobs)[:6] == order[:6]
-    assert work(jobs)[6:9] == [lost, *order[7:9]]
-    assert work(jobs)[9:12] == [order[6], *order[10:12]]
+    lost, order = archives_of(plan)[4], archives_of(plan)
+    # The first job of each later iteration takes the archive displaced or lost in the iteration before.
+    assert archives_of(jobs)[:6] == order[:6]
+    assert archives_of(jobs)[6:9] == [lost, *order[7:9]]
+    assert archives_of(jobs)[9:12] == [order[6], *order[10:12]]
     assert [job._replace(archive=0, frame=0) for job in jobs] == [job._replace(archive=0, frame=0) for job in plan]
     last = plan[-3:]
-    processed = [w for job, w in zip(jobs, work(jobs), strict=True) if (job.iteration, job.job) != (1, 2)]
+    processed = [
+        archive for job, archive in zip(jobs, archives_of(jobs), strict=True) if (job.iteration, job.job) != (1, 2)
+    ]
     assert sorted([*processed, (last[0].archive, last[0].frame)]) == sorted(order)
 
 
-def test_what_is_lost_again_is_trained_on_later_still(plan: list[Job]) -> None:
+def test_archive_that_is_lost_twice_is_reassigned_again(plan: list[Job]) -> None:
     jobs = reassign_lost_archives(plan, {(1, 2), (1, 3), (2, 1)})
-    order = work(plan)
-    assert work(jobs)[6:9] == [order[4], order[5], order[8]]
-    assert work(jobs)[9:12] == [order[6], order[7], order[4]]
+    order = archives_of(plan)
+    assert archives_of(jobs)[6:9] == [order[4], order[5], order[8]]
+    assert archives_of(jobs)[9:12] == [order[6], order[7], order[4]]
 
 
-def test_a_lost_job_goes_into_the_ledger_and_stays_there(run: Run, plan: list[Job]) -> None:
+def test_lost_job_is_recorded_in_the_ledger_for_good(run: Run, plan: list[Job]) -> None:
     jobs = plan[3:6]
-    trained(run, jobs[0])
-    trained(run, jobs[2])
+    write_job_model(run, jobs[0])
+    write_job_model(run, jobs[2])
     assert record_failure(run, jobs[1], "killed\ttwice", attempts_left=1, min_jobs=2) is False
     assert not run.job(1, 2).exists()
     assert record_failure(run, jobs[1], "killed\ttwice", attempts_left=0, min_jobs=2) is True
@@ -84,24 +86,24 @@ def test_a_lost_job_goes_into_the_ledger_and_stays_there(run: Run, plan: list[Jo
     before = run.ledger.read_bytes()
     for path in outputs(run, jobs):
         path.unlink()
-    trained(run, jobs[0])
-    trained(run, jobs[2])
-    # The ledger holds whatever may be lost now.
+    write_job_model(run, jobs[0])
+    write_job_model(run, jobs[2])
+    # A loss in the ledger holds whatever `min_jobs` is now.
     assert record_lost_jobs(jobs, outputs(run, jobs), run.ledger, None) == {2: "killed twice"}
     assert run.ledger.read_bytes() == before
 
 
-def test_a_model_of_another_plan_is_not_averaged(run: Run, plan: list[Job]) -> None:
+def test_model_of_another_plan_is_refused(run: Run, plan: list[Job]) -> None:
     jobs = plan[:3]
     for job in jobs:
-        trained(run, job._replace(learning_rate=0.5) if job.job == 2 else job)
+        write_job_model(run, job._replace(learning_rate=0.5) if job.job == 2 else job)
     with pytest.raises(ModelError, match=r"0\.2\.safetensors: not the model of job 2 of iteration 0"):
         record_lost_jobs(jobs, outputs(run, jobs), run.ledger, None)
 
 
-def test_more_are_lost_than_may_be(run: Run, plan: list[Job]) -> None:
+def test_too_many_lost_jobs_are_an_error(run: Run, plan: list[Job]) -> None:
     jobs = plan[:3]
-    trained(run, jobs[0])
+    write_job_model(run, jobs[0])
     for job in jobs[1:]:
         assert record_failure(run, job, "gone", attempts_left=0, min_jobs=2)
     with pytest.raises(TrainingError, match="iteration 0: 2 of 3 jobs are lost"):
@@ -110,22 +112,22 @@ def test_more_are_lost_than_may_be(run: Run, plan: list[Job]) -> None:
     assert not run.ledger.exists()
 
 
-def test_all_jobs_are_needed_where_nothing_is_said(run: Run, plan: list[Job]) -> None:
+def test_no_job_may_be_lost_by_default(run: Run, plan: list[Job]) -> None:
     assert record_failure(run, plan[0], "gone", attempts_left=0, min_jobs=None) is False
     assert record_failure(run, plan[0], "gone", attempts_left=0, min_jobs=3) is False
     assert not run.job(0, 1).exists()
-    told = read_progress(run.progress(0, 1))
-    assert told is not None
-    assert (told.state, told.attempt, told.reason) == ("failed", 1, "gone")
+    progress = read_progress(run.progress(0, 1))
+    assert progress is not None
+    assert (progress.state, progress.attempt, progress.reason) == ("failed", 1, "gone")
 
 
-def test_a_model_that_came_after_all_is_not_replaced(run: Run, plan: list[Job]) -> None:
-    trained(run, plan[0])
+def test_lost_marker_does_not_replace_a_model(run: Run, plan: list[Job]) -> None:
+    write_job_model(run, plan[0])
     write_lost_marker(plan[0], run.job(0, 1), "too slow")
     assert "lost" not in read_header(run.job(0, 1))["history"]["job"]
 
 
-def test_jobs_know_what_was_lost_from_the_model_that_they_start_from(run: Run, plan: list[Job]) -> None:
+def test_lost_jobs_are_read_from_the_history_of_a_model(run: Run, plan: list[Job]) -> None:
     history = {"iterations": [{"iteration": 0, "jobs": [1, 2, 3]}, {"iteration": 1, "jobs": [1, 3], "lost": [2]}]}
     assert lost_jobs_in_history(history) == {(1, 2)}
     assert lost_jobs_in_history({}) == set()
@@ -134,7 +136,7 @@ def test_jobs_know_what_was_lost_from_the_model_that_they_start_from(run: Run, p
 
 
 @pytest.mark.parametrize("text", ["", "iteration\tjob\n", "iteration\tjob\tarchive\tframe\treason\n1\t2\n"])
-def test_a_damaged_ledger_is_named(run: Run, text: str) -> None:
+def test_damaged_ledger_is_refused(run: Run, text: str) -> None:
     run.ledger.write_text(text)
     with pytest.raises(DataError, match=r"lost\.tsv: not a ledger"):
         read_lost_jobs(run.ledger)
@@ -145,28 +147,28 @@ def test_stragglers(run: Run, make_settings) -> None:
     paths = outputs(run, jobs)
     stragglers = StragglerMonitor(timeout=10.0, min_jobs=2)
     assert not stragglers.overdue(paths, 0.0)
-    assert not stragglers.overdue(paths, 100.0)  # nothing is there to go on with
-    trained(run, jobs[0])
-    write_lost_marker(jobs[4], paths[4], "lost")  # which is nothing to go on with, either
+    assert not stragglers.overdue(paths, 100.0)  # there is no finished job yet
+    write_job_model(run, jobs[0])
+    write_lost_marker(jobs[4], paths[4], "lost")  # a lost job does not count as finished
     assert not stragglers.overdue(paths, 101.0)
     assert not stragglers.overdue(paths, 150.0)
-    trained(run, jobs[1])
+    write_job_model(run, jobs[1])
     assert not stragglers.overdue(paths, 151.0 - 50.0 + 1.0)
     assert not stragglers.overdue(paths, 110.0)
-    trained(run, jobs[3])  # the wait begins anew
+    write_job_model(run, jobs[3])  # the wait starts again
     assert not stragglers.overdue(paths, 112.0)
     assert not stragglers.overdue(paths, 121.0)
     assert stragglers.overdue(paths, 123.0)
 
 
-def test_a_failure_is_told(run: Run, plan: list[Job]) -> None:
+def test_failure_is_written_to_the_progress_file(run: Run, plan: list[Job]) -> None:
     path = run.progress(0, 1)
     path.parent.mkdir()
-    told = {
+    running = {
         "state": "running", "attempt": 2, "started": 1.0, "updated": 9.0, "host": "n1", "number": "77", "frames": 5,
         "of": 10, "log_probability": -1.5, "reason": None,
     }  # fmt: skip
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(running))
     record_failure(run, plan[0], "killed", attempts_left=1, min_jobs=None)
     after = read_progress(path)
     assert after is not None

@@ -1,4 +1,4 @@
-"""From the average to the next model."""
+"""Tests of the outer step, which makes the next model from the average of the jobs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def job(path: Path, value: np.ndarray, number: int, iteration: int, frames: int 
 
 
 class Chain:
-    """Iterations of two jobs that move by given changes."""
+    """Simulates iterations of jobs whose models differ from the last one by given changes."""
 
     def __init__(self, folder: Path, step: OuterStep) -> None:
         self.folder, self.step = folder, step
@@ -67,9 +67,7 @@ class Chain:
 
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize(("lrate", "momentum"), [(1.0, 0.0), (0.7, 0.9), (0.5, 0.0), (1.0, 0.75)])
-def test_steps_are_those_of_an_optimiser_over_iterations(
-    tmp_path: Path, lrate: float, momentum: float, nesterov: bool
-) -> None:
+def test_outer_steps_are_those_of_torch_sgd(tmp_path: Path, lrate: float, momentum: float, nesterov: bool) -> None:
     nesterov = nesterov and momentum > 0
     chain, rng = Chain(tmp_path, OuterStep(lrate, momentum, nesterov)), np.random.default_rng(1)
     W = torch.tensor(chain.value(), dtype=torch.float64, requires_grad=True)
@@ -83,7 +81,7 @@ def test_steps_are_those_of_an_optimiser_over_iterations(
     assert chain.momentum(5).exists() == (momentum > 0)
 
 
-def test_what_only_the_best_job_made_has_no_momentum(tmp_path: Path) -> None:
+def test_iteration_that_takes_the_best_job_resets_momentum(tmp_path: Path) -> None:
     chain = Chain(tmp_path, OuterStep(1.0, 0.9))
     one = np.ones((3, 2))
     chain.iterate(one, one)
@@ -95,7 +93,7 @@ def test_what_only_the_best_job_made_has_no_momentum(tmp_path: Path) -> None:
     assert chain.iterate(one, one) == pytest.approx(before + 1.0 + 1.9)
 
 
-def test_a_momentum_that_is_missing_or_of_another_model_is_not_taken_for_0(tmp_path: Path) -> None:
+def test_momentum_that_is_missing_or_of_another_model_is_refused(tmp_path: Path) -> None:
     chain, one = Chain(tmp_path, OuterStep(1.0, 0.9)), np.ones((3, 2))
     chain.iterate(one, one)
     chain.iterate(one, one)
@@ -111,7 +109,7 @@ def test_a_momentum_that_is_missing_or_of_another_model_is_not_taken_for_0(tmp_p
     chain.iterate(one, one)
 
 
-def test_a_step_that_leads_nowhere_leaves_no_model(tmp_path: Path) -> None:
+def test_step_to_infinite_parameters_leaves_no_model(tmp_path: Path) -> None:
     chain = Chain(tmp_path, OuterStep(10.0, 0.9))
     with pytest.raises(TrainingError, match="lower outer_lrate"):
         chain.iterate(np.full((3, 2), 2e38), np.full((3, 2), 2e38))
@@ -119,7 +117,7 @@ def test_a_step_that_leads_nowhere_leaves_no_model(tmp_path: Path) -> None:
     assert not chain.momentum(1).exists()
 
 
-def test_the_trust_region_bounds_each_component() -> None:
+def test_trust_region_bounds_each_component() -> None:
     before: Arrays = {
         "components.a.weight": np.full((2, 2), 3.0, np.float32),
         "components.a.bias": np.full(2, 4.0, np.float32),
@@ -139,7 +137,7 @@ def test_the_trust_region_bounds_each_component() -> None:
     assert all(np.array_equal(wide[name], average[name]) for name in average)
 
 
-def test_statistics_and_new_layers_are_averaged_and_no_more() -> None:
+def test_statistics_and_new_layers_are_only_averaged() -> None:
     before: Arrays = {
         "components.a.weight": np.zeros(2, np.float32),
         "components.n.running_var": np.ones(2, np.float32),
@@ -152,7 +150,7 @@ def test_statistics_and_new_layers_are_averaged_and_no_more() -> None:
     assert velocity.keys() == {"components.a.weight"}
 
 
-def test_jobs_count_by_their_frames_or_as_if_these_were_as_many(tmp_path: Path) -> None:
+def test_job_weights(tmp_path: Path) -> None:
     assert job_weights("frames", [100, 300]) == ([0.25, 0.75], 1.0)
     weights, factor = job_weights("rescaled", [100, 300])
     assert [factor * weight for weight in weights] == pytest.approx([1.0, 1 / 3])
@@ -164,19 +162,19 @@ def test_jobs_count_by_their_frames_or_as_if_these_were_as_many(tmp_path: Path) 
         (tmp_path / kind).mkdir()
         chain = Chain(tmp_path / kind, OuterStep(weights=kind))
         before = chain.value()
-        # The second job got through three times as much, and moved three times as far.
+        # The second job has three times as many frames and a change three times as large.
         assert chain.iterate(change, 3 * change, frames=(100, 300)) == pytest.approx(before + expected, abs=1e-5)
 
 
-def test_statistics_are_averaged_however_jobs_are_rescaled() -> None:
+def test_statistics_are_not_rescaled() -> None:
     before: Arrays = {"components.n.running_var": np.ones(1, np.float32), "components.a.bias": np.ones(1, np.float32)}
     average: Arrays = {name: np.full(1, 0.2, np.float32) for name in before}
-    made = scale_change(before, average, 4 / 3)
-    assert made["components.n.running_var"] == np.float32(0.2)
-    assert made["components.a.bias"] == pytest.approx(1.0 - 0.8 * 4 / 3)
+    scaled = scale_change(before, average, 4 / 3)
+    assert scaled["components.n.running_var"] == np.float32(0.2)
+    assert scaled["components.a.bias"] == pytest.approx(1.0 - 0.8 * 4 / 3)
 
 
-def test_a_job_of_another_model_is_not_taken(tmp_path: Path) -> None:
+def test_job_trained_from_another_model_is_refused(tmp_path: Path) -> None:
     chain = Chain(tmp_path, OuterStep())
     own = {"iterations": [{"iteration": 0, "action": AVERAGE, "lost": [2]}]}
     model(tmp_path / "1.safetensors", np.zeros((3, 2)), {"iterations": [{"iteration": 0, "action": AVERAGE}]})
@@ -187,7 +185,7 @@ def test_a_job_of_another_model_is_not_taken(tmp_path: Path) -> None:
     assert chain.x == 0
 
 
-def test_without_any_of_it_the_bytes_are_those_of_the_average(tmp_path: Path) -> None:
+def test_default_outer_step_gives_the_bytes_of_the_average(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     changes = rng.normal(size=(2, 3, 2))
     files = []

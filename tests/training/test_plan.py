@@ -13,15 +13,15 @@ from ngsgd.training.plan import AVERAGE, BEST, INSERT, Job, iteration_jobs, make
 
 @pytest.fixture
 def reference(make_settings):
-    """The settings of the reference run on fsdd."""
+    """Returns the settings of the reference run on fsdd."""
     return make_settings(
         num_epochs=8, initial_effective_lrate=0.02, final_effective_lrate=0.002, num_jobs_initial=1, num_jobs_final=4,
         num_hidden_layers=3, minibatch_size=128, samples_per_iter=20_000, frames_per_eg=8,
     )  # fmt: skip
 
 
-def test_the_plan_is_the_reference_runs(kaldi: Path, reference) -> None:
-    """Jobs, learning rates, minibatch sizes, frames and archives of Kaldi's own log."""
+def test_plan_is_that_of_the_reference_run(kaldi: Path, reference) -> None:
+    """Compares jobs, learning rates, minibatch sizes, frames and archives with Kaldi's log."""
     plan = make_plan(Layout.of(118_305, 8, 20_000), reference)
     with open(kaldi / "fsdd/exp/nnet/metrics.tsv", newline="") as f:
         rows = list(csv.DictReader(f, delimiter="\t"))
@@ -35,7 +35,7 @@ def test_the_plan_is_the_reference_runs(kaldi: Path, reference) -> None:
             assert job.learning_rate == pytest.approx(float(row["learning_rate"]), rel=1e-12)
 
 
-def test_the_first_and_last_lines_of_the_reference_run(reference) -> None:
+def test_first_and_last_lines_of_the_reference_plan(reference) -> None:
     plan = make_plan(Layout(1, 6), reference)
     assert [(j.iteration, j.job, j.archive, j.frame) for j in plan[:6]] == [
         (0, 1, 0, 0), (1, 1, 0, 1), (2, 1, 0, 2), (3, 1, 0, 3), (4, 1, 0, 4), (4, 2, 0, 5),
@@ -46,7 +46,7 @@ def test_the_first_and_last_lines_of_the_reference_run(reference) -> None:
     assert plan[6].learning_rate == pytest.approx(0.0299957683732982)
 
 
-def test_every_expanded_archive_is_seen_once_an_epoch(make_settings) -> None:
+def test_every_expanded_archive_is_used_once_per_epoch(make_settings) -> None:
     layout = Layout(5, 8)
     plan = make_plan(layout, make_settings(num_epochs=10))
     for epoch in range(5):
@@ -58,7 +58,7 @@ def test_every_expanded_archive_is_seen_once_an_epoch(make_settings) -> None:
     assert {j.seed for j in plan}.isdisjoint(j.seed for j in other)
 
 
-def test_extra_epochs_go_on_where_the_run_would_have_ended(make_settings) -> None:
+def test_extra_epochs_continue_the_plan(make_settings) -> None:
     layout = Layout(3, 8)
     plan = make_plan(layout, make_settings(num_epochs=6))
     longer = make_plan(layout, make_settings(num_epochs=6, extra_epochs=2))
@@ -72,12 +72,12 @@ def test_extra_epochs_go_on_where_the_run_would_have_ended(make_settings) -> Non
     assert len({j.seed for j in longer}) == len(longer)
 
 
-def test_a_run_from_another_ones_model_inserts_no_layers_and_averages_at_once(make_settings) -> None:
+def test_run_with_an_initial_model_inserts_no_layers_and_always_averages(make_settings) -> None:
     plan = make_plan(Layout(3, 8), make_settings(initial_model="other.safetensors"))
     assert {(job.action, job.minibatch_size) for job in plan} == {(AVERAGE, 128)}
 
 
-def test_what_cannot_be_planned_is_told(make_settings) -> None:
+def test_settings_without_a_possible_plan_are_refused(make_settings) -> None:
     with pytest.raises(ConfigError, match="num_jobs_final = 9 jobs, but only 8 expanded archives"):
         make_plan(Layout(1, 8), make_settings(num_jobs_final=9))
     with pytest.raises(ConfigError, match="3 iterations are too few to insert 3 hidden layers"):
@@ -86,7 +86,7 @@ def test_what_cannot_be_planned_is_told(make_settings) -> None:
         make_plan(Layout(1, 8), make_settings(num_epochs=0.1, num_hidden_layers=1, splice_indexes="layer0/0"))
 
 
-def test_a_plan_survives_its_file(make_settings, tmp_path: Path) -> None:
+def test_plan_is_read_as_written(make_settings, tmp_path: Path) -> None:
     path = tmp_path / "plan.tsv"
     plan = make_plan(Layout(2, 8), make_settings())
     path.write_text("\n".join("\t".join(map(str, row)) for row in [Job._fields, *plan]) + "\n")
@@ -101,9 +101,9 @@ def test_a_plan_survives_its_file(make_settings, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("epochs", "first", "count"),
-    [(8, 16, 4), (3, 7, 1), (40, 75, 22)],  # two thirds of the second half, at least the last one
+    [(8, 16, 4), (3, 7, 1), (40, 75, 22)],  # two thirds of the second half, but at least one model
 )
-def test_the_models_to_combine(reference, make_settings, epochs: int, first: int, count: int) -> None:
+def test_models_to_combine(reference, make_settings, epochs: int, first: int, count: int) -> None:
     settings = make_settings(**{**vars(reference), "num_epochs": epochs, "max_models_combine": 100})
     layout = Layout(1, 6)
     plan = make_plan(layout, settings)
@@ -124,14 +124,14 @@ def test_models_without_all_their_layers_are_not_combined(make_settings) -> None
 
 
 def test_realignments(reference) -> None:
-    """Before the iterations that the reference's formula gives."""
+    """Labels are realigned before the iterations given by the formula of Kaldi's script."""
     layout = Layout(1, 6)
     plan = make_plan(layout, dataclasses.replace(reference, realign_times=[0.3, 0.6]))
     first = {k: min(job.iteration for job in plan if job.alignment == k) for k in range(3)}
     assert first == {0: 0, 1: 9, 2: 14}
     assert [job.alignment for job in plan] == sorted(job.alignment for job in plan)
     assert [job._replace(alignment=0) for job in plan] == make_plan(layout, reference)
-    # What has been processed before an iteration is the wanted share, as nearly as iterations go.
+    # The share of jobs before that iteration is the requested time, up to the size of an iteration.
     before = sum(job.iteration < 9 for job in plan) / len(plan)
     assert before == pytest.approx(0.3, abs=0.05)
     constant = dataclasses.replace(reference, num_jobs_initial=4, realign_times=[0.5])

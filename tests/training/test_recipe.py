@@ -31,99 +31,99 @@ def two(make_settings):
     return make_settings(seed=2)
 
 
-def put(run: Path, text: str) -> None:
+def write_files(run: Path, text: str) -> None:
     for name in ("models/1", "diagnostics/1", "final.safetensors"):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text(text)
 
 
-def found(run: Path) -> list[str]:
+def contents(run: Path) -> list[str]:
     names = ("models/1", "diagnostics/1", "final.safetensors")
     return [(run / name).read_text() if (run / name).exists() else "" for name in names]
 
 
-def test_files_of_another_recipe_are_set_aside_and_come_back(tmp_path: Path, one, two) -> None:
+def test_files_of_another_recipe_are_set_aside_and_restored(tmp_path: Path, one, two) -> None:
     activate_recipe(tmp_path, one)
-    put(tmp_path, "one")
+    write_files(tmp_path, "one")
     activate_recipe(tmp_path, one)
-    assert found(tmp_path) == ["one"] * 3
+    assert contents(tmp_path) == ["one"] * 3
     activate_recipe(tmp_path, two)
-    assert found(tmp_path) == [""] * 3
-    put(tmp_path, "two")
+    assert contents(tmp_path) == [""] * 3
+    write_files(tmp_path, "two")
     activate_recipe(tmp_path, one)
-    assert found(tmp_path) == ["one"] * 3
+    assert contents(tmp_path) == ["one"] * 3
     activate_recipe(tmp_path, two)
-    assert found(tmp_path) == ["two"] * 3
+    assert contents(tmp_path) == ["two"] * 3
     activate_recipe(tmp_path, two, data=dataclasses.replace(DATA, sha256={"train": "another hash"}))
-    assert found(tmp_path) == [""] * 3
+    assert contents(tmp_path) == [""] * 3
     activate_recipe(tmp_path, two, data=dataclasses.replace(DATA, silence=[0]))
-    assert found(tmp_path) == [""] * 3
-    # The same frames from another source, which may say other words: they are scored again.
+    assert contents(tmp_path) == [""] * 3
+    # The same frames from another source may have other words, so only the evaluation is repeated.
     activate_recipe(tmp_path, two)
     (tmp_path / "evaluation.json").write_text("two")
     activate_recipe(tmp_path, two, source="digits-2")
-    assert found(tmp_path) == ["two"] * 3
+    assert contents(tmp_path) == ["two"] * 3
     assert not (tmp_path / "evaluation.json").exists()
     activate_recipe(tmp_path, two)
     assert (tmp_path / "evaluation.json").exists()
     activate_recipe(tmp_path, two)
-    assert found(tmp_path) == ["two"] * 3
+    assert contents(tmp_path) == ["two"] * 3
     activate_recipe(tmp_path, two, plan=[PLAN[0]._replace(seed=8)])
-    assert found(tmp_path) == [""] * 3
+    assert contents(tmp_path) == [""] * 3
 
 
-def test_other_scoring_keeps_the_models_of_training(tmp_path: Path, make_settings, one) -> None:
+def test_changed_scoring_settings_keep_the_trained_models(tmp_path: Path, make_settings, one) -> None:
     few = make_settings(seed=1, num_valid_frames=10)
     activate_recipe(tmp_path, one)
-    put(tmp_path, "one")
+    write_files(tmp_path, "one")
     activate_recipe(tmp_path, few)
-    assert found(tmp_path) == ["one", "", ""]
+    assert contents(tmp_path) == ["one", "", ""]
     activate_recipe(tmp_path, one)
-    assert found(tmp_path) == ["one"] * 3
+    assert contents(tmp_path) == ["one"] * 3
 
 
-def test_scores_do_not_come_back_to_models_that_they_are_not_of(tmp_path: Path, make_settings, one, two) -> None:
+def test_scores_are_not_restored_for_other_models(tmp_path: Path, make_settings, one, two) -> None:
     few = {"num_valid_frames": 10}
     activate_recipe(tmp_path, one)
-    put(tmp_path, "one")
+    write_files(tmp_path, "one")
     activate_recipe(tmp_path, make_settings(seed=1, **few))  # sets the scores of seed 1 aside
     activate_recipe(tmp_path, two)
-    assert found(tmp_path) == [""] * 3
+    assert contents(tmp_path) == [""] * 3
 
 
 @pytest.mark.parametrize("moves", range(12))
-def test_an_interruption_loses_and_mixes_nothing(
+def test_interrupted_activation_neither_loses_nor_mixes_files(
     tmp_path: Path, moves: int, one, two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     activate_recipe(tmp_path, two)
-    put(tmp_path, "two")
+    write_files(tmp_path, "two")
     activate_recipe(tmp_path, one)
-    put(tmp_path, "one")
-    left = moves
+    write_files(tmp_path, "one")
+    moves_left = moves
     replace = recipe.os.replace
 
-    def breaking(source, target) -> None:
-        nonlocal left
-        if left == 0:
+    def replace_until_interrupted(source, target) -> None:
+        nonlocal moves_left
+        if moves_left == 0:
             raise KeyboardInterrupt
-        left -= 1
+        moves_left -= 1
         replace(source, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(recipe.os, "replace", breaking)
+        patched.setattr(recipe.os, "replace", replace_until_interrupted)
         try:
             activate_recipe(tmp_path, two)
-            assert moves > 8, "the interruptions cover all of it"
+            assert moves > 8, "the interruptions cover every move"
         except KeyboardInterrupt:
             pass
     activate_recipe(tmp_path, two)
-    assert found(tmp_path) == ["two"] * 3
+    assert contents(tmp_path) == ["two"] * 3
     activate_recipe(tmp_path, one)
-    assert found(tmp_path) == ["one"] * 3
+    assert contents(tmp_path) == ["one"] * 3
 
 
-def test_files_of_nobody_knows_what_are_set_aside(tmp_path: Path, one) -> None:
-    put(tmp_path, "found")
+def test_files_of_an_unknown_recipe_are_set_aside(tmp_path: Path, one) -> None:
+    write_files(tmp_path, "unknown")
     activate_recipe(tmp_path, one)
-    assert found(tmp_path) == [""] * 3
-    assert (tmp_path / "superseded" / "unknown" / "models/1").read_text() == "found"
+    assert contents(tmp_path) == [""] * 3
+    assert (tmp_path / "superseded" / "unknown" / "models/1").read_text() == "unknown"

@@ -74,7 +74,7 @@ def test_malformed_runs_are_refused(config, schema, runs) -> None:
     [
         ({"runs": {"a": {"min_jobs": 2}}}, "runs: a: min_jobs holds for all runs of a call"),
         ({"min_jobs": 0}, "min_jobs: 0 is less than the minimum"),
-        ({"straggler_timeout": 5.0}, "straggler_timeout: only with min_jobs"),
+        ({"straggler_timeout": 5.0}, "straggler_timeout: needs min_jobs"),
         ({"resources": {"trian": {"mem_mb": 1}}}, "'trian' is not one of"),
         ({"resources": {"train": {"memory": 1}}}, "unknown setting 'memory'"),
         ({"resources": {"train": {"mem_mb": "1G"}}}, "resources: train: mem_mb: '1G' is not of type 'integer'"),

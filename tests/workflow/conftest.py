@@ -1,4 +1,4 @@
-"""The workflow as a user starts it: the real Snakemake, in a process of its own."""
+"""Runs the workflow as a user does: with the real Snakemake, in its own process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"
 
-# Six iterations of two jobs, in half a minute, with models over 1 MB: Snakemake compares checksums of smaller files.
+# Six iterations of two jobs in half a minute. Models exceed 1 MB, since Snakemake compares checksums of smaller files.
 SMALL = {
     "states_per_word": 3,
     "num_valid_utterances": 30,
@@ -47,7 +47,7 @@ class Outcome:
 
     @property
     def jobs(self) -> dict[str, int]:
-        """How many jobs of each rule were started."""
+        """Number of started jobs of each rule."""
         return dict(Counter(re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):$", self.text, flags=re.MULTILINE)))
 
     @property
@@ -56,13 +56,13 @@ class Outcome:
 
 
 class Workplace:
-    """A folder in which the workflow is run.
+    """Working directory in which tests run the workflow.
 
     Args:
-        folder: the folder.
-        config: what is given beside the default configuration.
-        profile: of a cluster, as a folder of the project.
-        environment: what Snakemake is started with beside this process's.
+        folder: working directory of Snakemake.
+        config: settings that differ from the default configuration.
+        profile: folder of a cluster's profile in the project.
+        environment: variables for Snakemake in addition to those of this process.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Workplace:
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Snakemake, started."""
+        """Starts Snakemake."""
         (self.folder / "mine.yaml").write_text(json.dumps(self.config))
         return subprocess.Popen(
             [SNAKEMAKE, "--snakefile", ROOT / "Snakefile", *self.profile, *arguments, "--configfile", "mine.yaml"],
@@ -88,20 +88,20 @@ class Workplace:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Where the tests run in the background of a shell, SIGINT is ignored, and would be here.
+            # A shell starts background processes with SIGINT ignored, and Snakemake would inherit this.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             env={name: value for name, value in os.environ.items() if not name.startswith("SNAKEMAKE")}
             | self.environment,
         )
 
     def snakemake(self, *arguments: str) -> Outcome:
-        """Snakemake, to its end."""
+        """Runs Snakemake to its end."""
         process = self.start(*arguments)
-        text = process.communicate(timeout=1500)[0]  # the longest takes five minutes where nothing else runs
+        text = process.communicate(timeout=1500)[0]  # the longest run takes five minutes on an idle machine
         return Outcome(process.returncode, text)
 
     def models(self) -> dict[str, str]:
-        """A hash of each model of the run."""
+        """Returns the hash of each model of the run, by its path in the run."""
         return {
             str(path.relative_to(self.run)): hashlib.sha256(path.read_bytes()).hexdigest()
             for folder in ("models", "jobs", ".")
@@ -111,7 +111,7 @@ class Workplace:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Workplace:
-    """A finished run. Tests that change anything work on a copy."""
+    """Makes a finished run, which tests must not change."""
     place = Workplace(tmp_path_factory.mktemp("undisturbed"), SMALL | {"digits_file": str(few_digits)})
     outcome = place.snakemake()
     assert outcome.status == 0, outcome.text
@@ -120,12 +120,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> W
 
 @pytest.fixture
 def finished(undisturbed: Workplace, tmp_path: Path) -> Workplace:
-    """A finished run of its own, times of change and all."""
+    """Returns a copy of the finished run, including modification times."""
     shutil.copytree(undisturbed.folder, tmp_path / "finished", symlinks=True)
     return Workplace(tmp_path / "finished", dict(undisturbed.config))
 
 
 @pytest.fixture
 def empty(undisturbed: Workplace, tmp_path: Path) -> Workplace:
-    """The same configuration, nothing made."""
+    """Returns a working directory with the same configuration and no results."""
     return Workplace(tmp_path / "empty", dict(undisturbed.config))

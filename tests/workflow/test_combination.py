@@ -1,4 +1,4 @@
-"""The choice of the final model, over runs and seeds: what is picked on validation frames holds on the test set."""
+"""Tests over optimisers and seeds that the final model, chosen on validation frames, is good on the test set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SEEDS = (0, 1)
 
 
 @pytest.mark.slow
-def test_the_final_model_is_no_worse_than_the_plain_average(undisturbed: Workplace, tmp_path: Path) -> None:
+def test_final_model_is_no_worse_than_the_plain_average(undisturbed: Workplace, tmp_path: Path) -> None:
     runs = {f"{o}-{seed}": {"optimizer": o, "seed": seed} for o in ("ng-sgd", "sgd") for seed in SEEDS}
     config = undisturbed.config | {"pnorm_input_dim": 200, "pnorm_output_dim": 40, "num_epochs": 2.5, "runs": runs}
     place = Workplace(tmp_path / "seeds", config)

@@ -1,4 +1,4 @@
-"""What goes wrong ends in one clear line, the last one on the terminal, with nothing half-written."""
+"""Tests that errors end with one clear last line and leave no partial files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .conftest import Workplace
         ({"threads": 999}, "runs: run: threads: 999, but this call may use"),
     ],
 )
-def test_a_bad_setting_stops_the_call_at_once(empty: Workplace, change, line: str) -> None:
+def test_invalid_setting_stops_the_call_at_once(empty: Workplace, change, line: str) -> None:
     empty.config.update(change)
     outcome = empty.snakemake()
     assert outcome.status != 0
@@ -41,7 +41,7 @@ def test_a_bad_setting_stops_the_call_at_once(empty: Workplace, change, line: st
         ({"device": "cuda"}, "error: device: cuda: this machine has no usable GPU"),
     ],
 )
-def test_what_cannot_be_done_is_told(empty: Workplace, change, line: str) -> None:
+def test_impossible_settings_are_reported(empty: Workplace, change, line: str) -> None:
     import torch
 
     if change.get("device") and torch.cuda.is_available():
@@ -54,7 +54,7 @@ def test_what_cannot_be_done_is_told(empty: Workplace, change, line: str) -> Non
     assert not list(empty.folder.rglob("*.part"))
 
 
-def test_a_plan_that_cannot_be_made_leaves_the_run_as_it_was(finished: Workplace, undisturbed: Workplace) -> None:
+def test_impossible_plan_leaves_the_run_unchanged(finished: Workplace, undisturbed: Workplace) -> None:
     finished.config["num_epochs"] = 0.2
     assert finished.snakemake().status != 0
     assert finished.models() == undisturbed.models()
@@ -65,7 +65,7 @@ def test_a_plan_that_cannot_be_made_leaves_the_run_as_it_was(finished: Workplace
     assert finished.models() == undisturbed.models()
 
 
-def test_a_truncated_model_is_named_and_made_again_when_deleted(finished: Workplace, undisturbed: Workplace) -> None:
+def test_truncated_model_is_reported_and_made_again_after_deletion(finished: Workplace, undisturbed: Workplace) -> None:
     broken = finished.run / "jobs/4.2.safetensors"
     broken.write_bytes(broken.read_bytes()[:100_000])
     (finished.run / "models/5.safetensors").unlink()
@@ -79,7 +79,7 @@ def test_a_truncated_model_is_named_and_made_again_when_deleted(finished: Workpl
     assert finished.models() == undisturbed.models()
 
 
-def test_a_poisoned_job_is_left_out_and_the_metrics_say_so(finished: Workplace) -> None:
+def test_job_with_nan_is_left_out_and_listed_in_the_metrics(finished: Workplace) -> None:
     path = finished.run / "jobs/5.1.safetensors"
     arrays, header = read_model(path)
     arrays["components.affine1.weight"][0, 0] = np.nan
@@ -98,15 +98,15 @@ def test_a_poisoned_job_is_left_out_and_the_metrics_say_so(finished: Workplace) 
     assert all(np.array_equal(averaged[name], healthy[name]) for name in healthy)
 
 
-def test_a_run_that_diverges_says_what_it_saw_and_what_to_change(empty: Workplace) -> None:
+def test_diverging_run_reports_the_cause_and_a_remedy(empty: Workplace) -> None:
     empty.config.update(optimizer="sgd", max_change_per_sample=0, initial_effective_lrate=1e30)
     outcome = empty.snakemake()
     assert outcome.status != 0
-    assert outcome.last_line.startswith("error: iteration 0: no job made a model of use (job 1: ")
+    assert outcome.last_line.startswith("error: iteration 0: no job produced a usable model (job 1: ")
     assert "lower initial_effective_lrate" in outcome.last_line
 
 
-def test_an_edited_plan_is_refused(finished: Workplace) -> None:
+def test_edited_plan_is_refused(finished: Workplace) -> None:
     plan = finished.run / "plan.tsv"
     plan.write_text("".join(plan.read_text().splitlines(keepends=True)[:-1]))
     outcome = finished.snakemake()
@@ -115,7 +115,7 @@ def test_an_edited_plan_is_refused(finished: Workplace) -> None:
 
 
 @pytest.mark.slow
-def test_a_batchnorm_network_trains_too(empty: Workplace) -> None:
+def test_batchnorm_network_trains(empty: Workplace) -> None:
     empty.config.update(normalization="batchnorm", nonlinearity="relu", hidden_dim=100)
     outcome = empty.snakemake("results/run/evaluation.json")
     assert outcome.status == 0, outcome.text

@@ -1,4 +1,4 @@
-"""Runs on Kaldi experiments and Lhotse manifests, from their files to words and back to Kaldi."""
+"""Runs on Kaldi experiments and Lhotse manifests, from data to words and back to Kaldi."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL_KALDI = {key: value for key, value in SMALL.items() if key not in ("states
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Workplace:
-    """A finished run on an experiment of Kaldi's, with a realignment in its middle, and one without."""
+    """Makes a run with a realignment at half its time, and one without, on a Kaldi experiment."""
     folder = tmp_path_factory.mktemp("kaldi")
     settings = make_experiment(folder / "experiment", few_digits)
     more = {"min_lmwt": 1, "max_lmwt": 3, "num_splits": 3, "runs": REALIGNED | {"plain": {"graph": None}}}
@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Workp
     return place
 
 
-def test_words_are_decoded_and_the_weight_is_swept(trained: Workplace) -> None:
+def test_words_are_decoded_with_the_best_lm_weight(trained: Workplace) -> None:
     evaluation = json.loads((trained.run / "evaluation.json").read_text())
     assert evaluation["words"] == 30
     assert evaluation["word_error_rate"] <= 0.3
@@ -50,7 +50,7 @@ def test_words_are_decoded_and_the_weight_is_swept(trained: Workplace) -> None:
     assert best["test_word_error_rate"] == evaluation["word_error_rate"]
 
 
-def test_plan_metrics_and_labels_show_the_realignment(trained: Workplace) -> None:
+def test_realignment_in_plan_metrics_and_labels(trained: Workplace) -> None:
     plan = pd.read_csv(trained.run / "plan.tsv", sep="\t")
     metrics = pd.read_csv(trained.run / "metrics.tsv", sep="\t")
     assert plan.groupby("iteration")["alignment"].first().tolist() == [0, 0, 0, 1, 1, 1]
@@ -72,14 +72,14 @@ def test_plan_metrics_and_labels_show_the_realignment(trained: Workplace) -> Non
         (plain / f"{x}.safetensors").read_bytes() == (trained.run / f"models/{x}.safetensors").read_bytes()
         for x in range(7)
     ]
-    assert same == [True] * 4 + [False] * 3  # the jobs of iteration 3 learned from the new labels
+    assert same == [True] * 4 + [False] * 3  # the jobs of iteration 3 use the new labels
     for archive in sorted((trained.run / "alignments/1/archives").iterdir()):
         before, after = np.load(examples / "archives" / archive.name)["labels"], np.load(archive)
         assert ((before == -1) == (after == -1)).all()
         assert 0.5 < (before == after).mean() < 1.0
 
 
-def test_the_final_model_goes_back_to_kaldi(trained: Workplace, tmp_path: Path) -> None:
+def test_final_model_is_converted_to_nnet2(trained: Workplace, tmp_path: Path) -> None:
     ngsgd = Path(SNAKEMAKE).parent / "ngsgd"
     subprocess.run([ngsgd, "convert", trained.run / "final.safetensors", tmp_path / "final.mdl"], check=True)
     model = read_nnet2(tmp_path / "final.mdl")
@@ -98,18 +98,18 @@ def copy(place: Workplace, folder: Path) -> Workplace:
     return Workplace(folder, dict(place.config))
 
 
-def test_nothing_to_do_and_what_is_made_again(trained: Workplace, tmp_path: Path) -> None:
+def test_rerun_makes_only_missing_or_changed_files(trained: Workplace, tmp_path: Path) -> None:
     place = copy(trained, tmp_path / "copy")
-    assert place.snakemake().jobs == {"convergence": 1, "all": 1}  # a figure without the other run
+    assert place.snakemake().jobs == {"convergence": 1, "all": 1}  # the figure loses the other run
     assert place.snakemake().jobs == {}
     (place.run / "alignments/1/archives/0.npy").unlink()
     (place.run / "jobs/4.1.safetensors").unlink()
-    assert place.snakemake().jobs == {}  # neither is a result, nor needed by one that is missing
+    assert place.snakemake().jobs == {}  # neither file is a target or an input of a missing one
     (place.run / "models/5.safetensors").unlink()
     outcome = place.snakemake()
     assert (outcome.jobs["train"], outcome.jobs["average"], outcome.jobs.get("align", 0)) == (1, 1, 0)
     assert place.models() == trained.models()
-    # Another weight: what is decoded, and no more.
+    # Another range of weights repeats only the decoding.
     place.config["max_lmwt"] = 4
     outcome = place.snakemake("results/run/decoding/lm_weights.tsv")
     assert outcome.status == 0, outcome.text
@@ -118,8 +118,8 @@ def test_nothing_to_do_and_what_is_made_again(trained: Workplace, tmp_path: Path
     assert pd.read_csv(place.run / "decoding/lm_weights.tsv", sep="\t")["lmwt"].tolist() == [1, 2, 3, 4]
 
 
-def test_other_words_are_scored_again_and_nothing_is_trained(trained: Workplace, tmp_path: Path) -> None:
-    """What was said is corrected; the frames and their labels are what they were."""
+def test_changed_words_are_scored_again_without_training(trained: Workplace, tmp_path: Path) -> None:
+    """Only the reference words change; frames and labels stay the same."""
     place = copy(trained, tmp_path / "copy")
     experiment = Path(shutil.copytree(place.config["experiment"], tmp_path / "experiment"))
     place.config["experiment"] = str(experiment)
@@ -134,7 +134,7 @@ def test_other_words_are_scored_again_and_nothing_is_trained(trained: Workplace,
 
 
 @pytest.mark.slow
-def test_the_number_of_splits_changes_nothing(trained: Workplace, tmp_path: Path) -> None:
+def test_models_do_not_depend_on_the_number_of_splits(trained: Workplace, tmp_path: Path) -> None:
     place = Workplace(tmp_path / "other", trained.config | {"num_splits": 1})
     outcome = place.snakemake()
     assert outcome.status == 0, outcome.text
@@ -143,7 +143,7 @@ def test_the_number_of_splits_changes_nothing(trained: Workplace, tmp_path: Path
     assert not {"train", "average", "diagnose", "shuffle", "prepare_part"} & place.snakemake().jobs.keys()
 
 
-def test_a_fault_in_the_experiment_is_one_line(trained: Workplace, tmp_path: Path) -> None:
+def test_fault_in_the_experiment_is_reported_in_one_line(trained: Workplace, tmp_path: Path) -> None:
     place = Workplace(tmp_path / "other", trained.config | {"graph": str(tmp_path)})
     (tmp_path / "HCLG.fst").write_bytes(b"nothing of the kind")
     outcome = place.snakemake("results/run/decoding/graph.fst")
@@ -155,8 +155,8 @@ def test_a_fault_in_the_experiment_is_one_line(trained: Workplace, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_the_reference_run(kaldi: Path, tmp_path: Path) -> None:
-    """Three seeds of config/fsdd-kaldi.yaml against what Kaldi's own run came to."""
+def test_reference_run(kaldi: Path, tmp_path: Path) -> None:
+    """Compares three seeds of config/fsdd-kaldi.yaml with the results of Kaldi's run."""
     config = yaml.safe_load((ROOT / "config/fsdd-kaldi.yaml").read_text())
     runs = {f"seed{seed}": {"seed": seed} for seed in range(3)}
     place = Workplace(tmp_path, config | {"experiment": str(kaldi / "fsdd"), "runs": runs})
@@ -170,9 +170,9 @@ def test_the_reference_run(kaldi: Path, tmp_path: Path) -> None:
     with open(kaldi / "fsdd/exp/nnet/metrics.tsv", newline="") as f:
         reference = [float(row["valid_log_probability"]) for row in csv.DictReader(f, delimiter="\t")]
     curves = [pd.read_csv(folder / "metrics.tsv", sep="\t")["valid_log_probability"][:19] for folder in folders]
-    of_three = np.ones(3) / 3
-    smoothed = [np.convolve(curve, of_three, "valid") for curve in (np.mean(curves, axis=0), reference)]
-    assert (smoothed[0] - smoothed[1] >= -0.05)[5:].all()  # from the one centred on iteration 6
+    window = np.ones(3) / 3
+    smoothed = [np.convolve(curve, window, "valid") for curve in (np.mean(curves, axis=0), reference)]
+    assert (smoothed[0] - smoothed[1] >= -0.05)[5:].all()  # from the mean centred on iteration 6
     plan = pd.read_csv(folders[0] / "plan.tsv", sep="\t")
     with open(kaldi / "fsdd/exp/nnet/metrics.tsv", newline="") as f:
         for row in csv.DictReader(f, delimiter="\t"):
@@ -183,8 +183,8 @@ def test_the_reference_run(kaldi: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_on_audio_through_lhotse(kaldi: Path, tmp_path: Path) -> None:
-    """Recorded digits from their audio; each is one symbol of three states from begin to end."""
+def test_run_on_audio_from_lhotse_manifests(kaldi: Path, tmp_path: Path) -> None:
+    """Trains on the audio of digits; each recording is aligned to one symbol of three states."""
     import lhotse
     from lhotse.supervision import AlignmentItem
 

@@ -1,4 +1,4 @@
-"""What long runs need: room on the disk, more epochs, another run's model to start from, jobs that may be lost."""
+"""Tests of features for long runs: pruned models, extra epochs, initial models of other runs, and lost jobs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from ngsgd import load_model
 
 from .conftest import Workplace
-from .test_rerun import DERIVED, living_jobs
+from .test_rerun import DERIVED, running_jobs
 
 
 def models(place: Workplace) -> list[int]:
@@ -21,33 +21,33 @@ def models(place: Workplace) -> list[int]:
 
 
 @pytest.mark.slow
-def test_models_are_removed_while_the_run_goes_on(empty: Workplace, undisturbed: Workplace) -> None:
+def test_models_and_examples_are_removed_during_a_run(empty: Workplace, undisturbed: Workplace) -> None:
     empty.config |= {"keep_last_models": 1, "keep_every_model": 4, "max_models_combine": 1, "keep_examples": False}
     outcome = empty.snakemake()
     assert outcome.status == 0, outcome.text
     assert models(empty) == [0, 4, 6]
     assert not list(empty.run.glob("jobs/*"))
     assert not list((empty.folder / "results/egs").glob("*/archives"))
-    entire = undisturbed.models()
-    assert {name: entire[name] for name in empty.models() if name != "final.safetensors"} == {
-        f"models/{x}.safetensors": entire[f"models/{x}.safetensors"] for x in (0, 4, 6)
+    expected = undisturbed.models()
+    assert {name: expected[name] for name in empty.models() if name != "final.safetensors"} == {
+        f"models/{x}.safetensors": expected[f"models/{x}.safetensors"] for x in (0, 4, 6)
     }
     assert empty.snakemake().jobs == {}
-    # What is needed is made again from the nearest one before it that was kept.
+    # A needed model is made again from the nearest earlier model that was kept.
     (empty.run / "models/6.safetensors").unlink()
     assert empty.snakemake().jobs == {}
     outcome = empty.snakemake("results/run/models/6.safetensors")
     assert outcome.status == 0, outcome.text
     assert (outcome.jobs["train"], outcome.jobs["average"]) == (4, 2)
     assert models(empty) == [0, 4, 6]
-    assert empty.models()["models/6.safetensors"] == entire["models/6.safetensors"]
+    assert empty.models()["models/6.safetensors"] == expected["models/6.safetensors"]
     assert empty.snakemake().jobs == {}
-    # To keep more from now on brings nothing back.
+    # Keeping more models from now on restores none.
     empty.config |= {"keep_last_models": None, "keep_every_model": None}
     assert empty.snakemake().jobs == {}
 
 
-def test_a_finished_run_is_extended(finished: Workplace, undisturbed: Workplace) -> None:
+def test_extra_epochs_extend_a_finished_run(finished: Workplace, undisturbed: Workplace) -> None:
     before = undisturbed.models()
     times = {path: path.stat().st_mtime_ns for path in (finished.run / "models").iterdir()}
     finished.config["extra_epochs"] = 0.34
@@ -70,9 +70,9 @@ def test_a_finished_run_is_extended(finished: Workplace, undisturbed: Workplace)
     assert finished.models()["final.safetensors"] == before["final.safetensors"]
 
 
-def test_a_run_starts_from_the_model_of_another(finished: Workplace) -> None:
-    following = {"initial_model": "results/run/final.safetensors", "num_epochs": 0.34, "seed": 1}
-    finished.config["runs"] = {"next": following, "run": {}}
+def test_run_starts_from_the_model_of_another_run(finished: Workplace) -> None:
+    settings = {"initial_model": "results/run/final.safetensors", "num_epochs": 0.34, "seed": 1}
+    finished.config["runs"] = {"next": settings, "run": {}}
     outcome = finished.snakemake()
     assert outcome.status == 0, outcome.text
     assert outcome.jobs["train"] == 4
@@ -85,12 +85,12 @@ def test_a_run_starts_from_the_model_of_another(finished: Workplace) -> None:
     best = max(json.loads((finished.run / "combination.json").read_text())["valid_log_probability"].values())
     assert scores["valid"]["log_probability"] == pytest.approx(best, abs=1e-5)
     assert finished.snakemake().jobs == {}
-    # Another model to start from is another recipe.
-    finished.config["runs"]["next"] = following | {"initial_model": "results/run/models/6.safetensors"}
+    # Another initial model is another recipe.
+    finished.config["runs"]["next"] = settings | {"initial_model": "results/run/models/6.safetensors"}
     assert finished.snakemake().jobs["train"] == 4
 
 
-def test_a_model_that_does_not_go_with_the_corpus_is_refused(finished: Workplace) -> None:
+def test_unsuitable_initial_model_is_refused(finished: Workplace) -> None:
     model = "results/run/final.safetensors"
     finished.config["runs"] = {"run": {}, "next": {"initial_model": model, "states_per_word": 2}}
     outcome = finished.snakemake("results/next/final.safetensors")
@@ -105,13 +105,13 @@ def test_a_model_that_does_not_go_with_the_corpus_is_refused(finished: Workplace
 
 
 @pytest.mark.slow
-def test_an_iteration_on_one_machine_can_do_without_a_lost_job(empty: Workplace) -> None:
+def test_iteration_without_a_cluster_goes_on_without_a_lost_job(empty: Workplace) -> None:
     empty.config["min_jobs"] = 1
     stop = threading.Event()
 
-    def hunt() -> None:
+    def kill_attempts() -> None:
         while not stop.wait(0.05):
-            for pid in living_jobs(empty.folder):
+            for pid in running_jobs(empty.folder):
                 try:
                     with open(f"/proc/{pid}/cmdline", "rb") as f:
                         if f.read().split(b"\0")[2:6] == [b"train", b"results/run", b"3", b"1"]:
@@ -119,15 +119,15 @@ def test_an_iteration_on_one_machine_can_do_without_a_lost_job(empty: Workplace)
                 except OSError:
                     continue
 
-    threading.Thread(target=hunt, daemon=True).start()
+    threading.Thread(target=kill_attempts, daemon=True).start()
     outcome = empty.snakemake("--retries", "1")
     stop.set()
     assert outcome.status == 0, outcome.text
     ledger = (empty.run / "lost.tsv").read_text().splitlines()
     assert [line.split("\t")[:2] for line in ledger[1:]] == [["3", "1"]]
-    made = empty.models()
+    models_before = empty.models()
     for path in [empty.run / f"{name}.safetensors" for name in ("models/4", "models/5", "jobs/4.1")]:
         path.unlink()
     outcome = empty.snakemake()
     assert outcome.jobs == {"train": 1, "average": 2} | DERIVED
-    assert empty.models() == made
+    assert empty.models() == models_before

@@ -1,4 +1,4 @@
-"""Running again: after a forced iteration, a deleted file, a changed setting, or the death of Snakemake."""
+"""Tests of running again after a forced iteration, a deleted file, a changed setting, or the death of Snakemake."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 
 from .conftest import Workplace
 
-DERIVED = {"metrics": 1, "convergence": 1, "all": 1}  # from the reports: cheap, and no model
+DERIVED = {"metrics": 1, "convergence": 1, "all": 1}  # rules that only read reports; they are cheap and make no model
 
 
-def living_jobs(folder: Path) -> list[int]:
-    """Processes of ngsgd or Snakemake that work in a folder."""
+def running_jobs(folder: Path) -> list[int]:
+    """Returns the ids of the processes of ngsgd or Snakemake that work in a folder."""
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdecimal() and int(process.name) != os.getpid():
@@ -31,28 +31,28 @@ def living_jobs(folder: Path) -> list[int]:
     return found
 
 
-def assert_no_job_lives_on(folder: Path) -> None:
-    """After the scheduler has ended no job makes anything, and none is there when those that just started have."""
+def assert_no_job_goes_on(folder: Path) -> None:
+    """Checks that all jobs end within 15 s after the scheduler, and make no file from 0.5 s on."""
 
-    def made() -> set[Path]:
+    def results() -> set[Path]:
         return {path for path in (folder / "results").rglob("*.*") if path.suffix not in (".log", ".part")}
 
     time.sleep(0.5)
-    before = made()
+    before = results()
     deadline = time.monotonic() + 15.0
-    while living_jobs(folder) and time.monotonic() < deadline:
+    while running_jobs(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert living_jobs(folder) == []
-    assert made() == before
+    assert running_jobs(folder) == []
+    assert results() == before
 
 
-def test_a_finished_run_has_nothing_to_do(finished: Workplace) -> None:
+def test_finished_run_has_nothing_to_do(finished: Workplace) -> None:
     outcome = finished.snakemake()
     assert (outcome.status, outcome.jobs) == (0, {})
     assert "Nothing to be done" in outcome.text
 
 
-def test_a_forced_iteration_is_made_again_alone_and_the_same(finished: Workplace, undisturbed: Workplace) -> None:
+def test_forced_iteration_alone_is_repeated_with_the_same_models(finished: Workplace, undisturbed: Workplace) -> None:
     jobs = [f"results/run/jobs/3.{n}.safetensors" for n in (1, 2)]
     old = (finished.folder / jobs[0]).stat().st_mtime_ns
     outcome = finished.snakemake("--forcerun", *jobs)
@@ -63,14 +63,14 @@ def test_a_forced_iteration_is_made_again_alone_and_the_same(finished: Workplace
     assert finished.snakemake().jobs == {}
     outcome = finished.snakemake("--force", "results/run/models/4.safetensors")
     assert outcome.jobs == {"average": 1}
-    # Of two links of the chain that are forced neither hides the other.
+    # If two links of the chain are forced, both are made.
     outcome = finished.snakemake("--forcerun", "results/run/jobs/1.1.safetensors", "results/run/models/5.safetensors")
     assert outcome.jobs == {"train": 1, "average": 1} | DERIVED
     assert finished.models() == undisturbed.models()
 
 
 @pytest.mark.slow
-def test_a_forced_rule_goes_through_the_whole_chain(finished: Workplace, undisturbed: Workplace) -> None:
+def test_forced_rule_repeats_all_iterations(finished: Workplace, undisturbed: Workplace) -> None:
     outcome = finished.snakemake("--forcerun", "train")
     assert (outcome.jobs["train"], outcome.jobs["average"]) == (12, 6)
     assert finished.models() == undisturbed.models()
@@ -83,14 +83,14 @@ def test_a_forced_rule_goes_through_the_whole_chain(finished: Workplace, undistu
         (["models/0"], {"initial_model": 1, "all": 1}),
         (["models/3", "jobs/2.1", "jobs/2.2"], {"train": 2, "average": 1} | DERIVED),
         (["final"], {"combine": 1, "evaluate": 1, "all": 1}),
-        (["jobs/2.1"], {}),  # nothing needs it any more
+        (["jobs/2.1"], {}),  # no missing file needs it
         (
             ["models/2", "models/3", "jobs/2.2", "final"],
             {"train": 1, "average": 2, "combine": 1, "evaluate": 1} | DERIVED,
         ),
     ],
 )  # fmt: skip
-def test_deleted_models_are_made_again_the_same(
+def test_deleted_models_are_made_again_identically(
     finished: Workplace, undisturbed: Workplace, deleted: list[str], jobs: dict[str, int]
 ) -> None:
     for name in deleted:
@@ -105,7 +105,7 @@ def test_deleted_models_are_made_again_the_same(
     assert finished.snakemake().jobs == {}
 
 
-def test_deleted_examples_are_made_again_for_those_who_need_them(finished: Workplace, undisturbed: Workplace) -> None:
+def test_deleted_examples_are_made_again_for_jobs_that_need_them(finished: Workplace, undisturbed: Workplace) -> None:
     for archive in (finished.folder / "results/egs").glob("*/archives/*"):
         archive.unlink()
     assert finished.snakemake().jobs == {}
@@ -116,7 +116,7 @@ def test_deleted_examples_are_made_again_for_those_who_need_them(finished: Workp
     assert finished.models() == undisturbed.models()
 
 
-def test_a_lost_plan_is_made_again_and_trains_nothing(finished: Workplace, undisturbed: Workplace) -> None:
+def test_deleted_plan_is_made_again_without_training(finished: Workplace, undisturbed: Workplace) -> None:
     (finished.run / "plan.tsv").unlink()
     outcome = finished.snakemake()
     assert outcome.status == 0, outcome.text
@@ -124,7 +124,9 @@ def test_a_lost_plan_is_made_again_and_trains_nothing(finished: Workplace, undis
     assert finished.models() == undisturbed.models()
 
 
-def test_a_changed_setting_trains_again_and_back_again_does_not(finished: Workplace, undisturbed: Workplace) -> None:
+def test_changed_setting_trains_again_and_the_old_one_restores_its_models(
+    finished: Workplace, undisturbed: Workplace
+) -> None:
     finished.config["initial_effective_lrate"] = 0.01
     outcome = finished.snakemake()
     assert outcome.status == 0, outcome.text
@@ -141,11 +143,11 @@ def test_a_changed_setting_trains_again_and_back_again_does_not(finished: Workpl
 
 
 @pytest.mark.parametrize("moment", ["superseded", "plan.tsv"])
-def test_a_change_that_was_killed_and_taken_back_changes_nothing(
+def test_interrupted_and_reverted_change_keeps_the_models(
     finished: Workplace, undisturbed: Workplace, moment: str
 ) -> None:
-    """The folder is the old recipe's again, whatever the new one had come to; Snakemake has no record of it."""
-    finished.config["alpha"] = 2.0  # of no consequence to the plan
+    """The old recipe's files are restored however far the new one had got; Snakemake has no record of the change."""
+    finished.config["alpha"] = 2.0  # does not change the plan
     process = finished.start()
     (finished.run / "plan.tsv").unlink()
     deadline = time.monotonic() + 60
@@ -162,14 +164,14 @@ def test_a_change_that_was_killed_and_taken_back_changes_nothing(
     assert finished.models() == undisturbed.models()
 
 
-def test_a_change_is_noticed_without_any_record_of_snakemakes(finished: Workplace) -> None:
+def test_change_is_noticed_without_records_of_snakemake(finished: Workplace) -> None:
     shutil.rmtree(finished.folder / ".snakemake")
     assert finished.snakemake("--dry-run").jobs == {}
     finished.config["alpha"] = 2.0
     assert finished.snakemake("--dry-run").jobs["activate_recipe"] == 1
 
 
-def test_lost_settings_and_lost_data_are_made_again(finished: Workplace, undisturbed: Workplace) -> None:
+def test_deleted_settings_and_data_are_made_again(finished: Workplace, undisturbed: Workplace) -> None:
     (finished.run / "settings.json").unlink()
     (finished.run / "models/3.safetensors").unlink()
     outcome = finished.snakemake()
@@ -184,7 +186,7 @@ def test_lost_settings_and_lost_data_are_made_again(finished: Workplace, undistu
     assert finished.models() == undisturbed.models()
 
 
-def test_a_forced_late_step_trains_nothing(finished: Workplace) -> None:
+def test_forced_evaluation_trains_nothing(finished: Workplace) -> None:
     (finished.run / "models/3.safetensors").unlink()
     finished.snakemake()
     assert finished.snakemake("--dry-run", "--forcerun", "evaluate").jobs == {"evaluate": 1, "all": 1}
@@ -198,7 +200,7 @@ def test_changed_data_trains_again(
     assert outcome.jobs["prepare_digits"] == outcome.jobs["activate_recipe"] == 1
 
 
-def test_settings_of_what_comes_after_training_do_not_train_again(finished: Workplace, undisturbed: Workplace) -> None:
+def test_changed_scoring_setting_does_not_train_again(finished: Workplace, undisturbed: Workplace) -> None:
     finished.config["num_valid_frames"] = 300
     outcome = finished.snakemake()
     assert outcome.status == 0, outcome.text
@@ -207,22 +209,20 @@ def test_settings_of_what_comes_after_training_do_not_train_again(finished: Work
         == {"activate_recipe": 1, "plan": 1, "sample": 1, "diagnose": 7, "combine": 1, "evaluate": 1} | DERIVED
     )
     final = {"final.safetensors"}
-    ours, theirs = finished.models(), undisturbed.models()
-    assert {n: h for n, h in ours.items() if n not in final} == {n: h for n, h in theirs.items() if n not in final}
+    changed, original = finished.models(), undisturbed.models()
+    assert {n: h for n, h in changed.items() if n not in final} == {n: h for n, h in original.items() if n not in final}
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_it_goes_on_and_comes_out_the_same(
-    empty: Workplace, undisturbed: Workplace, seed: int
-) -> None:
-    """Snakemake is killed again and again, with SIGKILL; each time the next plain call goes on."""
+def test_killed_run_resumes_and_makes_the_same_models(empty: Workplace, undisturbed: Workplace, seed: int) -> None:
+    """Snakemake is killed three times with SIGKILL; each next call resumes the run."""
     rng = random.Random(seed)
     for _ in range(3):
         process = empty.start()
         time.sleep(rng.uniform(4.0, 9.0))
         process.kill()
         process.wait()
-        assert_no_job_lives_on(empty.folder)
+        assert_no_job_goes_on(empty.folder)
     outcome = empty.snakemake()
     assert outcome.status == 0, outcome.text
     assert empty.models() == undisturbed.models()
@@ -230,15 +230,15 @@ def test_killed_at_any_moment_it_goes_on_and_comes_out_the_same(
     assert empty.snakemake().jobs == {}
 
 
-def test_a_second_snakemake_is_refused_and_told_who_is_at_work(finished: Workplace, undisturbed: Workplace) -> None:
+def test_second_snakemake_is_refused_and_names_the_first(finished: Workplace, undisturbed: Workplace) -> None:
     for x in range(1, 7):
         (finished.run / f"models/{x}.safetensors").unlink()
         for n in (1, 2):
             (finished.run / f"jobs/{x - 1}.{n}.safetensors").unlink()
     first = finished.start()
-    log = finished.folder / "results" / ".lock"
+    lock = finished.folder / "results" / ".lock"
     deadline = time.monotonic() + 60
-    while not (log.exists() and str(first.pid) in log.read_text()):
+    while not (lock.exists() and str(first.pid) in lock.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     second = finished.snakemake()
@@ -250,23 +250,23 @@ def test_a_second_snakemake_is_refused_and_told_who_is_at_work(finished: Workpla
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_asked_to_end_it_leaves_no_job_behind(empty: Workplace, number: signal.Signals) -> None:
+def test_terminated_snakemake_leaves_no_job_behind(empty: Workplace, number: signal.Signals) -> None:
     process = empty.start()
     deadline = time.monotonic() + 60
     while not list(empty.run.glob("recipe/*.json")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    # Snakemake now makes its plan anew, and holds a lock for that for which its own handler of SIGTERM would wait.
+    # Snakemake now makes its plan again and holds a lock on which its own handler of SIGTERM would wait.
     for _ in range(50 if number == signal.SIGTERM else 1):
         process.send_signal(number)
         time.sleep(0.01)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert_no_job_lives_on(empty.folder)
+    assert_no_job_goes_on(empty.folder)
 
 
-def test_a_job_ends_with_its_scheduler(tmp_path: Path) -> None:
+def test_job_ends_with_its_scheduler(tmp_path: Path) -> None:
     program = (
         "import subprocess, sys, time\n"
         "from ngsgd.locks import announce_scheduler\n"
@@ -281,28 +281,28 @@ def test_a_job_ends_with_its_scheduler(tmp_path: Path) -> None:
     assert scheduler.stdout is not None
     assert scheduler.stdout.readline() == "1\n"
     scheduler.kill()
-    # The pipe closes when the last of those that hold it, the job and its shell, have ended.
+    # The pipe closes when both the job and its shell have ended.
     started = time.monotonic()
     assert scheduler.stdout.read() == ""
     assert time.monotonic() - started < 5.0
 
 
 @pytest.mark.slow
-def test_momentum_goes_with_its_models(empty: Workplace) -> None:
+def test_momentum_is_kept_with_its_models(empty: Workplace) -> None:
     empty.config |= {"outer_momentum": 0.5, "outer_lrate": 0.7, "outer_nesterov": True, "pnorm_input_dim": 300}
     assert empty.snakemake("results/run/final.safetensors").status == 0
     models, momenta = empty.models(), empty.run / "momenta"
     last = max(int(path.stem) for path in momenta.iterdir())
-    made = {path.name: path.read_bytes() for path in momenta.iterdir()}
-    # A model made again is made with the momentum of the one before, which stays.
+    before = {path.name: path.read_bytes() for path in momenta.iterdir()}
+    # A model is made again with the momentum of the model before, which is kept.
     for x in (last - 1, last):
         (empty.run / f"models/{x}.safetensors").unlink()
         (momenta / f"{x}.safetensors").unlink()
     (empty.run / "final.safetensors").unlink()
     assert empty.snakemake("results/run/final.safetensors").status == 0
     assert empty.models() == models
-    assert {path.name: path.read_bytes() for path in momenta.iterdir()} == made
-    # Without it nothing is made up.
+    assert {path.name: path.read_bytes() for path in momenta.iterdir()} == before
+    # A missing momentum is an error.
     (momenta / f"{last - 1}.safetensors").unlink()
     for name in (f"models/{last}.safetensors", "final.safetensors"):
         (empty.run / name).unlink()
@@ -311,7 +311,7 @@ def test_momentum_goes_with_its_models(empty: Workplace) -> None:
     assert outcome.last_line.startswith(f"error: results/run/momenta/{last - 1}.safetensors: the momentum of")
 
 
-def test_metrics_alone_are_made_where_the_settings_were_set_aside(finished: Workplace) -> None:
+def test_metrics_are_made_again_if_the_settings_file_is_missing(finished: Workplace) -> None:
     table = (finished.run / "metrics.tsv").read_bytes()
     (finished.run / "metrics.tsv").unlink()
     (finished.run / "settings.json").unlink()

@@ -1,4 +1,4 @@
-"""A study as a whole: one call sweeps, chooses, runs the grid and writes the page; the next makes what is missing."""
+"""Tests of a whole study: one call sweeps, chooses rates, runs the grid and writes the page."""
 
 import json
 from pathlib import Path
@@ -34,37 +34,37 @@ STUDY: dict[str, Any] = {
 
 
 @pytest.mark.slow
-def test_one_call_makes_the_page_and_the_next_one_what_is_missing(tmp_path: Path) -> None:
+def test_one_call_makes_the_page_and_the_next_one_missing_files(tmp_path: Path) -> None:
     place = Workplace(tmp_path, STUDY)
     outcome = place.snakemake("paper")
     assert outcome.status == 0, outcome.text
-    made = tmp_path / "results/paper/digits"
-    assert json.loads((made / "learning_rates.json").read_text())["chosen"]["sgd"] in (0.005, 0.02)
-    summary = pd.read_csv(made / "summary.tsv", sep="\t")
+    results = tmp_path / "results/paper/digits"
+    assert json.loads((results / "learning_rates.json").read_text())["chosen"]["sgd"] in (0.005, 0.02)
+    summary = pd.read_csv(results / "summary.tsv", sep="\t")
     assert set(zip(summary["method"], summary["jobs"], summary["seed"], strict=True)) == {
         (method, jobs, seed) for method in ("sgd", "ng-sgd") for jobs in (1, 2) for seed in (0, 1)
     }
     page = (tmp_path / "results/digits.md").read_text()
-    assert "NG-SGD online moreover: `alpha: 1.0`." in page
+    assert "Additional settings of NG-SGD online: `alpha: 1.0`." in page
     for figure in ("optimisers", "jobs-ng-sgd", "time-sgd", "speedup", "averaging", "rates", "cost"):
         assert f"paper/digits/{figure}.png" in page
-        assert (made / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
-        assert (made / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
-    first = (made / "speedup.png").read_bytes()
-    (made / "speedup.png").unlink()
+        assert (results / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert (results / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    first = (results / "speedup.png").read_bytes()
+    (results / "speedup.png").unlink()
     again = place.snakemake("paper")
     assert again.status == 0, again.text
     assert again.jobs == {"paper": 1, "study_figure": 1}
-    assert (made / "speedup.png").read_bytes() == first
-    # Other candidates are another choice, here with the same outcome.
+    assert (results / "speedup.png").read_bytes() == first
+    # Another candidate rate repeats the choice, here with the same outcome.
     place.config["paper"]["digits"]["rates"]["sgd"].append(0.001)
     other = place.snakemake("paper")
     assert other.status == 0, other.text
-    tuning = pd.read_csv(made / "tuning.tsv", sep="\t")
+    tuning = pd.read_csv(results / "tuning.tsv", sep="\t")
     assert tuning["rate"].tolist() == [0.005, 0.02, 0.001, 0.02]
 
 
-def test_a_study_that_is_none_is_refused_in_a_line(tmp_path: Path) -> None:
+def test_malformed_study_is_refused_in_one_line(tmp_path: Path) -> None:
     place = Workplace(tmp_path, STUDY | {"paper": {"digits": {"settings": {}}}})
     outcome = place.snakemake("paper", "--dry-run")
     assert outcome.status == 1

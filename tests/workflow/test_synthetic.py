@@ -1,4 +1,4 @@
-"""The workflow on speech that it makes itself."""
+"""Tests of the workflow on synthetic speech."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from .conftest import SMALL, Workplace
 
 
 @pytest.mark.slow
-def test_from_sentences_to_phones(tmp_path: Path) -> None:
+def test_run_on_synthetic_speech(tmp_path: Path) -> None:
     config = SMALL | {
         "corpus": "synthetic",
         "hours": 0.1,
@@ -25,7 +25,7 @@ def test_from_sentences_to_phones(tmp_path: Path) -> None:
     assert outcome.status == 0, outcome.text
     assert outcome.jobs["prepare_part"] == 3
     scores = json.loads((place.run / "evaluation.json").read_text())
-    # Chance is a phone in 58; other voices, rooms and noise than those trained on.
+    # Chance is one phone of 58; the test set has other voices, rooms and noise than the training set.
     assert scores["phone_error_rate"] < 0.75
     assert scores["phones"] > 500
     assert f"phone error rate {scores['phone_error_rate']:.2%}" in outcome.text

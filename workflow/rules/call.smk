@@ -13,7 +13,7 @@ from ngsgd.files import remove_abandoned
 from ngsgd.locks import RunLock, announce_scheduler
 from ngsgd.training.lost_jobs import StragglerMonitor, record_failure
 from ngsgd.training.pruning import prune
-from snakemake_executor_plugin_ngsgd import hooks
+from snakemake_executor_plugin_ngsgd import JobPolicy, cancel_former_jobs, set_job_policy
 
 results_lock = RunLock("results")
 
@@ -26,12 +26,11 @@ def claim_results():
         sys.exit(f"error: {e}")
     announce_scheduler()
     try:
-        if hooks.cancel_former_jobs:
-            hooks.cancel_former_jobs()
+        cancelled = cancel_former_jobs(workflow, logger)
     except NgsgdError as e:
         sys.exit(f"error: {e}")
-    # On a cluster no job of another machine lives any more; elsewhere there may be one whose Snakemake has died.
-    remove_abandoned("results", elsewhere=hooks.cancel_former_jobs is not None)
+    # Unless they were cancelled, jobs of a call that has died may still be writing on other machines.
+    remove_abandoned("results", elsewhere=cancelled)
     if not ON_CLUSTER:
         start_server()
 
@@ -76,7 +75,7 @@ def report_errors(snakemake_log):
 def remove_unneeded():
     """What is not kept when all is made."""
     # Snakemake forgets them where it was killed before it had removed them.
-    for distributed in Path("results/egs").glob("*/dealt"):
+    for distributed in Path("results/egs").glob("*/distributed"):
         shutil.rmtree(distributed, ignore_errors=True)
     finished = [
         run for name, run in RUNS.items() if PLANS.known(name) and run.evaluation.exists() and run.plan.exists()
@@ -121,30 +120,30 @@ onerror:
     atexit.register(report_errors, log[0] if isinstance(log, list) else log)
 
 
-# What the executor on a cluster asks of this workflow.
 STRAGGLERS = (
     None if EXECUTION.straggler_timeout is None else StragglerMonitor(EXECUTION.straggler_timeout, EXECUTION.min_jobs)
 )
 
 
-def failed(job, reason, attempts_left):
-    """Notes that a job has failed; whether the workflow goes on as if it had not."""
-    if not job.is_group():
-        REASONS[str(job.log[0])] = reason
-    if job.is_group() or job.rule.name != "train":
-        return False
-    row = PLANS.job(job.wildcards)
-    return record_failure(RUNS[job.wildcards.run], row, reason, attempts_left, EXECUTION.min_jobs)
+class TrainingJobPolicy(JobPolicy):
+    """Lets iterations do without lost jobs on a cluster, as `min_jobs` and `straggler_timeout` allow."""
+
+    def on_failure(self, job, reason, attempts_left):
+        """Records the failure of a job, and returns whether the workflow goes on without it."""
+        if not job.is_group():
+            REASONS[str(job.log[0])] = reason
+        if job.is_group() or job.rule.name != "train":
+            return False
+        row = PLANS.job(job.wildcards)
+        return record_failure(RUNS[job.wildcards.run], row, reason, attempts_left, EXECUTION.min_jobs)
+
+    def is_straggler(self, job):
+        """Returns whether the iteration of a training job has waited for it long enough."""
+        if STRAGGLERS is None or job.is_group() or job.rule.name != "train":
+            return False
+        run, x = RUNS[job.wildcards.run], int(job.wildcards.iteration)
+        outputs = [run.job(x, row.job) for row in PLANS.iteration(job.wildcards.run, x)]
+        return STRAGGLERS.overdue(outputs, time.monotonic())
 
 
-def is_straggler(job):
-    """Whether a job is to be given up, though it is still under way."""
-    if STRAGGLERS is None or job.is_group() or job.rule.name != "train":
-        return False
-    run, x = RUNS[job.wildcards.run], int(job.wildcards.iteration)
-    outputs = [run.job(x, row.job) for row in PLANS.iteration(job.wildcards.run, x)]
-    return STRAGGLERS.overdue(outputs, time.monotonic())
-
-
-hooks.failed = failed
-hooks.is_straggler = is_straggler
+set_job_policy(workflow, TrainingJobPolicy())

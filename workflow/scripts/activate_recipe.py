@@ -21,7 +21,7 @@ with entry_point(snakemake.log[0]):
     check_corpus(run.settings, info)
     layout = run.layout()
     plan = make_plan(layout, replace(run.settings, extra_epochs=0))
-    # From here on no other recipe is in force, whatever becomes of this job.
+    # Former recipes are removed first, so that none of them is active if this job fails.
     for former in stamp.parent.glob("*.json"):
         former.unlink()
     activate_recipe(run, info, plan)

@@ -8,8 +8,8 @@ from ngsgd.training.plan import Job, make_plan
 from ngsgd.training.recipe import Recipe
 
 with entry_point(snakemake.log[0]):
-    (in_force,) = Path(f"results/{snakemake.wildcards.run}/recipe").glob("*.json")
-    recipe = Recipe.read(in_force)
+    (stamp,) = Path(f"results/{snakemake.wildcards.run}/recipe").glob("*.json")
+    recipe = Recipe.read(stamp)
     plan = pd.DataFrame(make_plan(recipe.layout, recipe.run.settings), columns=Job._fields)
     recipe.run.write()
     with atomic_write(recipe.run.plan) as temporary:

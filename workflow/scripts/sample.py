@@ -11,7 +11,7 @@ with entry_point(snakemake.log[0]):
     purpose = snakemake.wildcards.subset
     corpus = Path(snakemake.input.info).parent
     sample_frames(
-        # The frames for the priors are of the training subset, too, but others.
+        # Frames for the priors are training frames, too; the purpose in the seed selects different ones.
         Subset(corpus, "valid" if purpose == "valid" else "train"),
         int(snakemake.wildcards.frames),
         context(parse_splice_indexes(s["splice_indexes"])),

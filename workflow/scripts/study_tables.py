@@ -18,7 +18,7 @@ with entry_point(snakemake.log[0]):
         for path in metrics
     }
     courses = curves(experiment, tables, snakemake.params.turnaround)
-    made = {"curves": courses, "speedup": speedups(courses), "summary": summary(experiment, courses, finishes)}
-    for name, table in made.items():
+    outputs = {"curves": courses, "speedup": speedups(courses), "summary": summary(experiment, courses, finishes)}
+    for name, table in outputs.items():
         with atomic_write(snakemake.output[name]) as temporary:
             table.to_csv(temporary, sep="\t", index=False)

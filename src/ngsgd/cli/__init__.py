@@ -1,1 +1,1 @@
-"""Layer 5, the faces: the ``ngsgd`` command, the frame in which the workflow's scripts run, tables and plots."""
+"""Top layer: the ``ngsgd`` command, and the entry point of the workflow's scripts."""

@@ -1,4 +1,4 @@
-"""What the ``ngsgd`` command does. What a subcommand needs is imported when it is called."""
+"""Implements the subcommands of ``ngsgd``; each imports its modules when it is called."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _job(run: Run, iteration: int, number: int) -> Job:
-    """A training job as it is after what has been lost before it."""
+    """Returns a job of the plan, adjusted for jobs that were lost before it.
+
+    Raises:
+        DataError: the iteration has no such job.
+    """
     from ngsgd.errors import DataError
     from ngsgd.network.storage import read_header
     from ngsgd.training.lost_jobs import jobs_after_losses, lost_jobs_in_history
@@ -51,7 +55,7 @@ def _failed(arguments: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
-def _average(arguments: argparse.Namespace) -> None:
+def _end_iteration(arguments: argparse.Namespace) -> None:
     from ngsgd.network.storage import read_header
     from ngsgd.training.average import end_iteration
     from ngsgd.training.lost_jobs import jobs_after_losses, lost_jobs_in_history, record_lost_jobs
@@ -63,11 +67,11 @@ def _average(arguments: argparse.Namespace) -> None:
     jobs = jobs_after_losses(run.plan, x, lost_jobs_in_history(read_header(run.model(x))["history"]))
     outputs = [run.job(x, job.job) for job in jobs]
     lost = record_lost_jobs(jobs, outputs, run.ledger, arguments.min_jobs or None)
-    made = [output for job, output in zip(jobs, outputs, strict=True) if job.job not in lost]
+    models = [output for job, output in zip(jobs, outputs, strict=True) if job.job not in lost]
     gap = run.settings.max_log_probability_gap
     step = run.settings.outer_step()
     momenta = (run.momentum(x), run.momentum(x + 1)) if step.momentum else None
-    end_iteration(made, run.model(x), gap, run.model(x + 1), run.report(x + 1), lost, step, momenta)
+    end_iteration(models, run.model(x), gap, run.model(x + 1), run.report(x + 1), lost, step, momenta)
     reporter.done()
     _prune(run, arguments, needed=[x + 1])
 
@@ -77,9 +81,9 @@ def _prune(run: Run, arguments: argparse.Namespace, needed: Sequence[int] = ()) 
     from ngsgd.training.plan import read_plan
     from ngsgd.training.pruning import prune
 
-    keeping = ModelRetention(arguments.keep_last or None, arguments.keep_every or None)
-    if not keeping.all:
-        prune(run, read_plan(run.plan), keeping, needed)
+    retention = ModelRetention(arguments.keep_last or None, arguments.keep_every or None)
+    if not retention.all:
+        prune(run, read_plan(run.plan), retention, needed)
 
 
 def _diagnose(arguments: argparse.Namespace) -> None:
@@ -130,7 +134,7 @@ def _info(arguments: argparse.Namespace) -> None:
     print(describe(load(arguments.model), arguments.model))
 
 
-def _mean(arguments: argparse.Namespace) -> None:
+def _average(arguments: argparse.Namespace) -> None:
     from ngsgd.cli.models import average, save
 
     model = average(arguments.models)
@@ -166,7 +170,7 @@ def _compute(arguments: argparse.Namespace) -> None:
     )
     matrices = read_features(arguments.features, root, allow_pipes=arguments.allow_pipes)
     done = compute(load(arguments.model), matrices, features, Path(arguments.output))
-    print(f"{done} utterances", file=sys.stderr)
+    print(f"{done} utterances written", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -174,54 +178,74 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text)
-        made.set_defaults(function=function)
-        return made
+        subparser = commands.add_parser(name, help=text, description=text)
+        subparser.set_defaults(function=function)
+        return subparser
 
-    status = command("status", _status, "How a run stands: its jobs, scores, pace and expected end.")
+    status = command("status", _status, "Prints the state of a run: jobs, scores, speed and expected end.")
     status.add_argument("run", help="folder of the run")
-    status.add_argument("--follow", action="store_true", help="again every few seconds, until it has its final model")
-    _add_steps_of_a_run(command)
-    _add_uses_of_a_model(command)
+    status.add_argument(
+        "--follow", action="store_true", help="repeat every few seconds until the final model is written"
+    )
+    _add_run_commands(command)
+    _add_model_commands(command)
     return top
 
 
-def _add_steps_of_a_run(command: Callable[..., argparse.ArgumentParser]) -> None:
-    def add_keeping(made: argparse.ArgumentParser) -> None:
-        made.add_argument(
-            "--keep-last", type=int, default=0, metavar="N", help="remove models but the last N; 0: see next"
+def _add_run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    def add_retention_options(subparser: argparse.ArgumentParser) -> None:
+        subparser.add_argument(
+            "--keep-last",
+            type=int,
+            default=0,
+            metavar="N",
+            help="keep the last N models and remove older ones; 0: see --keep-every",
         )
-        made.add_argument("--keep-every", type=int, default=0, metavar="N", help="and but each N-th; both 0: keep all")
+        subparser.add_argument(
+            "--keep-every",
+            type=int,
+            default=0,
+            metavar="N",
+            help="keep every N-th model as well; if both are 0, all are kept",
+        )
 
-    train = command("train", _train, "One training job of a run's plan.")
+    train = command("train", _train, "Runs one training job of a run's plan.")
     train.add_argument("run", help="folder of the run")
     train.add_argument("iteration", type=int)
     train.add_argument("job", type=int)
 
-    end = command("end-iteration", _average, "Makes the next model: the average of an iteration's jobs, or the best.")
+    end = command(
+        "end-iteration", _end_iteration, "Writes the next model: the average of an iteration's jobs, or the best one."
+    )
     end.add_argument("run", help="folder of the run")
     end.add_argument("iteration", type=int)
-    end.add_argument("--min-jobs", type=int, default=0, metavar="N", help="go on with N of its jobs; 0: all")
-    add_keeping(end)
+    end.add_argument(
+        "--min-jobs", type=int, default=0, metavar="N", help="accept an iteration with at least N finished jobs; 0: all"
+    )
+    add_retention_options(end)
 
     failed = command(
-        "failed", _failed, "Notes that a training job has failed, and gives it up if it may: then it succeeds."
+        "failed",
+        _failed,
+        "Records that a training job has failed; status 0 if the iteration can do without it, else 1.",
     )
     failed.add_argument("run", help="folder of the run")
     failed.add_argument("iteration", type=int)
     failed.add_argument("job", type=int)
     failed.add_argument("--reason", default="it failed, see its log")
-    failed.add_argument("--attempts-left", type=int, default=0, metavar="N", help="how often it is to be tried again")
-    failed.add_argument("--min-jobs", type=int, default=0, metavar="N", help="the iteration can do with N; 0: all")
+    failed.add_argument("--attempts-left", type=int, default=0, metavar="N", help="number of retries that remain")
+    failed.add_argument(
+        "--min-jobs", type=int, default=0, metavar="N", help="minimum number of finished jobs of an iteration; 0: all"
+    )
 
-    diagnose = command("diagnose", _diagnose, "The scores of a run's model on its validation and training subsets.")
+    diagnose = command("diagnose", _diagnose, "Scores a model of a run on the validation and training subsets.")
     diagnose.add_argument("run", help="folder of the run")
-    diagnose.add_argument("iteration", type=int, help="the model from which this iteration starts")
-    add_keeping(diagnose)
+    diagnose.add_argument("iteration", type=int, help="iteration that starts from the model")
+    add_retention_options(diagnose)
 
-    align = command("align", _align, "Labels one split of a run's training and validation utterances anew.")
+    align = command("align", _align, "Realigns one split of a run's training and validation utterances.")
     align.add_argument("run", help="folder of the run")
-    align.add_argument("alignment", type=int, help="which realignment, from 1")
+    align.add_argument("alignment", type=int, help="number of the realignment, from 1")
     align.add_argument("split", type=int)
 
     decode = command("decode", _decode, "Decodes one split of a run's validation and test utterances to words.")
@@ -229,49 +253,60 @@ def _add_steps_of_a_run(command: Callable[..., argparse.ArgumentParser]) -> None
     decode.add_argument("split", type=int)
 
 
-def _add_uses_of_a_model(command: Callable[..., argparse.ArgumentParser]) -> None:
-    either = "a model: .safetensors, or Kaldi's nnet2 (.mdl), binary or text"
+def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    model_help = "a model: .safetensors, or Kaldi's nnet2 (.mdl), binary or text"
 
-    def add_writing(made: argparse.ArgumentParser) -> None:
-        made.add_argument("output", help="what is written: .safetensors, or .mdl for nnet2")
-        made.add_argument("--text", action="store_true", help="write an .mdl as text")
-        made.add_argument(
-            "--transition-model", metavar="MDL", help="a Kaldi model to take the transition model of an .mdl from"
+    def add_output_options(subparser: argparse.ArgumentParser) -> None:
+        subparser.add_argument("output", help="file to be written: .safetensors, or .mdl for nnet2")
+        subparser.add_argument("--text", action="store_true", help="write .mdl in text format")
+        subparser.add_argument(
+            "--transition-model", metavar="MDL", help="Kaldi model whose transition model is written into .mdl"
         )
 
-    convert = command("convert", _convert, "Turns a model into one of Kaldi's, or back.")
-    convert.add_argument("model", help=either)
-    add_writing(convert)
+    convert = command("convert", _convert, "Converts a model to Kaldi's nnet2 format, or back.")
+    convert.add_argument("model", help=model_help)
+    add_output_options(convert)
 
-    info = command("info", _info, "Says what is in a model.")
-    info.add_argument("model", help=either)
+    info = command("info", _info, "Prints the components and the history of a model.")
+    info.add_argument("model", help=model_help)
 
-    average = command("average", _mean, "The average of models' parameters.")
-    average.add_argument("models", nargs="+", help=either)
-    add_writing(average)
+    average = command("average", _average, "Averages the parameters of models.")
+    average.add_argument("models", nargs="+", help=model_help)
+    add_output_options(average)
 
     export = command("export", _export, "Writes a model as ONNX: features in, log-likelihoods out.")
-    export.add_argument("model", help=either)
+    export.add_argument("model", help=model_help)
     export.add_argument("--onnx", required=True, metavar="OUT", help="file to be written")
 
     compute = command("compute", _compute, "Writes log-likelihoods of utterances for Kaldi's decoders.")
-    compute.add_argument("model", help=either)
-    compute.add_argument("features", help="an .scp or an archive; without options features as the network takes them")
-    compute.add_argument("output", help="archive to be written")
-    compute.add_argument("--cmvn", metavar="SCP", help="CMVN statistics by speaker, to be applied")
-    compute.add_argument("--utt2spk", metavar="FILE", help="speaker of each utterance; else each is its own")
-    compute.add_argument("--cmvn-opts", metavar="OPTS", help="such as '--norm-vars=true'")
-    compute.add_argument("--delta-order", type=int, default=0, metavar="N", help="add N time derivatives")
-    compute.add_argument("--feature-type", choices=("raw", "lda"), help="lda: splice and final.mat of --alignment")
-    compute.add_argument("--alignment", metavar="DIR", help="with final.mat, splice_opts, cmvn_opts, where they are")
-    compute.add_argument("--transforms", metavar="DIR", help="with trans.* (fMLLR)")
-    compute.add_argument("--ivectors", metavar="DIR", help="with ivector_online.scp and ivector_period")
+    compute.add_argument("model", help=model_help)
+    compute.add_argument(
+        "features",
+        help=".scp file or archive; without options, features in the form that the network takes",
+    )
+    compute.add_argument("output", help="Kaldi archive to be written")
+    compute.add_argument("--cmvn", metavar="SCP", help="CMVN statistics by speaker")
+    compute.add_argument(
+        "--utt2spk", metavar="FILE", help="speaker of each utterance; default: one speaker per utterance"
+    )
+    compute.add_argument("--cmvn-opts", metavar="OPTS", help="CMVN options, such as '--norm-vars=true'")
+    compute.add_argument(
+        "--delta-order", type=int, default=0, metavar="N", help="order of time derivatives to be appended"
+    )
+    compute.add_argument(
+        "--feature-type", choices=("raw", "lda"), help="lda: splice, then apply final.mat of --alignment"
+    )
+    compute.add_argument(
+        "--alignment", metavar="DIR", help="folder with final.mat, splice_opts and cmvn_opts, as far as they exist"
+    )
+    compute.add_argument("--transforms", metavar="DIR", help="folder with trans.* (fMLLR transforms)")
+    compute.add_argument("--ivectors", metavar="DIR", help="folder with ivector_online.scp and ivector_period")
     compute.add_argument("--experiment", default=".", metavar="DIR", help="folder that paths in .scp are relative to")
-    compute.add_argument("--allow-pipes", action="store_true", help="run the commands in .scp files")
+    compute.add_argument("--allow-pipes", action="store_true", help="run commands (pipes) in .scp files")
 
 
 def run_command(argv: Sequence[str] | None = None) -> None:
-    """Does in this process what the arguments say."""
+    """Parses the arguments and runs the subcommand in this process."""
     arguments = parser().parse_args(argv)
     with entry_point():
         arguments.function(arguments)

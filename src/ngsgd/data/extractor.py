@@ -1,4 +1,4 @@
-"""Features of audio, by Lhotse's extractors."""
+"""Feature extraction from audio with Lhotse."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from ngsgd.files import resolve_path
 
 
 class Extractor:
-    """An extractor by its name, for audio of any sampling rate.
+    """A Lhotse feature extractor for audio of any sampling rate.
 
     Args:
-        name: ``kaldi-fbank``, ``kaldi-mfcc``, or a file of settings as Lhotse writes it.
-        root: folder to which such a file's path is relative.
+        name: ``kaldi-fbank``, ``kaldi-mfcc``, or a YAML file of extractor settings written by Lhotse.
+        root: folder for a relative path to that file that does not exist in the working directory.
     """
 
     def __init__(self, name: str, root: Path) -> None:
         self._name, self._root = name, root
-        self._made: dict[int, Any] = {}
+        self._extractors: dict[int, Any] = {}
 
     def __call__(self, samples: npt.NDArray[np.float32], sampling_rate: int) -> Float32s:
-        """The features (T, dim) of samples (n,) or (1, n).
+        """Returns the features (T, dim) of samples (n,) or (1, n).
 
         Raises:
-            ConfigError: there is no such extractor.
-            UtteranceError: it has no features.
+            ConfigError: the extractor does not exist.
+            UtteranceError: the features cannot be computed.
         """
-        if sampling_rate not in self._made:
-            self._made[sampling_rate] = self._make(sampling_rate)
+        if sampling_rate not in self._extractors:
+            self._extractors[sampling_rate] = self._create(sampling_rate)
         try:
-            features = self._made[sampling_rate].extract(samples, sampling_rate)
-        except Exception as e:  # whatever audio that is too short, or not audio, makes Lhotse raise
-            raise UtteranceError(f"no features of its audio ({one_line(e)})") from None
+            features = self._extractors[sampling_rate].extract(samples, sampling_rate)
+        except Exception as e:  # Lhotse raises various types for audio that is too short or damaged
+            raise UtteranceError(f"no features can be computed from its audio ({one_line(e)})") from None
         return floats(features)
 
-    def _make(self, sampling_rate: int) -> Any:
+    def _create(self, sampling_rate: int) -> Any:
         import lhotse
         import torch
 
-        torch.set_num_threads(1)  # sums differ in their last bits with the number
+        torch.set_num_threads(1)  # the last bits of sums depend on the number of threads
         if self._name == "kaldi-fbank":
             return lhotse.Fbank(lhotse.FbankConfig(sampling_rate=sampling_rate))
         if self._name == "kaldi-mfcc":
@@ -52,24 +52,26 @@ class Extractor:
         path = resolve_path(self._name, self._root)
         try:
             return lhotse.FeatureExtractor.from_yaml(path)
-        except Exception as e:  # whatever a malformed file makes Lhotse raise
+        except Exception as e:  # Lhotse raises various types for a malformed file
             raise ConfigError(
-                f"feature_extractor: neither kaldi-fbank, kaldi-mfcc nor a file of one's settings ({path}: "
+                f"feature_extractor: neither kaldi-fbank, kaldi-mfcc nor a file of extractor settings ({path}: "
                 f"{one_line(e)})"
             ) from None
 
 
 def floats(array: Any) -> Float32s:
-    """An array of floating-point numbers as float32.
+    """Converts an array of floating-point numbers to float32.
 
     Raises:
-        UtteranceError: it is none.
+        UtteranceError: the object is not an array of floating-point numbers.
     """
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-        raise UtteranceError(f"features of type {getattr(array, 'dtype', type(array))!s:.60}")
+        raise UtteranceError(
+            f"expected features of a floating-point type, found {getattr(array, 'dtype', type(array))!s:.60}"
+        )
     return array.astype(np.float32)
 
 
 def one_line(error: Exception) -> str:
-    """What another library's exception says, in short."""
+    """Returns an exception's type and message as one line of at most 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -1,4 +1,4 @@
-"""Which utterances are held out for validation: copies of one recording never stand on both sides."""
+"""Choice of the validation utterances: copies of one recording stay together, so that none is also in training."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ngsgd.errors import ConfigError
 
 
 def include_copies(chosen: set[str], names: Iterable[str], uniq: dict[str, str]) -> set[str]:
-    """The utterances among ``names`` that were chosen, and those made of the same recordings."""
+    """Returns those of ``names`` that are chosen or are copies of chosen recordings; for ``uniq`` see `hold_out`."""
     originals = {uniq.get(name, name) for name in chosen}
     return {name for name in names if uniq.get(name, name) in originals}
 
 
 def hold_out(names: list[str], number: int, uniq: dict[str, str]) -> set[str]:
-    """At least ``number`` utterances, chosen by the names of their recordings alone.
+    """Chooses at least ``number`` utterances; the choice depends only on the names of their recordings.
 
     Args:
-        names: of all utterances.
-        number: how many to hold out.
-        uniq: the original of each copy.
+        names: all utterances.
+        number: smallest number of utterances to hold out.
+        uniq: maps the name of each copy to that of its original.
 
     Raises:
-        ConfigError: nothing would be left to train on.
+        ConfigError: no utterance would be left for training.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -35,4 +35,4 @@ def hold_out(names: list[str], number: int, uniq: dict[str, str]) -> set[str]:
         if len(chosen) >= number:
             return chosen
         chosen.update(groups[original])
-    raise ConfigError(f"num_valid_utterances: {number} of {len(names)} utterances leave nothing to train on")
+    raise ConfigError(f"num_valid_utterances: {number} of {len(names)} utterances leave nothing to train on; lower it")

@@ -1,4 +1,4 @@
-"""``corpus: kaldi``: a Kaldi experiment's data and alignment directories, as they are."""
+"""``corpus: kaldi``: reads the data and alignment directories of a Kaldi experiment."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PROBED = 20  # utterances looked at to find the features' dimension
+PROBED = 20  # utterances read to find the feature dimension
 
 
 class Labels:
-    """The pdf-ids of utterances: from alignments and their model, or as they are.
+    """Pdf-ids of utterances, from an alignment directory or from an archive of pdf-ids.
 
     Args:
         path: an alignment directory (``ali.*.gz``, ``final.mdl``), or an archive of pdf-ids.
 
     Attributes:
-        names: the utterances, in the order in which they stand.
+        names: the utterances, in the order of the files.
         transitions: the transition model; None for an archive of pdf-ids.
 
     Raises:
@@ -57,40 +57,40 @@ class Labels:
         return itertools.chain.from_iterable(read_archive(path, read, wanted) for path in self._archives)
 
     def read(self, names: set[str]) -> Iterator[tuple[str, Int32s]]:
-        """The numbers (frames,) of some of the utterances as they stand, for `to_pdfs`, in the order of `names`.
+        """Reads the stored integers (frames,) of some utterances, in the order of `names`; `to_pdfs` converts them.
 
         Raises:
             DataError: an archive is damaged.
         """
-        left = set(names)
-        for name, values in self._entries(integers, left.__contains__):
-            left.remove(name)
+        remaining = set(names)
+        for name, values in self._entries(integers, remaining.__contains__):
+            remaining.remove(name)
             yield name, values
 
     def to_pdfs(self, values: Int32s) -> Int32s:
-        """The pdf-ids of what was read.
+        """Converts integers from `read` to pdf-ids.
 
         Raises:
-            UtteranceError: the model has no such transition-id.
+            UtteranceError: the transition model does not have one of the transition-ids.
         """
         try:
             return values if self.transitions is None else self.transitions.to_pdfs(values)
         except DataError as e:
-            raise UtteranceError(f"{e}; are alignment and final.mdl of one experiment?") from None
+            raise UtteranceError(f"{e}; are the alignment and final.mdl from one experiment?") from None
 
     def num_pdfs(self) -> int:
-        """The number of pdf-ids; without a model, as far as they are used."""
+        """Returns the number of pdf-ids: that of the model or, without one, the largest pdf-id used + 1."""
         if self.transitions:
             return self.transitions.num_pdfs
         largest = max((int(values.max(initial=-1)) for _, values in self._entries(integers)), default=-1)
         if largest >= MAX_CLASSES:
-            raise DataError(f"{self._archives[0]}: pdf-id {largest}; there can be {MAX_CLASSES}")
+            raise DataError(f"{self._archives[0]}: pdf-id {largest}, but at most {MAX_CLASSES} pdf-ids are supported")
         return largest + 1
 
 
 @dataclass(frozen=True)
 class Side:
-    """Training or test data: features, labels, and what was said, where there is a ``text``."""
+    """Training or test data: features, labels and, if there is a file ``text``, the transcripts."""
 
     scp: Script
     features: Features
@@ -98,14 +98,14 @@ class Side:
     texts: dict[str, str] | None
 
     def names(self) -> list[str]:
-        """All utterances: those with an alignment in its order, then the others."""
+        """Returns all utterances: first those with an alignment, in its order, then the others."""
         return list(dict.fromkeys([*self.labels.names, *self.scp.entries]))
 
     def read(self, name: str) -> tuple[Float32s, int]:
-        """The features of an utterance, see `Features.of`.
+        """Returns the features of an utterance and the dimension of its i-vectors, see `Features.of`.
 
         Raises:
-            UtteranceError: they cannot be had, or not be used.
+            UtteranceError: the features are missing or unusable.
         """
         if name not in self.scp:
             raise UtteranceError("it has no features")
@@ -118,7 +118,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Directories:
-    """Where the data of one side lies; see the keys of the configuration."""
+    """Input directories of the training or test data; see the configuration keys."""
 
     data: Path
     alignment: Path
@@ -126,11 +126,11 @@ class Directories:
     ivectors: Path | None
 
     def open(self, options: FeatureOptions, made_with: Path | None) -> Side:
-        """The data.
+        """Opens the data.
 
         Args:
-            options: what is done to the features.
-            made_with: the alignment directory whose ``final.mat``, ``splice_opts`` and ``cmvn_opts`` hold.
+            options: feature processing options.
+            made_with: alignment directory whose ``final.mat``, ``splice_opts`` and ``cmvn_opts`` apply, or None.
 
         Raises:
             DataError: a file is missing or malformed.
@@ -154,15 +154,15 @@ class KaldiCorpus:
     """A Kaldi experiment, read utterance by utterance; see `ngsgd.data.parts.Corpus`.
 
     Args:
-        train, test: where the data lies.
-        options: what is done to the features.
-        valid_utterances: file with a validation utterance a line; None to hold out some.
+        train, test: input directories.
+        options: feature processing options.
+        valid_utterances: file with one validation utterance per line; None to hold out training utterances.
         num_valid_utterances: how many to hold out then; copies of one utterance (``utt2uniq``) stay together.
-        silence_phones: numbers of phones, as ``1:2:3``, or a file with that; None for none.
+        silence_phones: phone numbers such as ``1:2:3``, or a file with them; None for no silence.
 
     Raises:
         DataError: a file is missing or malformed.
-        ConfigError: a setting does not go with the data.
+        ConfigError: a setting does not match the data.
     """
 
     phones: tuple[str, ...] = ()
@@ -176,14 +176,14 @@ class KaldiCorpus:
         num_valid_utterances: int,
         silence_phones: str | None,
     ) -> None:
-        # As in the reference, what the training features were made with holds for the test set, too.
+        # As in Kaldi, the feature options of the training alignments also apply to the test set.
         made_with = train.alignment if train.alignment.is_dir() else None
         self._sides = {"train": train.open(options, made_with), "test": test.open(options, made_with)}
         transitions = self._sides["train"].labels.transitions
         num_pdfs = {name: side.labels.num_pdfs() for name, side in self._sides.items()}
         if transitions and num_pdfs["test"] != num_pdfs["train"] and self._sides["test"].labels.transitions:
             raise DataError(
-                f"{test.alignment}: a model of {num_pdfs['test']} pdf-ids, that of {train.alignment} has "
+                f"{test.alignment}: its model has {num_pdfs['test']} pdf-ids, but that of {train.alignment} has "
                 f"{num_pdfs['train']}; align the test set with the same model"
             )
         self.num_classes = num_pdfs["train"] if transitions else max(num_pdfs.values())
@@ -191,7 +191,7 @@ class KaldiCorpus:
         self.silence: list[int] = []
         if silence_phones is not None:
             if transitions is None:
-                raise ConfigError("silence_phones: an archive of pdf-ids does not tell which of them are silence")
+                raise ConfigError("silence_phones: needs an alignment directory, an archive of pdf-ids has no phones")
             self.silence = transitions.silence_pdfs(_phones(silence_phones, options.root))
         uniq_file = train.data / "utt2uniq"
         uniq = dict(read_lines(uniq_file)) if uniq_file.exists() else {}
@@ -208,7 +208,7 @@ class KaldiCorpus:
         self.dim, self.const_dim = self._probe(train.data)
 
     def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
-        """The utterances of one part of a subset; see `ngsgd.data.parts.Corpus`."""
+        """Reads the utterances of one part of a subset; see `ngsgd.data.parts.Corpus`."""
         side = self._sides["test" if subset == "test" else "train"]
         names = side.names()
         first, last = split_bounds(len(names), part, num_parts)
@@ -230,7 +230,7 @@ class KaldiCorpus:
             drop(name, "it has no alignment")
 
     def _probe(self, where: Path) -> tuple[int, int]:
-        """The dimension that most of the first utterances have, and that of their i-vectors."""
+        """Returns the most frequent feature and i-vector dimensions of the first utterances."""
         reason, found = "it is empty", Counter[tuple[int, int]]()
         for name in self._sides["train"].names()[:PROBED]:
             try:
@@ -239,7 +239,7 @@ class KaldiCorpus:
             except UtteranceError as e:
                 reason = f"{name}: {e}"
         if not found:
-            raise DataError(f"{where}: none of its first utterances can be read; the last was {reason}")
+            raise DataError(f"{where}: none of its first utterances can be read; the last error: {reason}")
         return found.most_common(1)[0][0]
 
 
@@ -249,7 +249,9 @@ def _phones(text: str, root: Path) -> list[int]:
         try:
             text = path.read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as e:
-            raise ConfigError(f"silence_phones: neither phones as 1:2:3 nor a file with them ({e})") from None
+            raise ConfigError(
+                f"silence_phones: neither phone numbers such as 1:2:3 nor a file with them ({e})"
+            ) from None
         if not re.fullmatch(r"\d{1,9}(:\d{1,9})*", text):
-            raise ConfigError(f"silence_phones: {path} has {text!r:.60}, expected phones as 1:2:3")
+            raise ConfigError(f"silence_phones: {path} has {text!r:.60}, expected phone numbers such as 1:2:3")
     return [int(phone) for phone in text.split(":")]

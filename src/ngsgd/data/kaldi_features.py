@@ -1,4 +1,4 @@
-"""Features as Kaldi's recipes feed them to a network: CMVN, deltas or splice + transform, fMLLR, i-vectors.
+"""Feature processing of Kaldi's recipes: CMVN, deltas or splice + transform, fMLLR, i-vectors.
 
 Source: ``steps/nnet2/get_egs2.sh``; ``apply-cmvn``, ``add-deltas``, ``splice-feats``, ``transform-feats``,
 ``subsample-feats`` and ``paste-feats``.
@@ -22,8 +22,8 @@ from ngsgd.kaldi.tables import Script, matrix, read_archive, read_lines
 
 DELTA_WINDOW = 2
 VARIANCE_FLOOR = 1.0e-20
-MAX_PERIOD = 10000  # frames of an i-vector
-SPLICE_CONTEXT = 4  # frames on each side where splice_opts does not say
+MAX_PERIOD = 10000  # frames per i-vector
+SPLICE_CONTEXT = 4  # frames on each side without splice_opts, as in splice-feats
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,28 +38,28 @@ class CmvnOptions:
 
     @classmethod
     def parse(cls, text: str, where: str) -> CmvnOptions:
-        """From a command line such as ``--norm-means=false --norm-vars=false``.
+        """Parses a command line such as ``--norm-means=false --norm-vars=false``; errors call it ``where``.
 
         Raises:
-            ConfigError: an option is unknown, or variances are to be normalised without means.
+            ConfigError: an option is invalid, or variances are normalised without means.
         """
-        given = _options(
+        parsed = _options(
             text, where, {"norm-means": "true|false", "norm-vars": "true|false", "skip-dims": r"(\d{1,6}(:\d{1,6})*)?"}
         )
         options = cls(
-            norm_means=given.get("norm-means", "true") == "true",
-            norm_vars=given.get("norm-vars", "false") == "true",
-            skip_dims=tuple(int(d) for d in given.get("skip-dims", "").split(":") if d),
+            norm_means=parsed.get("norm-means", "true") == "true",
+            norm_vars=parsed.get("norm-vars", "false") == "true",
+            skip_dims=tuple(int(d) for d in parsed.get("skip-dims", "").split(":") if d),
         )
         if options.norm_vars and not options.norm_means:
             raise ConfigError(f"{where}: --norm-vars=true needs --norm-means=true")
         return options
 
     def apply(self, features: Floats, stats: Array) -> Floats:
-        """Features (T, D) with the mean, and if asked the variance, of statistics (2, D + 1) taken out.
+        """Normalises the means, and if asked the variances, of features (T, D) with CMVN statistics (2, D + 1).
 
         Raises:
-            UtteranceError: the statistics are of another dimension, or of no frame.
+            UtteranceError: the statistics have another dimension or no frames, or are not finite.
         """
         if not self.norm_means:
             return features
@@ -68,7 +68,7 @@ class CmvnOptions:
             raise UtteranceError(f"CMVN statistics of shape {stats.shape} for features of dimension {dim}")
         count = float(stats[0, -1])
         if not count >= 1.0 or not np.isfinite(stats).all():
-            raise UtteranceError(f"CMVN statistics of {count:g} frames, or not finite")
+            raise UtteranceError(f"CMVN statistics are not finite or of too few frames ({count:g})")
         mean = stats[0, :-1] / count
         skipped = [d for d in self.skip_dims if d < dim]
         mean[skipped] = 0.0
@@ -80,18 +80,18 @@ class CmvnOptions:
 
 
 def _options(text: str, where: str, known: dict[str, str]) -> dict[str, str]:
-    given = {}
+    parsed = {}
     for word in text.split():
         match = re.fullmatch(r"--([a-z-]+)(?:=(\S*))?", word)
-        value = "true" if match and match[2] is None else match[2] if match else ""  # a bare option is a true one
+        value = "true" if match and match[2] is None else match[2] if match else ""  # an option without value is true
         if not match or match[1] not in known or not re.fullmatch(known[match[1]], value):
-            raise ConfigError(f"{where}: {word!r} is not understood; known are --{', --'.join(known)}")
-        given[match[1]] = value
-    return given
+            raise ConfigError(f"{where}: {word!r} is not a valid option; known are --{', --'.join(known)}")
+        parsed[match[1]] = value
+    return parsed
 
 
 def add_deltas(features: Floats, order: int) -> Floats:
-    """Features (T, D) with their first ``order`` time derivatives beside them (T, D (order + 1))."""
+    """Appends the first ``order`` time derivatives to features (T, D) and returns (T, D (order + 1))."""
     offsets = np.arange(-DELTA_WINDOW, DELTA_WINDOW + 1, dtype=np.float64)
     filters = [np.ones(1)]
     for _ in range(order):
@@ -105,17 +105,17 @@ def add_deltas(features: Floats, order: int) -> Floats:
 
 
 def splice(features: Floats, left: int, right: int) -> Floats:
-    """Each frame with those around it, edges repeated: (T, D) to (T, D (left + 1 + right)), the earliest first."""
+    """Splices frames (T, D), earliest first, to (T, D (left + 1 + right)); the first and last frames are repeated."""
     rows = np.arange(len(features))[:, None] + np.arange(-left, right + 1)
     spliced: Floats = features[np.clip(rows, 0, len(features) - 1)].reshape(len(features), -1)
     return spliced
 
 
 def transform(features: Floats, T: Array) -> Floats:
-    """Features (T, D) times a linear (D', D) or affine (D', D + 1) transform.
+    """Applies a linear (D', D) or affine (D', D + 1) transform to features (T, D).
 
     Raises:
-        UtteranceError: it is of another dimension.
+        UtteranceError: the dimensions do not match.
     """
     dim = features.shape[1]
     if T.shape[1] == dim:
@@ -127,14 +127,14 @@ def transform(features: Floats, T: Array) -> Floats:
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """What is done to a data directory's features.
+    """Options of feature processing.
 
     Attributes:
-        root: the folder to which paths that do not exist as they stand are relative.
-        cmvn: options of ``apply-cmvn``; None for what the alignment directory's ``cmvn_opts`` says, if it is there.
-        feature_type: ``raw``, or ``lda`` for splice and the alignment directory's ``final.mat``; None for ``lda``
-            where there is such a file.
-        delta_order: time derivatives added to raw features.
+        root: folder for relative paths that do not exist in the working directory.
+        cmvn: options of ``apply-cmvn``; None to read them from the alignment directory's ``cmvn_opts``, if it exists.
+        feature_type: ``raw``, or ``lda`` for splice and the alignment directory's ``final.mat``; None for ``lda`` if
+            that file exists and there are no ``raw_trans.*``.
+        delta_order: number of time derivatives added to raw features.
         allow_pipes: whether commands in ``.scp`` files are run.
     """
 
@@ -146,20 +146,20 @@ class FeatureOptions:
 
 
 class Features:
-    """What is done to features, utterance by utterance, before a network sees them.
+    """Processes raw features into network input, utterance by utterance.
 
     Args:
-        cmvn: ``cmvn.scp``, by speaker; None where the means are not to be taken out.
-        utt2spk: the speaker of each utterance; None where each is a speaker of its own.
-        alignment: directory with ``final.mat``, ``splice_opts`` and ``cmvn_opts``, those that there are; or None.
+        cmvn: ``cmvn.scp``, statistics per speaker; None for no CMVN.
+        utt2spk: ``utt2spk``; None if each utterance has its own speaker.
+        alignment: directory in which ``final.mat``, ``splice_opts`` and ``cmvn_opts`` are looked for, or None.
         transforms: directory with ``trans.*`` (fMLLR; ``raw_trans.*`` for raw features), or None.
-        own_transforms: directory from which they are taken otherwise, if it has any.
+        own_transforms: directory whose transforms, if it has any, are used when ``transforms`` is None.
         ivectors: directory with ``ivector_online.scp`` and ``ivector_period``, or None.
-        options: what is done.
+        options: options of feature processing.
 
     Raises:
         DataError: a file is missing or malformed.
-        ConfigError: an options file has an option that nobody knows.
+        ConfigError: an option in ``cmvn_opts`` or ``splice_opts`` is invalid, or delta_order does not match.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class Features:
         cmvn_opts = text("cmvn_opts") or "" if options.cmvn is None else options.cmvn
         self._cmvn = CmvnOptions.parse(cmvn_opts, "cmvn_opts")
         self._stats = script(cmvn) if cmvn and self._cmvn.norm_means else None
-        self._stats_of: tuple[str | None, Array] = (None, np.zeros(0))
+        self._cached_stats: tuple[str | None, Array] = (None, np.zeros(0))
         final_mat = alignment / "final.mat" if alignment else None
         lda = options.feature_type == "lda" or (
             options.feature_type is None
@@ -201,11 +201,14 @@ class Features:
             if final_mat is None or not final_mat.exists():
                 raise DataError(f"feature_type: lda needs {final_mat or 'final.mat in the alignment directory'}")
             if options.delta_order:
-                raise ConfigError(f"delta_order: features through {final_mat} have no deltas; feature_type: raw has")
-            given = _options(
+                raise ConfigError(
+                    f"delta_order: deltas cannot be added to features transformed by {final_mat}; set "
+                    "feature_type: raw or delta_order: 0"
+                )
+            parsed = _options(
                 text("splice_opts") or "", "splice_opts", dict.fromkeys(("left-context", "right-context"), r"\d{1,2}")
             )
-            self._context = tuple(int(given.get(f"{side}-context", SPLICE_CONTEXT)) for side in ("left", "right"))
+            self._context = tuple(int(parsed.get(f"{side}-context", SPLICE_CONTEXT)) for side in ("left", "right"))
             with open_input(final_mat) as source:
                 source.start()
                 self._final_mat = source.array(2)
@@ -225,17 +228,20 @@ class Features:
             except (OSError, ValueError) as e:
                 raise DataError(f"{period}: not a number of frames ({e})") from None
             if not 0 < self._period < MAX_PERIOD:
-                raise DataError(f"{period}: not a number of frames ({self._period})")
+                raise DataError(f"{period}: {self._period} is not a number of frames from 1 to {MAX_PERIOD - 1}")
 
     def of(self, utterance: str, raw: Array) -> tuple[Float32s, int]:
-        """The features (T, dim) as the network takes them, and how many of the dimensions are the i-vector's.
+        """Processes one utterance.
 
         Args:
-            utterance: its name.
-            raw: (T, D) as they were extracted.
+            utterance: name of the utterance.
+            raw: (T, D) extracted features.
+
+        Returns:
+            The features (T, dim) for the network, and how many of the trailing dimensions are the i-vector.
 
         Raises:
-            UtteranceError: what belongs to the utterance is missing, or does not fit.
+            UtteranceError: speaker, statistics, transform or i-vectors are missing or do not match the features.
         """
         try:
             features = raw.astype(np.float64)
@@ -267,18 +273,18 @@ class Features:
             raise UtteranceError(str(e)) from None
         repeated = np.repeat(ivectors, self._period, axis=0)
         if abs(len(repeated) - len(features)) > self._period:
-            raise UtteranceError(f"{len(features)} frames of features, i-vectors for {len(repeated)}")
+            raise UtteranceError(f"{len(features)} frames of features, but i-vectors for {len(repeated)}")
         length = min(len(repeated), len(features))
         joined = np.concatenate((features[:length], repeated[:length]), axis=1)
         return joined.astype(np.float32), ivectors.shape[1]
 
     def _speaker_stats(self, speaker: str) -> Array:
         assert self._stats is not None
-        if self._stats_of[0] != speaker:  # a speaker's utterances stand together
+        if self._cached_stats[0] != speaker:  # consecutive utterances usually have the same speaker
             if speaker not in self._stats:
                 raise UtteranceError(f"no CMVN statistics for {speaker}")
-            self._stats_of = (speaker, self._stats.read(speaker).astype(np.float64))
-        return self._stats_of[1]
+            self._cached_stats = (speaker, self._stats.read(speaker).astype(np.float64))
+        return self._cached_stats[1]
 
 
 def _has(directory: Path | None, stem: str) -> bool:
@@ -286,12 +292,12 @@ def _has(directory: Path | None, stem: str) -> bool:
 
 
 def numbered(directory: str | os.PathLike[str], stem: str) -> list[Path]:
-    """The files ``stem.1``, ``stem.2``, ... of a directory, gzipped or not, in the order of their numbers.
+    """Lists the files ``stem.1``, ``stem.2``, ... of a directory, gzipped or not, in numerical order.
 
-    Where the directory has a file ``num_jobs``, as many; others are left from an earlier run.
+    If the directory has a file ``num_jobs``, higher numbers are ignored: they are left over from an earlier run.
 
     Raises:
-        DataError: there is none.
+        DataError: there are no such files, or fewer than ``num_jobs``.
     """
     found = [
         (int(match[1]), path)
@@ -306,7 +312,9 @@ def numbered(directory: str | os.PathLike[str], stem: str) -> list[Path]:
             raise DataError(f"{num_jobs}: not a number ({e})") from None
         found = [(number, path) for number, path in found if number <= last]
         if len(found) != last:
-            raise DataError(f"{os.fspath(directory)}: {len(found)} files {stem}.1, ..., where num_jobs says {last}")
+            raise DataError(
+                f"{os.fspath(directory)}: {len(found)} files {stem}.1, ..., where num_jobs says {last}; align again"
+            )
     if not found:
-        raise DataError(f"{os.fspath(directory)}: no {stem}.1 or {stem}.1.gz there")
+        raise DataError(f"{os.fspath(directory)}: no file {stem}.1 or {stem}.1.gz")
     return [path for _, path in sorted(found)]

@@ -1,7 +1,7 @@
-"""``corpus: lhotse``: cuts with features or audio, and labels or an alignment of phones.
+"""``corpus: lhotse``: reads cuts with features or audio, and with labels or a phone alignment.
 
-A manifest can name commands, addresses and pickles, which Lhotse would run and open; each line is looked at before
-Lhotse sees it, and only audio and arrays in files are let through.
+A manifest can name commands, URLs and pickles, which Lhotse would run or load. Each line is therefore checked before it
+reaches Lhotse, and only audio and arrays in files are accepted.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from ngsgd.errors import DataError, UtteranceError
 from ngsgd.files import require_regular_file, resolve_path
 from ngsgd.kaldi.tables import read_lines
 
-MAX_LINE = 2**23  # bytes of one cut
-MAX_EXPANSION = 100  # of a gzipped manifest
-RATES = (1000, 200_000)  # samples a second
-PROBED = 20  # cuts looked at to find the features' dimension
+MAX_LINE = 2**23  # bytes of one item
+MAX_EXPANSION = 100  # largest uncompressed size of a gzipped manifest, relative to its size
+RATES = (1000, 200_000)  # Hz
+PROBED = 20  # cuts read to find the feature dimension
 AUDIO = (".wav", ".flac", ".ogg", ".mp3")
-PERTURBED = re.compile(r"_(sp|tp|vp)[\d.]+(?=_|-|$)")  # what Lhotse adds to the names of perturbed copies
+PERTURBED = re.compile(r"_(sp|tp|vp)[\d.]+(?=_|-|$)")  # suffix that Lhotse gives to perturbed copies
 
 
 @dataclass(frozen=True)
 class Manifests:
-    """One side of the data: a manifest of cuts, or of recordings and of supervisions, of which cuts are made."""
+    """Manifests of the training or test data: cuts, or recordings and supervisions, from which cuts are made."""
 
     cuts: Path | None
     recordings: Path | None
     supervisions: Path | None
 
     def read(self, root: Path, *, allow_pipes: bool) -> Iterator[Any]:
-        """The cuts, one by one.
+        """Yields the cuts.
 
         Raises:
             DataError: a manifest is damaged, or names something that would be run or fetched.
@@ -57,27 +57,27 @@ class Manifests:
         recordings = list(read_manifest(self.recordings, root, allow_pipes=allow_pipes, kind="recording"))
         supervisions = list(read_manifest(self.supervisions, root, allow_pipes=allow_pipes, kind="supervision"))
         try:
-            made = CutSet.from_manifests(
+            cuts = CutSet.from_manifests(
                 recordings=RecordingSet.from_recordings(recordings),
                 supervisions=SupervisionSet.from_segments(supervisions),
             )
-            return iter(list(made.trim_to_supervisions(keep_overlapping=False)))
-        except Exception as e:  # whatever recordings and supervisions that do not go together make Lhotse raise
+            return iter(list(cuts.trim_to_supervisions(keep_overlapping=False)))
+        except Exception as e:  # Lhotse raises various types for manifests that do not match
             raise DataError(
-                f"{self.supervisions}: no cuts can be made of it and {self.recordings} ({one_line(e)})"
+                f"{self.supervisions}: no cuts can be made from it and {self.recordings} ({one_line(e)})"
             ) from None
 
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """Where a cut's labels are.
+    """Source of the labels of a cut.
 
     Attributes:
-        array: name of an array of classes attached to the cut, one for each frame; None for an alignment.
-        alignment: which alignment of the supervisions, such as ``phone``.
-        symbols: file with a line ``symbol number`` for each symbol of the alignment; the frames that no symbol covers
-            are of the first one.
-        states_per_symbol: classes of each symbol, for equal parts of its frames.
+        array: name of an array attached to the cut, with the class of each frame; None to use an alignment.
+        alignment: name of the alignment in the supervisions, such as ``phone``.
+        symbols: file with a line ``symbol number`` for each symbol of the alignment; frames that no symbol covers get
+            the first one.
+        states_per_symbol: number of classes of each symbol; its frames are divided equally between them.
     """
 
     array: str | None
@@ -91,17 +91,17 @@ class LhotseCorpus:
 
     Args:
         train, test: the manifests.
-        root: the folder to which paths that do not exist as they stand are relative.
-        extractor: ``kaldi-fbank``, ``kaldi-mfcc``, or a file of settings as Lhotse writes it, for cuts without
-            features.
-        labels: where the labels are.
-        valid_utterances: file with a validation cut a line; None to hold out some.
+        root: folder for relative paths that do not exist in the working directory.
+        extractor: ``kaldi-fbank``, ``kaldi-mfcc``, or a YAML file of extractor settings written by Lhotse; used for
+            cuts without features.
+        labels: source of the labels.
+        valid_utterances: file with one validation cut per line; None to hold out training cuts.
         num_valid_utterances: how many to hold out then; perturbed copies of one recording stay together.
-        allow_pipes: whether anything that a manifest names is opened, commands and addresses as well.
+        allow_pipes: whether to open everything that a manifest names, including commands and URLs.
 
     Raises:
         DataError: a manifest or the table of symbols is missing or malformed.
-        ConfigError: a setting does not go with the data.
+        ConfigError: a setting does not match the data.
     """
 
     const_dim = 0
@@ -138,10 +138,10 @@ class LhotseCorpus:
                 if labels.array is not None:
                     self.num_classes = max(self.num_classes, self._largest_label(cut) + 1)
         if self.num_classes > MAX_CLASSES:
-            raise DataError(f"labels up to {self.num_classes - 1}; there can be {MAX_CLASSES} classes")
+            raise DataError(f"labels up to {self.num_classes - 1}, but at most {MAX_CLASSES} classes are supported")
         for side, names in self._names.items():
             if len(set(names)) != len(names):
-                raise DataError(f"{side} manifest: two cuts of the same name")
+                raise DataError(f"{side} manifest: two cuts of the same name; make the names unique")
             if not names:
                 raise DataError(f"{side} manifest: it is empty")
         if valid_utterances:
@@ -154,7 +154,7 @@ class LhotseCorpus:
         self.dim = self._probe()
 
     def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
-        """The utterances of one part of a subset; see `ngsgd.data.parts.Corpus`."""
+        """Reads the utterances of one part of a subset; see `ngsgd.data.parts.Corpus`."""
         side = "test" if subset == "test" else "train"
         first, last = split_bounds(len(self._names[side]), part, num_parts)
         for index, cut in enumerate(self._cuts(side)):
@@ -183,31 +183,31 @@ class LhotseCorpus:
             except UtteranceError as e:
                 reason = f"{cut.id}: {e}"
         if not found:
-            raise DataError(f"training manifest: none of its first cuts can be read; the last was {reason}")
+            raise DataError(f"training manifest: none of its first cuts can be read; the last error: {reason}")
         return found.most_common(1)[0][0]
 
     def _features(self, cut: Any) -> Float32s:
-        """The stored features of a cut (T, dim), or those of its audio."""
+        """Returns the stored features (T, dim) of a cut, or computes them from its audio."""
         if type(cut).__name__ != "MonoCut":
-            raise UtteranceError(f"a {type(cut).__name__}; only cuts of one recording are read")
+            raise UtteranceError(f"it is a {type(cut).__name__}; only a MonoCut can be read")
         if cut.has_features:
-            return floats(_loaded(cut.features, cut.load_features))
+            return floats(_load_stored(cut.features, cut.load_features))
         if not cut.has_recording:
             raise UtteranceError("it has neither features nor audio")
         import lhotse
 
-        # Others start programs, which look at more than the file.
+        # Other backends start programs, which may open more than this file.
         lhotse.audio.set_current_audio_backend(lhotse.audio.backend.LibsndfileBackend())
-        return self._extractor(_tried(cut.load_audio), int(cut.sampling_rate))
+        return self._extractor(_load_checked(cut.load_audio), int(cut.sampling_rate))
 
     def _labels(self, cut: Any, num_frames: int) -> Int32s:
         if self._options.array is not None:
-            return self._attached(cut).astype(np.int32)
-        labels: Int32s = _tried(lambda: self._aligned(cut, num_frames))
+            return self._attached_labels(cut).astype(np.int32)
+        labels: Int32s = _load_checked(lambda: self._alignment_labels(cut, num_frames))
         return labels
 
-    def _aligned(self, cut: Any, num_frames: int) -> Int32s:
-        """The classes of a cut's frames, from the alignment of its supervisions."""
+    def _alignment_labels(self, cut: Any, num_frames: int) -> Int32s:
+        """Returns the classes of a cut's frames, from the alignment of its supervisions."""
         if not num_frames:
             raise UtteranceError("no frames")
         labels = np.full(num_frames, next(iter(self._symbols.values())) * self._options.states_per_symbol, np.int32)
@@ -218,35 +218,37 @@ class LhotseCorpus:
         for item in items:
             if item.symbol not in self._symbols:
                 raise UtteranceError(f"symbol {item.symbol!r:.60} is not in the table of alignment_symbols")
-            # An item's start counts from the recording's begin.
+            # An item's start is relative to the start of the recording, not of the cut.
             first, last = (round((t - cut.start) / shift) for t in (item.start, item.start + item.duration))
-            # Of an item that reaches beyond the cut only the states that lie in it.
+            # If an item extends beyond the cut, only the states within the cut are used.
             frames = np.arange(max(first, 0), min(last, num_frames))
             n = self._options.states_per_symbol
             labels[frames] = self._symbols[item.symbol] * n + (frames - first) * n // max(1, last - first)
         return labels
 
-    def _attached(self, cut: Any) -> Int32s:
+    def _attached_labels(self, cut: Any) -> Int32s:
         name = self._options.array
         manifest = (cut.custom or {}).get(name)
         if not hasattr(manifest, "storage_type") and not hasattr(manifest, "array"):
             raise UtteranceError(f"no array {name!r} is attached to it")
-        labels = np.asarray(_loaded(getattr(manifest, "array", manifest), lambda: getattr(cut, f"load_{name}")()))
+        labels = np.asarray(_load_stored(getattr(manifest, "array", manifest), lambda: getattr(cut, f"load_{name}")()))
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise UtteranceError(f"array {name!r} is {labels.dtype}{labels.shape}, expected one integer a frame")
+            raise UtteranceError(f"array {name!r} is {labels.dtype}{labels.shape}, expected one integer per frame")
         if labels.size and not 0 <= labels.min() <= labels.max() < MAX_CLASSES:
-            raise UtteranceError(f"array {name!r} has numbers from {labels.min()} to {labels.max()}")
+            raise UtteranceError(
+                f"array {name!r} has labels from {labels.min()} to {labels.max()}, allowed are 0 - {MAX_CLASSES - 1}"
+            )
         return labels
 
     def _largest_label(self, cut: Any) -> int:
         try:
-            return int(self._attached(cut).max(initial=0))
-        except UtteranceError:  # which `read` will tell of
+            return int(self._attached_labels(cut).max(initial=0))
+        except UtteranceError:  # `read` reports it
             return 0
 
 
 def read_manifest(path: Path, root: Path, *, allow_pipes: bool, kind: str = "cut") -> Iterator[Any]:
-    """The items of a manifest, ``.jsonl`` or ``.jsonl.gz``: cuts, recordings or supervisions.
+    """Yields the items of a manifest, ``.jsonl`` or ``.jsonl.gz``: cuts, recordings or supervisions.
 
     Raises:
         DataError: the file is damaged, or names something that would be run or fetched.
@@ -265,11 +267,11 @@ def read_manifest(path: Path, root: Path, *, allow_pipes: bool, kind: str = "cut
             raise DataError(f"{where}: not JSON ({e})") from None
         try:
             if not allow_pipes:
-                _check(fields, where, root)
+                _check_fields(fields, where, root)
             item = deserialize_item(fields)
         except DataError:
             raise
-        except Exception as e:  # whatever a malformed line makes Lhotse raise
+        except Exception as e:  # Lhotse raises various types for a malformed line
             raise DataError(f"{where}: not an item of a Lhotse manifest ({one_line(e)})") from None
         if not isinstance(item, known[kind]) or not isinstance(item.id, str):
             raise DataError(f"{where}: a {type(item).__name__}, expected a {known[kind].__name__} with a name")
@@ -278,7 +280,7 @@ def read_manifest(path: Path, root: Path, *, allow_pipes: bool, kind: str = "cut
 
 def _lines(path: Path) -> Iterator[bytes]:
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise DataError(f"{path}: manifests are .jsonl or .jsonl.gz; lhotse copy turns others into that")
+        raise DataError(f"{path}: not a .jsonl or .jsonl.gz manifest; convert it with lhotse copy")
     try:
         require_regular_file(path)
         left = max(2**24, MAX_EXPANSION * path.stat().st_size)
@@ -286,70 +288,71 @@ def _lines(path: Path) -> Iterator[bytes]:
             while line := f.readline(MAX_LINE):
                 left -= len(line)
                 if left < 0:
-                    raise DataError(f"{path}: it grows more than {MAX_EXPANSION}-fold; unpack it first")
+                    raise DataError(f"{path}: it expands more than {MAX_EXPANSION}-fold; unpack it first")
                 if len(line) == MAX_LINE:
-                    raise DataError(f"{path}: a line of over {MAX_LINE} bytes")
+                    raise DataError(f"{path}: a line of more than {MAX_LINE} bytes")
                 if line.strip():
                     yield line
     except (OSError, EOFError, zlib.error) as e:
         raise DataError(f"{path}: cannot be read: {e}") from None
 
 
-def _check(fields: Any, where: str, root: Path) -> None:
-    """Sees that nothing is named but arrays and audio in files, and finds these below the root if need be."""
+def _check_fields(fields: Any, where: str, root: Path) -> None:
+    """Checks that only arrays and audio in files are named, and resolves their paths in place."""
     if isinstance(fields, list):
         for value in fields:
-            _check(value, where, root)
+            _check_fields(value, where, root)
     if not isinstance(fields, dict):
         return
     if "storage_type" in fields:
         if fields["storage_type"] != "numpy_files":
             raise DataError(
-                f"{where}: storage of type {fields['storage_type']!r:.60}; only numpy_files is read, which "
-                "CutSet.copy_feats makes of others"
+                f"{where}: storage of type {fields['storage_type']!r:.60}; only numpy_files is supported, convert it "
+                "with CutSet.copy_feats"
             )
-        fields["storage_path"] = _file(fields.get("storage_path"), where, root)
-        _file(fields.get("storage_key"), where, root)
+        fields["storage_path"] = _checked_path(fields.get("storage_path"), where, root)
+        _checked_path(fields.get("storage_key"), where, root)
     sources = fields.get("sources", [])
     for source in sources if isinstance(sources, list) else [sources]:
         if not isinstance(source, dict) or source.get("type") != "file":
-            raise DataError(f"{where}: an audio source that is not a file; it is not opened unless allow_pipes is true")
-        source["source"] = _file(source.get("source"), where, root)
+            raise DataError(f"{where}: an audio source that is not a file; it is only opened with allow_pipes: true")
+        source["source"] = _checked_path(source.get("source"), where, root)
         if not source["source"].lower().endswith(AUDIO):
             raise DataError(f"{where}: {source['source']!r:.60}: audio must be one of {', '.join(AUDIO)}")
     rate = fields.get("sampling_rate", RATES[0])
     if not isinstance(rate, int) or not RATES[0] <= rate <= RATES[1]:
-        raise DataError(f"{where}: {rate!r:.60} samples a second")
+        raise DataError(f"{where}: sampling rate {rate!r:.60}, expected {RATES[0]} - {RATES[1]} Hz")
     for transform in fields.get("transforms") or []:
         factor = transform["kwargs"].get("factor", 1.0) if transform["name"] in ("Speed", "Tempo", "Volume") else None
         if not isinstance(factor, int | float) or not 0.1 <= factor <= 10.0:
-            raise DataError(f"{where}: a transform of the audio other than Speed, Tempo and Volume")
+            raise DataError(f"{where}: an audio transform other than Speed, Tempo or Volume with a factor of 0.1 to 10")
     for value in fields.values():
-        _check(value, where, root)
+        _check_fields(value, where, root)
 
 
-def _file(path: Any, where: str, root: Path) -> str:
+def _checked_path(path: Any, where: str, root: Path) -> str:
     if not isinstance(path, str) or "://" in path or path.startswith(("pipe:", "-")) or "|" in path or "\0" in path:
-        raise DataError(f"{where}: {path!r:.60} is not the path of a file; it is not opened unless allow_pipes is true")
+        raise DataError(f"{where}: {path!r:.60} is not the path of a file; it is only opened with allow_pipes: true")
     return os.fspath(resolve_path(path, root))
 
 
-def _loaded(manifest: Any, load: Callable[[], Any]) -> Any:
-    """What a manifest of a stored array loads, once its file is known to be as long as it claims."""
+def _load_stored(manifest: Any, load: Callable[[], Any]) -> Any:
+    """Loads a stored array, after a check that its file is as long as its header says."""
     if manifest.storage_type == "numpy_files":
         try:
             map_array(Path(manifest.storage_path) / manifest.storage_key)
         except DataError as e:
             raise UtteranceError(str(e)) from None
-    return _tried(load)
+    return _load_checked(load)
 
 
-def _tried(load: Callable[[], Any]) -> Any:
+def _load_checked(load: Callable[[], Any]) -> Any:
+    """Calls ``load`` and converts its exceptions to UtteranceError."""
     try:
         return load()
     except UtteranceError:
         raise
-    except Exception as e:  # whatever a damaged file makes Lhotse and what it builds on raise
+    except Exception as e:  # Lhotse and its libraries raise various types for a damaged file
         raise UtteranceError(f"cannot be read ({one_line(e)})") from None
 
 
@@ -357,8 +360,8 @@ def _read_symbols(path: Path) -> dict[str, int]:
     try:
         symbols = {symbol: int(number) for symbol, number in read_lines(path)}
     except ValueError:
-        raise DataError(f"{path}: not a table of symbols and their numbers") from None
+        raise DataError(f"{path}: expected lines of a symbol and its number") from None
     numbers = set(symbols.values())
     if not symbols or min(numbers) != 0 or max(numbers) != len(numbers) - 1:
-        raise DataError(f"{path}: the numbers of the symbols must be 0, 1, 2, ... without gaps")
+        raise DataError(f"{path}: the symbol numbers must be 0, 1, 2, ... without gaps")
     return symbols

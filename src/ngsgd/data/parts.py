@@ -1,4 +1,4 @@
-"""Preparing a corpus in parts, as a fan-out: each part is a prepared corpus, and `assemble` puts them together."""
+"""Parallel corpus preparation: each part is a prepared corpus, and `assemble` concatenates them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ngsgd.errors import DataError
 
 
 class Corpus(Protocol):
-    """A source of data that can be prepared in parts."""
+    """A data source that can be read in parts; for the attributes see `CorpusInfo`."""
 
     dim: int
     const_dim: int
@@ -34,27 +34,27 @@ class Corpus(Protocol):
     phones: tuple[str, ...]
 
     def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
-        """The utterances of one part of a subset.
+        """Reads the utterances of one part of a subset.
 
-        Their order, over all parts, does not depend on the number of parts.
+        The order of the utterances over all parts does not depend on the number of parts.
 
         Args:
             subset: train, valid or test.
-            part: from 0.
-            num_parts: in how many parts all is read.
-            drop: is told the name of each utterance that cannot be read, and why.
+            part: index of the part, from 0.
+            num_parts: number of parts.
+            drop: called with the name of each utterance that cannot be read, and the reason.
 
         Raises:
-            DataError: the data cannot be read at all.
+            DataError: the corpus cannot be read at all.
         """
         ...
 
 
 def prepare_part(corpus: Corpus, directory: Path, part: int, num_parts: int) -> None:
-    """Writes one part of a corpus, as a prepared corpus; the share of bad utterances is `assemble`'s business.
+    """Writes one part of a corpus as a prepared corpus; `assemble` checks the share of dropped utterances.
 
     Raises:
-        DataError: the data cannot be read.
+        DataError: the corpus cannot be read.
         OSError: a file cannot be written.
     """
     intake = UtteranceFilter(corpus.dim, corpus.num_classes, 1.0)
@@ -66,10 +66,10 @@ def prepare_part(corpus: Corpus, directory: Path, part: int, num_parts: int) -> 
 
 
 def assemble(parts: Sequence[Path], directory: Path, max_bad_share: float) -> None:
-    """Makes a prepared corpus of its parts, in their order, streaming.
+    """Concatenates the parts of a corpus, in their order, as a stream.
 
     Raises:
-        DataError: too many utterances are bad, none is left in a subset, or a part is damaged.
+        DataError: too many utterances were dropped, a subset is empty, or a part is damaged.
         OSError: a file cannot be written.
     """
     infos = [read_info(part) for part in parts]

@@ -1,4 +1,4 @@
-"""Decoding to phones, without words: any phone may follow any other, as likely as in the training labels."""
+"""Phone recognition with a phone-bigram loop estimated from the training labels."""
 
 from __future__ import annotations
 
@@ -9,61 +9,66 @@ import numpy.typing as npt
 
 from ngsgd.data.corpus import Subset
 
-BLOCK = 1 << 20  # labels counted at a time
+BLOCK = 1 << 20  # labels counted at a time, to bound memory
 
 Doubles = npt.NDArray[np.float64]
 
 
 class PhoneLoop:
-    """A hidden Markov model whose states are the classes: those of the first phone, those of the second, and so on.
+    """A hidden Markov model whose states are the classes, ordered by phone.
 
     Args:
-        training: the subset whose labels say what follows what. Besides, each phone may follow each, as if that had
-            been seen once.
-        phones: the names; the first is silence.
-        num_classes: as many for each phone.
+        training: subset from whose labels the transitions are counted. Each transition from a phone's last state to a
+            phone's first state gets one count more, so that any phone may follow any other.
+        phones: phone names; the first is silence.
+        num_classes: number of classes, a multiple of the number of phones; each phone has equally many.
     """
 
     def __init__(self, training: Subset, phones: Sequence[str], num_classes: int) -> None:
         self.phones = phones
         self.num_states = num_classes // len(phones)
         counts = np.zeros(num_classes**2, np.int64)
-        ends = training.starts[1:-1] - 1  # from the end of an utterance to the next one's begin is no transition
+        ends = training.starts[1:-1] - 1  # the step to the next utterance is not a transition
         for first in range(0, len(training.labels) - 1, BLOCK):
             block = np.array(training.labels[first : first + BLOCK + 1], np.int64)
             pairs = np.delete(
                 block[:-1] * num_classes + block[1:], ends[(ends >= first) & (ends < first + BLOCK)] - first
             )
             counts += np.bincount(pairs, minlength=len(counts))
-        seen = counts.reshape(num_classes, num_classes).astype(np.float64)
-        seen[self.num_states - 1 :: self.num_states, :: self.num_states] += 1.0
+        weights = counts.reshape(num_classes, num_classes).astype(np.float64)
+        weights[self.num_states - 1 :: self.num_states, :: self.num_states] += 1.0
         with np.errstate(divide="ignore", invalid="ignore"):
-            # [i, j]: of going to i from j, so that what leads to one class lies together.
-            self._log_transitions: Doubles = np.ascontiguousarray(np.log(seen / seen.sum(axis=1, keepdims=True)).T)
-        self._log_transitions[np.isnan(self._log_transitions)] = -np.inf  # of classes that were never seen
+            # [i, j] is the transition from j to i: transposed, so that those into one class are contiguous.
+            self._log_transitions: Doubles = np.ascontiguousarray(
+                np.log(weights / weights.sum(axis=1, keepdims=True)).T
+            )
+        self._log_transitions[np.isnan(self._log_transitions)] = -np.inf  # 0 / 0 for classes without training frames
 
     def decode(self, log_likelihoods: npt.NDArray[np.floating], scale: float) -> list[str]:
-        """The phones of an utterance, silence left out.
+        """Returns the phones of an utterance, without silence.
 
         Args:
-            log_likelihoods: (T, C) of the frames, up to a constant for each; T at least 1.
-            scale: by which they are multiplied against the transitions.
+            log_likelihoods: (T, C) log-likelihood of each frame for each class, up to a constant per frame; T >= 1.
+            scale: acoustic scale, the factor for the log-likelihoods.
         """
         scores = np.asarray(log_likelihoods, np.float64) * scale
         T, C = scores.shape
-        came_from = np.empty((T, C), np.int64)
-        best, every = scores[0], np.arange(C)
+        previous = np.empty((T, C), np.int64)
+        best, all_states = scores[0], np.arange(C)
         for t in range(1, T):
-            reached = self._log_transitions + best
-            came_from[t] = reached.argmax(axis=1)
-            best = reached[every, came_from[t]] + scores[t]
+            scored = self._log_transitions + best
+            previous[t] = scored.argmax(axis=1)
+            best = scored[all_states, previous[t]] + scores[t]
         path = [int(best.argmax())]
         for t in range(T - 1, 0, -1):
-            path.append(int(came_from[t, path[-1]]))
+            path.append(int(previous[t, path[-1]]))
         return self.collapse(path[::-1])
 
     def collapse(self, path: Sequence[int]) -> list[str]:
-        """The phones of a sequence of classes, silence left out: a new one begins where the states do not go on."""
+        """Converts a sequence of classes to phones, without silence.
+
+        A new phone starts where the phone changes or the state number falls.
+        """
         found: list[int] = []
         last = -1
         for label in path:

@@ -1,8 +1,8 @@
-"""Features in 8 or 16 bits: each dimension of an example in equal steps from its least to its greatest value.
+"""Quantisation of features to 8 or 16 bits, linear between the minimum and maximum of each dimension in an example.
 
-A value is off by at most half a step, the range of its dimension in the example divided by 510 or 131070, and by the
-rounding of float32, which is more than that where a dimension varies little beside its mean.
-Source: the idea of Kaldi's ``CompressedMatrix``, which has other steps.
+The error is at most half a step, which is the range of the dimension in the example divided by 510 (8 bits) or 131070
+(16 bits), plus float32 rounding, which dominates if a dimension's range is small relative to its mean.
+Source: the idea is that of Kaldi's ``CompressedMatrix``, whose steps differ.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ CODES = {8: np.dtype("<u1"), 16: np.dtype("<u2")}
 
 
 def encode(features: Float32s, bits: int) -> tuple[npt.NDArray[np.integer], Float32s, Float32s]:
-    """The codes of examples' features.
+    """Quantises the features of examples.
 
     Args:
         features: (n, T, dim).
-        bits: of a code, 8 or 16.
+        bits: bits of a code, 8 or 16.
 
     Returns:
-        Codes (n, T, dim); the least value and the step of each dimension, (n, dim) each.
+        Codes (n, T, dim), then the smallest value and the step of each dimension, (n, dim) each.
     """
     low = features.min(axis=1)
-    # In double precision: the difference of two numbers may be more than float32 can hold, a step is not.
+    # In double precision, since the difference of two values may overflow float32; the step does not.
     step = ((features.max(axis=1).astype(np.float64) - low) / (2**bits - 1)).astype(np.float32)
     offsets = features.astype(np.float64) - low[:, None]
     codes = np.rint(np.divide(offsets, step[:, None], out=np.zeros_like(offsets), where=step[:, None] > 0))
-    # The step was rounded, so that the greatest value may come out one code too high.
+    # The step is rounded, so the largest value may get a code that is one too high.
     return codes.clip(0, 2**bits - 1).astype(CODES[bits]), low, step
 
 
 def decode(codes: npt.NDArray[np.integer], low: Float32s, step: Float32s) -> Float32s:
-    """The features (n, T, dim) that codes stand for."""
+    """Returns the features (n, T, dim) of codes; the arguments are the results of `encode`."""
     features = codes.astype(np.float32)
     features *= step[:, None]
     features += low[:, None]

@@ -1,4 +1,4 @@
-"""The LDA-like feature transform that the network applies to its spliced input.
+"""LDA-like feature transform for the network's spliced input.
 
 Source: Kaldi's ``nnet2/get-feature-transform.cc`` and ``transform/lda-estimate.cc``.
 """
@@ -23,11 +23,11 @@ Floats = npt.NDArray[np.float64]
 
 
 class LdaStatistics:
-    """Counts, sums and total scatter of spliced frames, in double precision, taken in as they come.
+    """Accumulates counts, sums and total scatter of spliced frames, in double precision.
 
     Args:
-        dim: of the spliced frames.
-        num_classes: C.
+        dim: dimension of the spliced frames.
+        num_classes: C, number of classes.
     """
 
     def __init__(self, dim: int, num_classes: int) -> None:
@@ -36,21 +36,21 @@ class LdaStatistics:
         self.scatter = np.zeros((dim, dim))
 
     def add(self, frames: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> None:
-        """Takes in frames (N, dim) and their classes (N,)."""
+        """Adds frames (N, dim) and their classes (N,)."""
         x = frames.astype(np.float64)
         self.counts += np.bincount(labels, minlength=len(self.counts))
         np.add.at(self.sums, labels, x)
         self.scatter += x.T @ x
 
     def transform(self, within_class_factor: float) -> tuple[Floats, Floats]:
-        """Weight (dim, dim) and bias (dim,).
+        """Returns the weight (dim, dim) and bias (dim,) of the transform.
 
-        Projects so that the within-class covariance is I and the between-class one diagonal, with eigenvalues d_i;
-        scales row i by sqrt((f + d_i) / (1 + d_i)) with f = within_class_factor, so that dimensions that tell
-        classes apart come out with a larger variance; limits the singular values; centres the output.
+        It makes the within-class covariance I and the between-class covariance diagonal, with eigenvalues d_i. Row i is
+        scaled by sqrt((f + d_i) / (1 + d_i)) with f = within_class_factor, so that discriminative dimensions get a
+        larger variance. The singular values are limited to `MAX_SINGULAR_VALUE`, and the output is centred.
 
         Raises:
-            DataError: the frames do not span all dimensions, so that their covariance has no inverse.
+            DataError: there are no frames, or their within-class covariance is singular.
         """
         count = self.counts.sum()
         if count == 0:
@@ -81,17 +81,20 @@ class LdaStatistics:
 def estimate_transform(
     train: Subset, info: CorpusInfo, offsets: tuple[int, ...], max_frames: int, within_class_factor: float
 ) -> tuple[Floats, Floats]:
-    """The transform of the training subset's frames, spliced with the contexts of layer 0.
+    """Estimates the transform from the training subset, spliced as by layer 0; frames of silence classes are ignored.
 
     Args:
         train: the training subset.
-        info: of the corpus, for its classes and which of them are silence and get weight 0.
-        offsets: of the spliced frames, contiguous.
-        max_frames: from this number on, only each k-th utterance is looked at.
+        info: the corpus description.
+        offsets: frame offsets of the splice, contiguous.
+        max_frames: if there are more frames, only every k-th utterance is used, k = frames / max_frames rounded up.
         within_class_factor: see `LdaStatistics.transform`.
 
+    Returns:
+        Weight and bias, see `LdaStatistics.transform`.
+
     Raises:
-        DataError: the covariance has no inverse.
+        DataError: there are no frames, or their within-class covariance is singular.
     """
     num_classes = len(info.class_counts)
     stride = -(-int(train.starts[-1]) // max_frames)
@@ -109,7 +112,7 @@ def estimate_transform(
 
 
 def write_transform(path: str | os.PathLike[str], weight: Floats, bias: Floats) -> None:
-    """Writes a transform as one matrix, the bias its last column.
+    """Writes a transform as one matrix, with the bias as its last column.
 
     Raises:
         OSError: the file cannot be written.
@@ -119,7 +122,7 @@ def write_transform(path: str | os.PathLike[str], weight: Floats, bias: Floats) 
 
 
 def read_transform(path: str | os.PathLike[str]) -> tuple[Floats, Floats]:
-    """The weight and bias that `write_transform` wrote.
+    """Reads the weight and bias from a file of `write_transform`.
 
     Raises:
         DataError: the file is missing or malformed.

@@ -1,9 +1,10 @@
-"""A process that has loaded what jobs need, and forks one off for each job that asks.
+"""A server process that has imported torch and forks a process for each job of a workflow call.
 
-To import torch is nearly all of a short job's start. On one machine a call's jobs can share that: the call starts one
-server (`server.start`), which ends with it; a job's own process (`client.delegate`) hands over its arguments, folder,
-environment and standard streams, waits, and ends as the fork ended. A fork ends at once when that process does, when
-the server does, and, like every job, when the scheduler does. Where no server takes a job, it is its own process.
+Importing torch takes nearly all of a short job's start-up time. A workflow call therefore starts one server
+(`server.start`) on its machine, which ends with the call. The process of a job (`client.delegate`) sends its arguments,
+working directory, environment and standard streams to the server, waits, and exits with the status of the fork. The
+fork is killed when that process, the server or, like every job, the scheduler ends. If no server accepts the job, it
+runs in its own process.
 
-Only the same user is served, and only the same installation: another one's address differs.
+The server accepts requests of the same user and the same installation only; each installation has its own address.
 """

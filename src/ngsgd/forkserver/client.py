@@ -1,4 +1,4 @@
-"""The side of a job that is to be forked off. All that such a job's own process imports is here: it starts N times."""
+"""The client side of the fork server. It imports little, since every job of an iteration starts such a process."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import sys
 import zlib
 from collections.abc import Sequence
 
-SERVER = "NGSGD_SERVER"  # environment variable: the token of the call's server
-STREAMS = 3  # standard input, output and error
-LARGEST_REQUEST = 1 << 22  # bytes of arguments and environment
-ACCEPTED = b"+"  # what the server says to one whose job it has forked off
+SERVER = "NGSGD_SERVER"  # environment variable with the token of the call's server
+STREAMS = 3  # number of standard streams: input, output and error
+LARGEST_REQUEST = 1 << 22  # maximum number of bytes of arguments, folder and environment
+ACCEPTED = b"+"  # the server's answer when it has forked the job
 
 
 def delegate(arguments: Sequence[str]) -> int | None:
-    """Has a fork of the server do what these arguments say.
+    """Runs a job with these arguments in a fork of the server, and waits for it.
 
     Returns:
-        The status with which the fork ended; None where no server has taken the job.
+        Exit status of the fork; None if no server has accepted the job.
     """
     token = os.environ.get(SERVER)
     request = json.dumps([list(arguments), os.getcwd(), dict(os.environ)]).encode()
@@ -42,19 +42,19 @@ def delegate(arguments: Sequence[str]) -> int | None:
             status = connection.recv(1)
         except OSError:
             status = b""
-    ended = status[0] if status else 128 + signal.SIGKILL  # it was killed, or the server was
-    if ended - 128 in range(1, signal.NSIG):  # a shell would say so, but where nobody looks: this is in the job's log
-        print(f"error: the job was ended by a signal: {signal.strsignal(ended - 128)}", file=sys.stderr)
-    return ended
+    exit_status = status[0] if status else 128 + signal.SIGKILL  # no status: the fork or the server was killed
+    if exit_status - 128 in range(1, signal.NSIG):  # a shell's own message would not be in the job's log
+        print(f"error: the job was ended by a signal: {signal.strsignal(exit_status - 128)}", file=sys.stderr)
+    return exit_status
 
 
 def address(token: str) -> str:
-    """Of the server of a call, for this installation. It is no file, and goes with the server."""
+    """Returns the address of a call's server for this installation: an abstract socket, which leaves no file."""
     return f"\0ngsgd-{token}-{zlib.crc32(repr((sys.prefix, sys.version, __file__)).encode()):08x}"
 
 
 def user(connection: socket.socket) -> int:
-    """Whose process is at the other end."""
+    """Returns the user id of the process at the other end of a connection."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     user: int = struct.unpack("3i", credentials)[1]
     return user

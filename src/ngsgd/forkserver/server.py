@@ -1,4 +1,4 @@
-"""The process from which jobs are forked off."""
+"""The fork server: the process from which jobs are forked."""
 
 from __future__ import annotations
 
@@ -22,61 +22,61 @@ from ngsgd.forkserver.client import ACCEPTED, LARGEST_REQUEST, SERVER, STREAMS, 
 
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
-_servers: list[subprocess.Popen[bytes]] = []  # for as long as this program runs
+_servers: list[subprocess.Popen[bytes]] = []  # keeps the servers' standard input open until this program ends
 
 
 def start() -> None:
-    """Starts a server for the jobs that this process starts from here on. It ends when this process does."""
+    """Starts a server for the jobs that this process starts from now on; the server ends with this process."""
     os.environ[SERVER] = secrets.token_hex(8)
-    # It reads from a pipe whose other end nobody has but this program. Not in this one's group: an interrupt from the
-    # keyboard is for those who know what to do.
+    # The server ends when its standard input does: only this program has the other end of that pipe. It has a session
+    # of its own, since an interrupt from the keyboard is for Snakemake and the jobs to handle.
     command = [sys.executable, "-P", "-m", "ngsgd.cli.fork_server"]
     _servers.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True))
 
 
 def serve(run: Callable[[Sequence[str]], None], load: Callable[[], None]) -> None:
-    """Serves the jobs of a call until standard input ends, as it does with the program that has called `start`.
+    """Forks jobs on request until standard input ends, that is, until the program that called `start` ends.
 
     Args:
-        run: does what a job's arguments say; in the fork.
-        load: loads what jobs need; those that ask in the meantime wait.
+        run: runs a job with the given arguments; called in the fork.
+        load: imports what jobs need; requests that arrive meanwhile wait.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(address(os.environ[SERVER]))
     listener.listen(1024)
     load()
-    jobs: dict[int, _Job] = {}  # by the descriptor of the fork, and by that of who waits for it
+    jobs: dict[int, _Job] = {}  # by the descriptor of the fork and by that of the client's connection
     poll = select.poll()
     for source in (sys.stdin.fileno(), listener.fileno()):
         poll.register(source, select.POLLIN)
     while True:
         for descriptor, _ in poll.poll():
             if descriptor == sys.stdin.fileno():
-                os._exit(0)  # the forks end with this process
+                os._exit(0)  # the kernel kills the forks with this process
             if descriptor == listener.fileno():
-                if job := _accepted(listener, run):
+                if job := _accept_job(listener, run):
                     for source in job.descriptors():
                         jobs[source] = job
                         poll.register(source, select.POLLIN)
             elif job := jobs.get(descriptor):
-                if descriptor != job.fork:  # who waits has nothing to say: it has ended
+                if descriptor != job.fork:  # the client sends nothing more, so its process has ended
                     os.kill(job.pid, signal.SIGKILL)
                     poll.unregister(descriptor)
                     continue
                 for source in job.descriptors():
                     del jobs[source]
-                    with contextlib.suppress(KeyError):  # one that has ended is looked at no more
+                    with contextlib.suppress(KeyError):  # already unregistered if the client has ended
                         poll.unregister(source)
-                job.tell()
+                job.send_status()
 
 
 class _Job(NamedTuple):
-    """A fork, and who waits for it.
+    """A fork and its client.
 
     Attributes:
-        pid: number of the fork.
-        fork: descriptor that is ready when it has ended.
-        connection: to who waits.
+        pid: process id of the fork.
+        fork: pidfd of the fork, readable when it has ended.
+        connection: connection to the client, which waits for the fork.
     """
 
     pid: int
@@ -86,8 +86,8 @@ class _Job(NamedTuple):
     def descriptors(self) -> tuple[int, int]:
         return self.fork, self.connection.fileno()
 
-    def tell(self) -> None:
-        """Tells who waits how the fork has ended, which it has."""
+    def send_status(self) -> None:
+        """Sends the exit status of the fork, which has ended, to the client."""
         _, state = os.waitpid(self.pid, 0)
         code = os.waitstatus_to_exitcode(state)
         with contextlib.suppress(OSError):
@@ -96,8 +96,8 @@ class _Job(NamedTuple):
         os.close(self.fork)
 
 
-def _accepted(listener: socket.socket, run: Callable[[Sequence[str]], None]) -> _Job | None:
-    """Forks off the next job that asks. One that cannot be is none of the server's: it hears so, and does it itself."""
+def _accept_job(listener: socket.socket, run: Callable[[Sequence[str]], None]) -> _Job | None:
+    """Forks the next requested job; on failure closes the connection and returns None, and the client runs the job."""
     streams: list[int] = []
     try:
         connection, _ = listener.accept()
@@ -106,12 +106,12 @@ def _accepted(listener: socket.socket, run: Callable[[Sequence[str]], None]) -> 
         return None
     try:
         if user(connection) != os.getuid():
-            raise PermissionError("only the same user is served")
-        request = _received(connection, streams)
+            raise PermissionError("the request comes from another user")
+        request = _receive_request(connection, streams)
         server = os.getpid()
         pid = os.fork()
         if not pid:
-            _become(run, *request, streams, server)
+            _run_job(run, *request, streams, server)
         try:
             job = _Job(pid, os.pidfd_open(pid), connection)
         except OSError:
@@ -129,14 +129,14 @@ def _accepted(listener: socket.socket, run: Callable[[Sequence[str]], None]) -> 
             os.close(stream)
 
 
-def _received(connection: socket.socket, streams: list[int]) -> tuple[list[str], str, dict[str, str]]:
-    """A job's arguments, folder and environment; its streams are put into a list, whatever else may go wrong."""
-    connection.settimeout(10.0)  # of one that has connected, and then been stopped
+def _receive_request(connection: socket.socket, streams: list[int]) -> tuple[list[str], str, dict[str, str]]:
+    """Receives a job's arguments, folder and environment; appends its streams to a list, even if it then fails."""
+    connection.settimeout(10.0)  # the client may be stopped after it has connected
     head, descriptors, _, _ = socket.recv_fds(connection, 4, STREAMS)
     streams += descriptors
     (length,) = struct.unpack("!I", head)
     if len(streams) != STREAMS or length > LARGEST_REQUEST:
-        raise ValueError("not a request")
+        raise ValueError("malformed request")
     parts = b""
     while len(parts) < length:
         part = connection.recv(length - len(parts))
@@ -148,7 +148,7 @@ def _received(connection: socket.socket, streams: list[int]) -> tuple[list[str],
     return arguments, folder, environment
 
 
-def _become(
+def _run_job(
     run: Callable[[Sequence[str]], None],
     arguments: Sequence[str],
     folder: str,
@@ -156,7 +156,7 @@ def _become(
     streams: Sequence[int],
     server: int,
 ) -> None:
-    """Makes this fork of the process ``server`` the job, and ends with it."""
+    """Runs the job in this fork of the process ``server``, and exits."""
     status = 1
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -164,7 +164,7 @@ def _become(
             os._exit(1)
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
-        os.closerange(STREAMS, os.sysconf("SC_OPEN_MAX"))  # among them those of other jobs
+        os.closerange(STREAMS, os.sysconf("SC_OPEN_MAX"))  # including descriptors of other jobs
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)

@@ -1,6 +1,6 @@
-"""Kaldi's decoding graph, ``HCLG.fst``: checked to the last arc, since the library that decodes believes every number.
+"""Kaldi's decoding graph ``HCLG.fst``: every arc is checked, since the decoder library does not check any number.
 
-The file is OpenFst's "const" type: a header, an array of states, an array of arcs.
+The file has OpenFst's "const" type: a header, an array of states, an array of arcs.
 
 Source: ``fst/const-fst.h`` and ``fst/fst.h`` of OpenFst.
 """
@@ -19,9 +19,9 @@ from ngsgd.files import atomic_write, require_regular_file
 from ngsgd.kaldi.tables import read_lines
 
 MAGIC = 2125659606
-ALIGNED = 4  # flag: states and arcs begin at multiples of 16 bytes
-MAX_DEPTH = 10_000  # successive arcs without input
-EXPANDED = 1  # property of every const FST; the others are but remembered, and what they say changes here
+ALIGNED = 4  # flag: states and arcs start at multiples of 16 bytes
+MAX_DEPTH = 10_000  # longest path of arcs without input
+EXPANDED = 1  # property of every const FST; the other stored properties do not hold after relabelling
 STATE = np.dtype(
     [("final", "<f4"), ("begin", "<u4"), ("arcs", "<u4"), ("input_epsilons", "<u4"), ("output_epsilons", "<u4")]
 )
@@ -29,12 +29,12 @@ ARC = np.dtype([("input", "<i4"), ("output", "<i4"), ("weight", "<f4"), ("next",
 
 
 def prepare_graph(graph: Path, pdf_ids: npt.NDArray[np.int32], output: Path) -> None:
-    """Writes a graph that takes pdf-id + 1 in the place of transition-ids, as `ngsgd.kaldi.decoder` wants it.
+    """Writes a graph for `ngsgd.kaldi.decoder`, with input labels pdf-id + 1 instead of transition-ids.
 
     Args:
         graph: directory with ``HCLG.fst`` and ``words.txt``.
-        pdf_ids: (transition-ids + 1,) the pdf-id of each transition-id.
-        output: where it is to be written.
+        pdf_ids: (transition-ids + 1,) pdf-id of each transition-id.
+        output: file to write.
 
     Raises:
         DataError: the graph is damaged, of another type, or was made with another model.
@@ -46,7 +46,7 @@ def prepare_graph(graph: Path, pdf_ids: npt.NDArray[np.int32], output: Path) -> 
     if len(arcs) and arcs["input"].max() >= len(pdf_ids):
         raise DataError(
             f"{path}: transition-id {arcs['input'].max()}, but the model of the alignments has {len(pdf_ids) - 1}; "
-            "graph and alignments are not of one experiment"
+            "take graph and alignments from one experiment"
         )
     words = read_words(graph)
     if len(arcs) and (unknown := set(np.unique(arcs["output"]).tolist()) - words.keys() - {0}):
@@ -60,7 +60,7 @@ def prepare_graph(graph: Path, pdf_ids: npt.NDArray[np.int32], output: Path) -> 
 
 
 def num_inputs(path: str | os.PathLike[str]) -> int:
-    """The largest input label of a graph, which is checked on the way.
+    """Checks a graph and returns its largest input label.
 
     Raises:
         DataError: the graph is damaged or of another type.
@@ -70,7 +70,7 @@ def num_inputs(path: str | os.PathLike[str]) -> int:
 
 
 def read_words(graph: Path) -> dict[int, str]:
-    """The words of ``words.txt``, by their numbers.
+    """Reads ``words.txt``: the words by their numbers.
 
     Raises:
         DataError: the file is missing or malformed.
@@ -79,15 +79,15 @@ def read_words(graph: Path) -> dict[int, str]:
     try:
         return {int(number): word for word, number in read_lines(path)}
     except ValueError as e:
-        raise DataError(f"{path}: not a table of words and their numbers ({e})") from None
+        raise DataError(f"{path}: expected lines of a word and its number ({e})") from None
 
 
-def _settles(
+def _has_no_negative_cycle(
     sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int32], weights: npt.NDArray[np.float64], num_states: int
 ) -> bool:
-    """Whether the best costs along arcs come to rest: they do unless there is a cycle of negative weight.
+    """Returns whether the arcs form no cycle of negative weight: then the lowest costs converge.
 
-    Source: the Bellman-Ford algorithm, cut short at a depth that graphs of Kaldi's do not have.
+    Source: the Bellman-Ford algorithm, stopped at `MAX_DEPTH`, which Kaldi's graphs do not reach.
     """
     costs = np.zeros(num_states)
     for _ in range(min(num_states, MAX_DEPTH) + 1 if (weights < 0).any() else 0):
@@ -109,40 +109,43 @@ def _read(path: str | os.PathLike[str]) -> bytearray:
 def _parse(
     data: bytearray, path: str | os.PathLike[str]
 ) -> tuple[int, npt.NDArray[np.void], npt.NDArray[np.void], int]:
-    """Where the properties stand, the states, the arcs, and where these stand.
+    """Parses and checks a graph.
+
+    Returns:
+        Offset of the properties, the states, the arcs, and offset of the arcs.
 
     Raises:
-        DataError: anything at all is not as it must be.
+        DataError: the graph is damaged or of another type.
     """
 
-    def fail(what: str) -> DataError:
-        return DataError(f"{os.fspath(path)}: {what}; make the graph again with mkgraph.sh")
+    def error(reason: str) -> DataError:
+        return DataError(f"{os.fspath(path)}: {reason}; make the graph again with mkgraph.sh")
 
     def string(at: int) -> tuple[bytes, int]:
         (length,) = struct.unpack_from("<i", data, at)
         if not 0 <= length <= 64:
-            raise fail("not a graph")
+            raise error("not a graph")
         return bytes(data[at + 4 : at + 4 + length]), at + 4 + length
 
     try:
         if struct.unpack_from("<i", data, 0) != (MAGIC,):
-            raise fail("not a graph")
+            raise error("not a graph")
         kind, at = string(4)
         arc_kind, at = string(at)
         version, flags, _, start, num_states, num_arcs = struct.unpack_from("<iiQqqq", data, at)
     except struct.error:
-        raise fail("the file is truncated") from None
+        raise error("the file is truncated") from None
     if kind != b"const" or arc_kind != b"standard" or version not in (1, 2) or flags & ~ALIGNED:
         raise DataError(
-            f"{os.fspath(path)}: a graph of type {kind!r} over {arc_kind!r} (version {version}, flags {flags}); "
-            "expected a const one, which fstconvert --fst_type=const makes, over standard, without symbol tables"
+            f"{os.fspath(path)}: a graph of type {kind!r} with {arc_kind!r} arcs (version {version}, flags {flags}); "
+            "expected const with standard arcs and without symbol tables; use fstconvert --fst_type=const"
         )
 
     def array(at: int, dtype: np.dtype[np.void], length: int) -> tuple[npt.NDArray[np.void], int]:
         if version == 1 or flags & ALIGNED:
             at = -(-at // 16) * 16
         if length < 0 or at + length * dtype.itemsize > len(data):
-            raise fail("the file is truncated")
+            raise error("the file is truncated")
         return np.frombuffer(bytes(data[at : at + length * dtype.itemsize]), dtype), at
 
     states, states_at = array(at + struct.calcsize("<iiQqqq"), STATE, num_states)
@@ -150,13 +153,15 @@ def _parse(
     ends = states["begin"].astype(np.int64) + states["arcs"]
     counts = states["arcs"].astype(np.int64)
     if not 0 <= start < num_states or counts.sum() != num_arcs or (ends != np.cumsum(counts)).any():
-        raise fail("its states point beyond its end")
+        raise error("its states point beyond its end")
     if ((arcs["next"] < 0) | (arcs["next"] >= num_states) | (arcs["input"] < 0) | (arcs["output"] < 0)).any():
-        raise fail("its arcs point beyond its end")
+        raise error("its arcs point beyond its end")
     if np.isnan(states["final"]).any() or not np.isfinite(arcs["weight"]).all():
-        raise fail("a weight that is not a number")
+        raise error("a weight that is not a number")
     epsilon = arcs["input"] == 0
     sources = np.repeat(np.arange(num_states), counts)[epsilon]
-    if not _settles(sources, arcs["next"][epsilon], arcs["weight"][epsilon].astype(np.float64), num_states):
-        raise fail("a cycle without input that pays, round which a search would go for ever")
+    if not _has_no_negative_cycle(
+        sources, arcs["next"][epsilon], arcs["weight"][epsilon].astype(np.float64), num_states
+    ):
+        raise error("a cycle without input and of negative weight, on which the search would not end")
     return at + 8, states, arcs, arcs_at

@@ -1,7 +1,7 @@
-"""Kaldi's nnet2 models, ``<iteration>.mdl``: what stands in the file, component by component.
+"""Reads and writes Kaldi's nnet2 models, ``<iteration>.mdl``, component by component.
 
-A component is read into its fields, in the order of the file, and written from them; what they mean is the
-network's business. Forms that Kaldi only reads, for the sake of old files, are read into the present one.
+A component is a record of fields, in the order of the file; `ngsgd.network` interprets them. The old forms that Kaldi
+still reads are converted to the current one.
 
 Source: ``nnet2/nnet-component.cc``, ``nnet2/nnet-nnet.cc``, ``nnet2/am-nnet.cc``.
 """
@@ -47,7 +47,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "DropoutComponent": {"Dim": "integer", "DropoutScale": "float", "DropoutProportion": "float"},
 }  # fmt: skip
 
-# Fields that old files lack or write otherwise: what to do instead of what the table says, by the token found.
+# Fields of old files that are skipped, and defaults of fields that old files lack.
 DISCARDED = {"AvgInput": "vector", "AvgInputCount": "float"}
 DEFAULTS: Fields = {
     "IsGradient": False, "MaxChange": np.float32(0.0), "UpdatePeriod": 1, "ValueSum": np.zeros(0, np.float32),
@@ -57,11 +57,11 @@ DEFAULTS: Fields = {
 
 @dataclass(frozen=True)
 class Record:
-    """A component as its file has it.
+    """A component of a model file.
 
     Attributes:
-        kind: Kaldi's name of its type.
-        fields: by Kaldi's names; ints, bools, numpy numbers and arrays.
+        kind: Kaldi's name of the component type.
+        fields: values by Kaldi's names: ints, bools, numpy numbers and arrays.
     """
 
     kind: str
@@ -73,9 +73,9 @@ class Nnet2:
     """A model file.
 
     Attributes:
-        transitions: the transition model; None where the file holds a bare network, as ``nnet-init`` writes it.
-        components: from the input to the output.
-        priors: (pdfs,) probabilities; empty where there are none.
+        transitions: the transition model; None if the file has only a network, as written by ``nnet-init``.
+        components: the components, from input to output.
+        priors: (pdfs,) prior probabilities; empty if there are none.
     """
 
     transitions: TransitionModel | None
@@ -84,15 +84,15 @@ class Nnet2:
 
 
 def read_nnet2(path: str | os.PathLike[str]) -> Nnet2:
-    """A model file, binary or text.
+    """Reads a model file, binary or text.
 
     Raises:
-        ModelError: missing, truncated, of another type, or with a component that nobody here knows.
+        ModelError: the file is missing, truncated or of another type, or has an unsupported component.
     """
     with open_input(path, ModelError) as source:
         source.start()
-        begin = source.peek_token()
-        transitions = read_transitions(source) if begin == "<TransitionModel>" else None
+        first_token = source.peek_token()
+        transitions = read_transitions(source) if first_token == "<TransitionModel>" else None
         if (found := source.peek_token()) != "<Nnet>":
             other = {"<Nnet3>": "an nnet3 model", "<DIMENSION>": "a GMM"}.get(found, f"{found!r:.60}")
             source.fail(f"expected an nnet2 model, found {other}")
@@ -103,12 +103,12 @@ def read_nnet2(path: str | os.PathLike[str]) -> Nnet2:
         source.expect("</Components>", "</Nnet>")
         priors = source.array(1).astype(np.float32) if transitions else np.zeros(0, np.float32)
         if not source.at_end():
-            source.fail("something follows the model")
+            source.fail("something follows the model; the file is damaged")
         return Nnet2(transitions, components, priors)
 
 
 def write_nnet2(model: Nnet2, path: str | os.PathLike[str], *, binary: bool) -> None:
-    """Writes a model file, whole or not at all, in the form of Kaldi 5.5.
+    """Writes a model file atomically, in the format of Kaldi 5.5.
 
     Raises:
         OSError: the file cannot be written.
@@ -137,12 +137,12 @@ def _read_component(source: Input) -> Record:
     kind = source.token().strip("<>")
     if kind not in COMPONENTS:
         known = ", ".join(name.removesuffix("Component") for name in COMPONENTS)
-        source.fail(f"a component of type {kind!r:.60}, which cannot be taken over; known are {known}")
+        source.fail(f"a component of type {kind!r:.60}, which is not supported; supported are {known}")
     expected = COMPONENTS[kind]
     fields: Fields = {}
     while (token := source.token()) != f"</{kind}>":
         name = token.strip("<>")
-        if kind == "SumGroupComponent" and fields and name == kind:  # so closed by old versions
+        if kind == "SumGroupComponent" and fields and name == kind:  # old versions close it with the opening token
             break
         if name in DISCARDED and kind == "AffineComponent":
             _READ[DISCARDED[name]](source)

@@ -1,4 +1,4 @@
-"""Writing Kaldi's basic types, binary and text; the other direction is `ngsgd.kaldi.stream`."""
+"""Writes Kaldi's basic types, binary and text; `ngsgd.kaldi.stream` reads them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ngsgd.kaldi.stream import BINARY, Array
 
 
 class Output:
-    """A Kaldi file being made, in memory.
+    """A Kaldi file that is assembled in memory.
 
     Args:
-        binary: how; numbers in text have as many digits as it takes to read them back exactly.
+        binary: whether the file is binary. Text has as many digits as are needed to read numbers back exactly.
     """
 
     def __init__(self, *, binary: bool) -> None:
@@ -22,14 +22,14 @@ class Output:
         self._pieces = [BINARY] if binary else []
 
     def bytes(self) -> bytes:
-        """What was written."""
+        """Returns the contents of the file."""
         return b"".join(self._pieces)
 
     def token(self, *tokens: str) -> None:
         self._pieces += [token.encode() + b" " for token in tokens]
 
     def end_line(self) -> None:
-        """A line's end, in text."""
+        """Ends the line in text; does nothing in binary."""
         if not self.binary:
             self._pieces.append(b"\n")
 
@@ -52,7 +52,7 @@ class Output:
             self._pieces.append(b"[ " + b"".join(b"%d " % v for v in values) + b"]\n")
 
     def array(self, array: Array) -> None:
-        """A vector or matrix of float32 or float64."""
+        """Writes a vector or matrix of float32 or float64."""
         if self.binary:
             kind = ("F" if array.dtype == np.float32 else "D") + ("V" if array.ndim == 1 else "M")
             self.token(kind)
@@ -69,5 +69,5 @@ class Output:
 
 
 def _digits(value: np.float32 | np.float64) -> bytes:
-    """The shortest text that is read back as the same number of its type."""
+    """Returns the shortest text that is read back as the same number of its type."""
     return str(value).encode()

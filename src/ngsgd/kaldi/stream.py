@@ -1,7 +1,7 @@
-"""Kaldi's basic types in files, binary and text: tokens, numbers, vectors, matrices.
+"""Reads Kaldi's basic types from binary and text files: tokens, numbers, vectors, matrices.
 
-A file is believed only as far as it goes: nothing is allocated that its own bytes do not fill, and what is not of
-the types named here is refused before anything else sees it.
+Files are not trusted: memory is allocated only for bytes that are in the file, whatever a header says, and types other
+than these are rejected before any other library parses them.
 
 Source: ``base/io-funcs.cc``, ``matrix/kaldi-matrix.cc``, ``matrix/kaldi-vector.cc``, ``matrix/compressed-matrix.cc``.
 """
@@ -27,15 +27,15 @@ from ngsgd.files import require_regular_file
 
 BINARY = b"\0B"
 PIECE = 2**16  # bytes read at a time
-MAX_EXPANSION = 100  # of a gzipped file
-MIN_LIMIT = 2**24  # bytes that a gzipped file may have in any case
+MAX_EXPANSION = 100  # largest uncompressed size of a gzipped file, relative to its size
+MIN_LIMIT = 2**24  # uncompressed bytes that any gzipped file may have
 MAX_TOKEN = 4096  # bytes
 MAX_LINE = 2**26  # bytes
-MAX_OBJECT = 2**30  # bytes of one matrix or vector as it lies in the file: what goes beyond is damage, or an attack
+MAX_OBJECT = 2**30  # bytes of one matrix or vector in the file; larger ones are damage or an attack
 
 Array = npt.NDArray[Any]
 
-# Bytes of an element, and of what stands beside the elements, by the type that a binary matrix or vector begins with.
+# Bytes of an element, by the type token of a binary matrix or vector.
 _ELEMENT = {b"FM": 4, b"DM": 8, b"FV": 4, b"DV": 8, b"CM": 1, b"CM2": 2, b"CM3": 1}
 _SPACE = re.compile(rb"[ \t\r\n\v\f]")
 _NOT_SPACE = re.compile(rb"[^ \t\r\n\v\f]")
@@ -43,16 +43,16 @@ _LISTED = np.dtype([("size", "i1"), ("value", "<i4")])
 
 
 class Input:
-    """A Kaldi file being read.
+    """A reader of a Kaldi file.
 
     Args:
-        f: the file, at its begin or at the begin of an object; it need not be seekable.
-        name: what errors call it.
-        error: the type of error to raise.
-        limit: bytes that are read at most, of a file that grows as it is read.
+        f: the file, positioned at its start or at that of an object; it need not be seekable.
+        name: name of the file in errors.
+        error: type of error to raise.
+        limit: largest number of (uncompressed) bytes to read; None for no limit.
 
     Attributes:
-        binary: how the object at hand is written; see `start`.
+        binary: whether the current object is binary; set by `start`.
     """
 
     def __init__(
@@ -62,106 +62,106 @@ class Input:
         error: type[NgsgdError] = DataError,
         limit: int | None = None,
     ) -> None:
-        self._f, self._name, self._error, self._left = f, os.fspath(name), error, limit
-        self._buffer, self._at, self._passed = b"", 0, 0
+        self._f, self._name, self._error, self._remaining = f, os.fspath(name), error, limit
+        self._buffer, self._position, self._buffer_start = b"", 0, 0
         self.binary = False
 
-    def fail(self, what: str) -> NoReturn:
-        """Raises the file's type of error."""
-        raise self._error(f"{self._name}: {what} (near byte {self._passed + self._at})")
+    def fail(self, reason: str) -> NoReturn:
+        """Raises an error that names the file, the reason and the position."""
+        raise self._error(f"{self._name}: {reason} (near byte {self._buffer_start + self._position})")
 
     def start(self) -> None:
-        r"""Begins an object: binary ones stand after ``\0B``."""
+        r"""Starts reading an object, which is binary if ``\0B`` precedes it."""
         self.binary = self._peek(2) == BINARY
         if self.binary:
-            self._at += 2
+            self._position += 2
 
     def at_end(self) -> bool:
-        """Whether nothing but white space is left."""
+        """Returns whether only white space is left."""
         return not self._skip_space()
 
     def take(self, n: int) -> bytes:
-        """The next n bytes.
+        """Reads n bytes.
 
         Raises:
-            NgsgdError: there are fewer.
+            NgsgdError: fewer are left.
         """
-        if self._have(min(n, PIECE)) >= n:
-            self._at += n
-            return self._buffer[self._at - n : self._at]
+        if self._fill(min(n, PIECE)) >= n:
+            self._position += n
+            return self._buffer[self._position - n : self._position]
         if n > MAX_OBJECT:
             self.fail(f"an object of {n} bytes, more than {MAX_OBJECT}")
-        # Piece by piece: memory grows with what is there, not with what a header says is there.
-        pieces, missing = [self._buffer[self._at :]], n - (len(self._buffer) - self._at)
-        self._drop(len(self._buffer))
+        # Reads in pieces, so that memory grows with the file and not with the size in its header.
+        pieces, missing = [self._buffer[self._position :]], n - (len(self._buffer) - self._position)
+        self._discard(len(self._buffer))
         while missing:
             piece = self._read(min(missing, 16 * PIECE))
             if not piece:
                 self.fail("the file is truncated")
             pieces.append(piece)
-            self._passed += len(piece)
+            self._buffer_start += len(piece)
             missing -= len(piece)
         return b"".join(pieces)
 
     def line(self) -> bytes | None:
-        """What is left of the line, without its end; None where nothing more is.
+        """Reads the rest of the line, without its end; returns None at the end of the file.
 
         Raises:
-            NgsgdError: it has no end within reason.
+            NgsgdError: the line is longer than `MAX_LINE`.
         """
-        if not self._have(1):
+        if not self._fill(1):
             return None
         end = self._find(re.compile(rb"\n"), MAX_LINE)
-        if end - self._at > MAX_LINE:
+        if end - self._position > MAX_LINE:
             self.fail(f"a line of more than {MAX_LINE} bytes")
-        text = self._buffer[self._at : end]
-        self._at = min(end + 1, len(self._buffer))
+        text = self._buffer[self._position : end]
+        self._position = min(end + 1, len(self._buffer))
         return text
 
     def token(self) -> str:
-        """The next word, and the byte of white space that must follow it.
+        """Reads the next token and the byte of white space that must follow it.
 
         Raises:
-            NgsgdError: there is none, or what is there is not one.
+            NgsgdError: there is no valid token.
         """
         if not self._skip_space():
             self.fail("the file is truncated")
         end = self._find(_SPACE, MAX_TOKEN)
         if end == len(self._buffer):
-            self.fail("no token where one must be, or the file is truncated")
-        word = self._buffer[self._at : end]
-        self._at = end + 1
+            self.fail("expected a token, or the file is truncated")
+        word = self._buffer[self._position : end]
+        self._position = end + 1
         try:
             text = word.decode("utf-8")
         except UnicodeDecodeError:
             self.fail("a token that is not UTF-8")
         if not text.isprintable():
-            self.fail("no token where one must be")
+            self.fail("expected a token")
         return text
 
     def peek_token(self) -> str:
-        """The next word, which stays to be read.
+        """Returns the next token without consuming it.
 
         Raises:
-            NgsgdError: there is none, or what is there is not one.
+            NgsgdError: there is no valid token.
         """
         self._skip_space()
         word = self.token()
-        self._at -= len(word.encode()) + 1
+        self._position -= len(word.encode()) + 1
         return word
 
     def expect(self, *tokens: str) -> None:
-        """Reads these tokens.
+        """Reads the given tokens.
 
         Raises:
-            NgsgdError: others are there.
+            NgsgdError: the file has other tokens.
         """
         for token in tokens:
             if (found := self.token()) != token:
                 self.fail(f"expected {token}, found {found!r:.60}")
 
     def integer(self) -> int:
-        """A number of type int32."""
+        """Reads an int32."""
         if self.binary:
             return int(self._number({b"\4": "<i"}))
         word = self.token()
@@ -170,30 +170,33 @@ class Input:
         return int(word)
 
     def real(self) -> np.float32 | np.float64:
-        """A number of type float or double, whichever the file has; double from text."""
+        """Reads a float or double, whichever the file has; text is read as double."""
         if self.binary:
             size = self._peek(1)
             return (np.float32 if size == b"\4" else np.float64)(self._number({b"\4": "<f", b"\10": "<d"}))
         return np.float64(self._float(self.token()))
 
     def boolean(self) -> bool:
-        """A number of type bool: T or F."""
+        """Reads a bool: T or F."""
         word = self.take(1) if self.binary else self.token().encode()
         if word not in (b"T", b"F"):
             self.fail("expected T or F")
         return word == b"T"
 
     def integers(self) -> npt.NDArray[np.int32]:
-        """A ``std::vector<int32>`` as part of an object; text: ``[ 1 2 3 ]``."""
+        """Reads a ``std::vector<int32>`` within an object; its text form is ``[ 1 2 3 ]``."""
         if self.binary:
             return np.frombuffer(self.take(4 * self._length()), "<i4").astype(np.int32)
         return self._integers_of(self._text_between_brackets().split())
 
     def array(self, ndim: int) -> Array:
-        """A vector (ndim 1) or a matrix (ndim 2), compressed or not: float32, or float64 from doubles and from text.
+        """Reads a vector (ndim 1) or a matrix (ndim 2), compressed or not.
+
+        Returns:
+            float64 if the file has doubles or text, otherwise float32.
 
         Raises:
-            NgsgdError: truncated, of another type, or a text matrix whose rows differ in length.
+            NgsgdError: the array is truncated, of another type, or a text matrix whose rows differ in length.
         """
         if not self.binary:
             return self._text_array(ndim)
@@ -222,10 +225,10 @@ class Input:
         return np.array(array, np.float64 if kind.startswith(b"D") else np.float32)
 
     def listed_integers(self) -> npt.NDArray[np.int32]:
-        """An archive's entry of type ``std::vector<int32>``, as alignments are; text: the rest of the line."""
+        """Reads an archive entry of type ``std::vector<int32>``, such as an alignment; its text form is a line."""
         if not self.binary:
             line = self.line() or b""
-            if b"_" in line:  # which Python lets stand within a number
+            if b"_" in line:  # Python accepts underscores within numbers
                 self.fail("expected integers")
             return self._integers_of(line.split())
         records = np.frombuffer(self.take(_LISTED.itemsize * self._length()), _LISTED)
@@ -234,7 +237,7 @@ class Input:
         return records["value"].astype(np.int32)
 
     def skip_listed_integers(self) -> None:
-        """Goes beyond what `listed_integers` would read."""
+        """Skips the entry that `listed_integers` would read."""
         if self.binary:
             self.take(_LISTED.itemsize * self._length())
         else:
@@ -277,12 +280,12 @@ class Input:
             self.fail("the file is truncated")
         if self._peek(1) != b"[":
             self.fail("expected numbers, binary or in brackets")
-        self._at += 1
+        self._position += 1
         end = self._find(re.compile(rb"\]"), MAX_OBJECT)
-        text = self._buffer[self._at : end]
+        text = self._buffer[self._position : end]
         if end == len(self._buffer):
             self.fail("the file is truncated")
-        self._at = end + 1
+        self._position = end + 1
         return text
 
     def _text_array(self, ndim: int) -> npt.NDArray[np.float64]:
@@ -294,78 +297,78 @@ class Input:
             self.fail("expected numbers")
         if ndim == 1:
             return values
-        # The lengths of the rows alone, since a list of all their words would take many times the file.
+        # Only row lengths are kept: a list of all words would take many times the size of the file.
         lengths = {count for line in re.split(rb"[\n;]", text) if (count := len(line.split()))}
         if len(lengths) > 1:
             self.fail("a matrix whose rows differ in length")
         return values.reshape(-1, lengths.pop()) if lengths else np.zeros((0, 0))
 
     def _skip_space(self) -> bool:
-        """Goes to the next byte that is not white space; whether there is one."""
+        """Skips white space; returns whether anything follows."""
         while True:
-            if match := _NOT_SPACE.search(self._buffer, self._at):
-                self._at = match.start()
+            if match := _NOT_SPACE.search(self._buffer, self._position):
+                self._position = match.start()
                 return True
-            self._drop(len(self._buffer))
-            if not self._have(1):
+            self._discard(len(self._buffer))
+            if not self._fill(1):
                 return False
 
     def _find(self, pattern: re.Pattern[bytes], limit: int) -> int:
-        """Where the pattern is next found in the buffer; its end where it is not, in the file or within the limit."""
-        start = self._at
+        """Returns the buffer index of the next match; the end of the buffer if the file has none within the limit."""
+        start = self._position
         while not (match := pattern.search(self._buffer, start)):
-            had = len(self._buffer) - self._at
-            if had > limit or self._have(had + 1) == had:
+            had = len(self._buffer) - self._position
+            if had > limit or self._fill(had + 1) == had:
                 return len(self._buffer)
-            start = self._at + had
+            start = self._position + had
         return match.start()
 
     def _peek(self, n: int) -> bytes:
-        self._have(n)
-        return self._buffer[self._at : self._at + n]
+        self._fill(n)
+        return self._buffer[self._position : self._position + n]
 
-    def _have(self, n: int) -> int:
-        """Sees that n bytes are in the buffer, if the file has them; how many there are."""
-        if (there := len(self._buffer) - self._at) < n:
-            pieces = [self._buffer[self._at :]]
-            self._drop(self._at)
-            # A long line is read in ever larger pieces, so that it is not copied once a piece.
-            while there < n and (piece := self._read(max(PIECE, there))):
+    def _fill(self, n: int) -> int:
+        """Fills the buffer with at least n bytes, if the file has them; returns the number of bytes available."""
+        if (available := len(self._buffer) - self._position) < n:
+            pieces = [self._buffer[self._position :]]
+            self._discard(self._position)
+            # A long line is read in growing pieces, so that it is not copied for every piece.
+            while available < n and (piece := self._read(max(PIECE, available))):
                 pieces.append(piece)
-                there += len(piece)
-            self._buffer, self._at = b"".join(pieces), 0
-        return there
+                available += len(piece)
+            self._buffer, self._position = b"".join(pieces), 0
+        return available
 
-    def _drop(self, n: int) -> None:
-        """Forgets the first n bytes of the buffer."""
-        self._passed += n
-        self._buffer, self._at = self._buffer[n:], max(0, self._at - n)
+    def _discard(self, n: int) -> None:
+        """Discards the first n bytes of the buffer."""
+        self._buffer_start += n
+        self._buffer, self._position = self._buffer[n:], max(0, self._position - n)
 
     def _read(self, n: int) -> bytes:
         try:
             piece = self._f.read(n)
-        except (OSError, EOFError, zlib.error) as e:  # of a damaged gzip file
+        except (OSError, EOFError, zlib.error) as e:  # raised for a damaged gzip file
             self.fail(f"cannot be read: {e}")
-        if self._left is not None:
-            self._left -= len(piece)
-            if self._left < 0:
+        if self._remaining is not None:
+            self._remaining -= len(piece)
+            if self._remaining < 0:
                 self.fail(f"it grows more than {MAX_EXPANSION}-fold; if that is right, unpack it first")
         return piece
 
 
 @contextlib.contextmanager
 def open_input(path: str | os.PathLike[str], error: type[NgsgdError] = DataError, offset: int = 0) -> Iterator[Input]:
-    """A Kaldi file, from an offset on (bytes); gzipped where its name ends with ``.gz``.
+    """Opens a Kaldi file at an offset (bytes); a file whose name ends with ``.gz`` is decompressed.
 
     Raises:
-        NgsgdError: of the given type: the file cannot be opened.
+        NgsgdError: the file cannot be opened; raised as the type ``error``.
     """
     try:
         require_regular_file(path)
         f: Any = gzip.open(path) if os.fspath(path).endswith(".gz") else open(path, "rb")  # noqa: SIM115
     except OSError as e:
         raise error(f"{os.fspath(path)}: {e.strerror or e}") from None
-    except ValueError as e:  # NUL
+    except ValueError as e:  # the path contains NUL
         raise error(f"{os.fspath(path)!r}: {e}") from None
     with f:
         if offset:

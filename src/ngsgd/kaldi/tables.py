@@ -1,4 +1,4 @@
-"""Kaldi's tables: archives, ``.scp`` files that point into them, and text files with a line an utterance."""
+"""Reads Kaldi's tables: archives, ``.scp`` files that point into them, and text files with one line per utterance."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ T = TypeVar("T")
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
-    """The first word and the rest of each line of a text file.
+    """Yields the first word and the rest of each line of a text file; empty lines are skipped.
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8, or has a word twice; the text names the line.
+        DataError: the file cannot be read, is not UTF-8, or has two lines with the same first word.
     """
     seen: set[str] = set()
     with open_input(path) as source:
         for number in itertools.count(1):
             if (line := source.line()) is None:
                 return
-            words = line.split(maxsplit=1)  # as bytes, where only ASCII has white space, as for Kaldi
+            words = line.split(maxsplit=1)  # on bytes only ASCII white space splits, as in Kaldi
             if not words:
                 continue
             try:
@@ -48,12 +48,12 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
 def read_archive(
     path: str | os.PathLike[str], read: Callable[[Input], T], wanted: Callable[[str], bool] | None = None
 ) -> Iterator[tuple[str, T]]:
-    """The entries of an archive, gzipped or not, one after the other: key and object.
+    """Yields key and object of each entry of an archive, gzipped or not.
 
     Args:
-        path: of the archive.
-        read: reads an object: `matrix` or `integers`.
-        wanted: of an archive of integers, which keys are of interest; the others are passed over.
+        path: the archive.
+        read: reads an object: `matrix`, `integers` or `skip_integers`.
+        wanted: selects keys, for archives of integers only; the other entries are skipped. None for all.
 
     Raises:
         DataError: the archive is truncated, or has objects of another type.
@@ -79,17 +79,17 @@ def integers(source: Input) -> npt.NDArray[np.int32]:
 
 
 def skip_integers(source: Input) -> None:
-    """Passes over a vector of integers, for `read_archive` where only the keys are wanted."""
+    """Skips a vector of integers, for `read_archive` when only the keys are needed."""
     source.skip_listed_integers()
 
 
 class Script:
-    """An ``.scp`` file: where each utterance's matrix lies.
+    """An ``.scp`` file, which maps each utterance (or speaker) to the location of its matrix.
 
     Args:
-        path: of the file.
-        root: the folder to which paths that do not exist as they stand are relative.
-        allow_pipes: whether entries may be commands, which are then run.
+        path: the file.
+        root: folder for relative paths that do not exist in the working directory.
+        allow_pipes: whether entries may be commands, which `read` then runs.
 
     Raises:
         DataError: the file cannot be read, or an entry is a command and pipes are not allowed.
@@ -100,11 +100,11 @@ class Script:
         self.entries = dict(read_lines(path))
         for key, entry in self.entries.items():
             if not entry:
-                raise DataError(f"{os.fspath(path)}: {key} points nowhere")
+                raise DataError(f"{os.fspath(path)}: {key} has no location")
             if "|" in entry and not allow_pipes:
                 raise DataError(
                     f"{os.fspath(path)}: the entry of {key} is a command ({entry:.60}), which is not run unless the "
-                    "configuration has allow_pipes: true; copy-feats makes an archive of it"
+                    "configuration has allow_pipes: true; or write its output to an archive with copy-feats"
                 )
 
     def __contains__(self, key: str) -> bool:
@@ -114,10 +114,10 @@ class Script:
         return len(self.entries)
 
     def read(self, key: str) -> Array:
-        """The matrix of an utterance (or of a speaker), of the rows and columns that a range in the entry selects.
+        """Reads the matrix of an utterance (or speaker), restricted to the range of rows and columns in its entry.
 
         Raises:
-            DataError: the entry points nowhere, or not at a matrix.
+            DataError: the matrix cannot be read, or the range is invalid.
         """
         entry = self.entries[key]
         where = f"{os.fspath(self.path)}: {key}"
@@ -140,7 +140,7 @@ def _split_offset(entry: str) -> tuple[str, int]:
 
 
 def _split_range(entry: str, where: str) -> tuple[str, list[tuple[int, int] | None]]:
-    """An entry without its range ``[rows]`` or ``[rows,columns]``, and the first and last of each, or None for all."""
+    """Splits off the range ``[rows]`` or ``[rows,columns]`` of an entry: first and last of each, or None for all."""
     if not entry.endswith("]"):
         return entry, []
     entry, _, text = entry[:-1].rpartition("[")
@@ -151,14 +151,14 @@ def _split_range(entry: str, where: str) -> tuple[str, list[tuple[int, int] | No
         elif match := re.fullmatch(r"(\d{1,9}):(\d{1,9})", part):
             ranges.append((int(match[1]), int(match[2])))
         else:
-            raise DataError(f"{where}: {part!r} is no range such as 0:99")
+            raise DataError(f"{where}: {part!r} is not a range such as 0:99")
     if len(ranges) > 2 or not entry:
-        raise DataError(f"{where}: [{text}] is no range of rows and columns")
+        raise DataError(f"{where}: [{text}] is not a range of rows and columns")
     return entry, ranges
 
 
 def _select(array: Array, ranges: list[tuple[int, int] | None], where: str) -> Array:
-    """The rows and columns that ranges name, whose ends count in; Kaldi lets the last row be a little beyond."""
+    """Selects rows and columns by inclusive ranges; as in Kaldi, the last row may be up to 3 too high."""
     for axis, bounds in enumerate(ranges):
         if bounds is None:
             continue
@@ -171,7 +171,7 @@ def _select(array: Array, ranges: list[tuple[int, int] | None], where: str) -> A
 
 
 def _from_command(command: str, where: str) -> Array:
-    """The matrix that a shell command writes, as Kaldi's extended filenames have it; allowed by the configuration."""
+    """Runs a shell command (a Kaldi extended filename, if allow_pipes is set) and reads the matrix that it writes."""
     outcome = subprocess.run(command, shell=True, stdout=subprocess.PIPE, check=False)
     if outcome.returncode:
         raise DataError(f"{where}: the command {command!r} ended with status {outcome.returncode}")

@@ -1,4 +1,4 @@
-"""Kaldi's transition model: what turns the transition-ids of alignments and graphs into pdf-ids.
+"""Kaldi's transition model, which maps the transition-ids of alignments and graphs to pdf-ids.
 
 Source: ``hmm/transition-model.cc``, ``hmm/hmm-topology.cc``.
 """
@@ -27,9 +27,9 @@ class HmmState:
     """A state of a phone's topology.
 
     Attributes:
-        forward_class, self_loop_class: pdf-classes of the transitions out of the state, and of that back to it; in
-            the usual form of topologies they are the same. `NO_PDF` where nothing is emitted.
-        transitions: destination and probability of each.
+        forward_class, self_loop_class: pdf-classes of the transitions out of the state and of its self-loop, which are
+            the same in usual topologies; `NO_PDF` for non-emitting states.
+        transitions: destination and probability of each transition.
     """
 
     forward_class: int
@@ -42,13 +42,13 @@ class TransitionModel:
     """A transition model.
 
     Attributes:
-        phones: that the topology has, rising.
-        phone_entries: for each number up to the last phone the index of its entry, or -1.
+        phones: phone numbers of the topology, ascending.
+        phone_entries: (largest phone + 1,) index into ``entries`` for each phone number, or -1.
         entries: the topologies.
         tuples: (transition states, 4) int32: phone, HMM state, forward pdf-id, self-loop pdf-id.
-        log_probs: (transition-ids + 1,), the first unused.
-        pdf_ids: (transition-ids + 1,) int32: the pdf-id of each transition-id, which count from 1; the first is -1.
-        id_phones: (transition-ids + 1,) int32: the phone of each.
+        log_probs: (transition-ids + 1,) log-probabilities; transition-ids count from 1, the first element is unused.
+        pdf_ids: (transition-ids + 1,) int32, pdf-id of each transition-id; the first is -1.
+        id_phones: (transition-ids + 1,) int32, phone of each transition-id.
     """
 
     phones: npt.NDArray[np.int32]
@@ -64,10 +64,10 @@ class TransitionModel:
         return int(self.pdf_ids.max()) + 1
 
     def to_pdfs(self, transition_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """The pdf-ids of an alignment's transition-ids.
+        """Converts the transition-ids of an alignment to pdf-ids.
 
         Raises:
-            DataError: one of them is not of this model.
+            DataError: the model does not have one of the transition-ids.
         """
         outside = (transition_ids < 1) | (transition_ids >= len(self.pdf_ids))
         if outside.any():
@@ -77,10 +77,10 @@ class TransitionModel:
         return self.pdf_ids[transition_ids]
 
     def silence_pdfs(self, silence_phones: list[int]) -> list[int]:
-        """The pdf-ids of these phones.
+        """Returns the pdf-ids of the given phones, ascending.
 
         Raises:
-            DataError: one of them is not of this model.
+            DataError: the model does not have one of the phones.
         """
         for phone in silence_phones:
             if phone not in self.phones:
@@ -89,10 +89,10 @@ class TransitionModel:
 
 
 def read_transition_model(path: str | os.PathLike[str]) -> TransitionModel:
-    """The transition model at the begin of a model file; what follows it, a GMM or a network, is not looked at.
+    """Reads the transition model at the start of a model file; the GMM or network after it is not read.
 
     Raises:
-        DataError: the file does not begin with one, or it is malformed.
+        DataError: the file does not start with a valid transition model.
     """
     with open_input(path) as source:
         source.start()
@@ -100,10 +100,10 @@ def read_transition_model(path: str | os.PathLike[str]) -> TransitionModel:
 
 
 def read_transitions(source: Input) -> TransitionModel:
-    """A transition model, new or old form, binary or text.
+    """Reads a transition model, in the new or the old form, binary or text.
 
     Raises:
-        NgsgdError: of the source's type: malformed.
+        NgsgdError: the model is malformed; raised as the error type of ``source``.
     """
     source.expect("<TransitionModel>", "<Topology>")
     phones, phone_entries, entries = (_read_topology if source.binary else _read_topology_text)(source)
@@ -124,9 +124,9 @@ def read_transitions(source: Input) -> TransitionModel:
         if not 0 <= entry < len(entries) or not 0 <= state < len(entries[entry]):
             source.fail(f"transition model: its topology has no state {state} of phone {phone}")
         if not 0 <= min(forward, self_loop) <= max(forward, self_loop) < MAX_PDFS:
-            source.fail(f"transition model: pdf-ids {forward} and {self_loop}")
+            source.fail(f"transition model: pdf-ids {forward} and {self_loop} are not from 0 to {MAX_PDFS - 1}")
         states.append(entries[entry][state])
-    # Counted before they are listed: a few bytes can say that there are many.
+    # Checked before the lists are built, since a small file can declare a huge number of transitions.
     num_ids = sum(len(state.transitions) for state in states)
     if num_ids == 0 or num_ids != len(log_probs) - 1:
         source.fail(f"transition model: {num_ids} transitions, {len(log_probs) - 1} log-probabilities")
@@ -140,7 +140,7 @@ def read_transitions(source: Input) -> TransitionModel:
 
 
 def write_transitions(model: TransitionModel, out: Output) -> None:
-    """Writes a transition model as Kaldi 5.5 does: in the old form unless self-loops have pdf-classes of their own."""
+    """Writes a transition model as Kaldi 5.5 does: in the old form unless self-loops have separate pdf-classes."""
     plain = all(s.forward_class == s.self_loop_class for entry in model.entries for s in entry)
     out.token("<TransitionModel>")
     out.end_line()
@@ -165,17 +165,17 @@ def write_transitions(model: TransitionModel, out: Output) -> None:
 
 
 def transitions_to_text(model: TransitionModel) -> str:
-    """A transition model in letters and digits, as JSON can hold it."""
+    """Encodes a transition model as base64, for JSON."""
     out = Output(binary=True)
     write_transitions(model, out)
     return base64.b64encode(out.bytes()).decode("ascii")
 
 
 def transitions_from_text(text: str, name: str | os.PathLike[str]) -> TransitionModel:
-    """The transition model that `transitions_to_text` was given.
+    """Decodes a transition model from `transitions_to_text`; errors call its file ``name``.
 
     Raises:
-        ModelError: it is malformed.
+        ModelError: the text is malformed.
     """
     try:
         data = base64.b64decode(text, validate=True)
@@ -189,7 +189,7 @@ def transitions_from_text(text: str, name: str | os.PathLike[str]) -> Transition
 def _count(source: Input) -> int:
     count = source.integer()
     if count < 0:
-        source.fail(f"expected a number of things, found {count}")
+        source.fail(f"expected a count, found {count}")
     return count
 
 
@@ -210,7 +210,7 @@ def _read_topology(
     source.expect("</Topology>")
     used = np.flatnonzero(phone_entries != -1)
     if not np.array_equal(used, phones) or not (phone_entries[phones] < len(entries)).all():
-        source.fail("topology: its phones are not those of its table")
+        source.fail("topology: its list of phones does not match its table of entries")
     return phones, phone_entries, tuple(entries)
 
 
@@ -224,9 +224,9 @@ def _read_topology_text(
             source.fail(f"expected <TopologyEntry>, found {token!r:.60}")
         source.expect("<ForPhones>")
         while (token := source.token()) != "</ForPhones>":
-            # Bounded, since a table as long as the largest phone is made of them.
+            # Bounded, since the table is as long as the largest phone number.
             if not token.isdecimal() or len(token) > 6 or not int(token) or int(token) in entry_of:
-                source.fail(f"expected a phone of which nothing has been said, found {token!r:.60}")
+                source.fail(f"expected a phone number without an entry so far, found {token!r:.60}")
             entry_of[int(token)] = len(entries)
         entries.append(tuple(_read_states_text(source)))
     phones = np.array(sorted(entry_of), np.int32)

@@ -1,1 +1,1 @@
-"""Layer 2, the network: components, topology, the acoustic model and its file. Knows no data."""
+"""Network: components, topology, the acoustic model and its file; conversion to Kaldi and ONNX."""

@@ -1,8 +1,8 @@
-"""The components of a network: what Kaldi's ``nnet2/nnet-component.h`` calls by the same names.
+"""Components of a network, named as in Kaldi's ``nnet2/nnet-component.h``.
 
-A component maps (B, T, D_in) to (B, T', D_out): B examples, T frame positions. Only `Splice` looks at several
-positions and changes their number; which positions there are is the model's business. Every component can be made
-again from its ``spec``, a dictionary of what JSON can hold.
+A component maps (B, T, D_in) to (B, T', D_out): B examples, T frame positions. Only `Splice` reads several positions
+and changes their number; `AcousticModel` chooses the positions. `from_spec` rebuilds a component from its ``spec``, a
+dictionary that JSON can hold.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ngsgd.network.norms import Normalized, TwoNorm
 
 MAX_OFFSET = 10000  # frames
 BATCHNORM_EPSILON = 1.0e-3
-BATCHNORM_MOMENTUM = 0.1  # share of a minibatch in the running statistics
+BATCHNORM_MOMENTUM = 0.1  # weight of a minibatch in the running statistics
 
 
 class Component(nn.Module):
-    """A component whose output has as many positions as its input."""
+    """Base class of components; all but `Splice` keep the number of positions."""
 
     kind: ClassVar[str]
 
@@ -38,11 +38,10 @@ class Component(nn.Module):
 
 
 class Splice(Component):
-    """Puts the frames at ``offsets`` from a position side by side, the earliest first.
+    """Concatenates the frames at ``offsets`` from each output position, the earliest first.
 
-    The last ``const_dim`` dimensions, such as an i-vector's, are not spliced but appended once. As in the reference,
-    where they come from is a matter of counting and not of time: for the i-th output, from the i-th input. In
-    examples all frames have the same.
+    The last ``const_dim`` dimensions, such as an i-vector's, are not spliced but appended once. As in Kaldi, the i-th
+    output takes them from the i-th input, whatever its time; all frames of an example have the same values there.
     """
 
     kind = "splice"
@@ -61,12 +60,12 @@ class Splice(Component):
         return {"kind": self.kind, "input_dim": self.input_dim, "offsets": list(self.offsets)} | const
 
     def forward(self, x: Tensor, rows: Tensor | int) -> Tensor:
-        """The frames at each output position side by side.
+        """Concatenates the frames for each output position.
 
         Args:
             x: (B, T, D).
-            rows: the T-index of each offset for each output position, (T', K); or T', where all of the input's
-                positions in order are what is to be put side by side.
+            rows: (T', K), the index into T of each offset for each output position; or the number T', if these indices
+                are 0, 1, ... T - 1 in order, so that a reshape is enough.
 
         Returns:
             (B, T', D').
@@ -92,7 +91,7 @@ class Elementwise(Component):
 
 
 class FixedAffine(Component):
-    """y = W x + b with W and b that are not trained."""
+    """y = W x + b, with W and b that are not trained."""
 
     kind = "fixed_affine"
 
@@ -111,7 +110,7 @@ class PNorm(Component):
     """The p-norm of each group of input_dim / output_dim successive inputs.
 
     Attributes:
-        fused: whether the component below does so already; see `AcousticModel.training_layout`.
+        fused: whether the component below already computes this; see `AcousticModel.training_layout`.
     """
 
     kind = "pnorm"
@@ -143,7 +142,7 @@ class Normalize(Elementwise):
     """Scales each row to root-mean-square 1.
 
     Attributes:
-        fused: whether the component below does so already; see `AcousticModel.training_layout`.
+        fused: whether the component below already computes this; see `AcousticModel.training_layout`.
     """
 
     kind = "normalize"
@@ -157,9 +156,9 @@ class Normalize(Elementwise):
 
 
 class BatchNorm(Elementwise):
-    """Scales each dimension to mean 0 and variance 1, over the minibatch's rows or, in use, over those of training.
+    """Scales each dimension to mean 0 and variance 1, over the minibatch in training, else by running statistics.
 
-    The running mean and variance are buffers of the model: averaging models averages them.
+    The running mean and variance are buffers, so that averaging models averages them too.
     """
 
     kind = "batchnorm"
@@ -172,8 +171,8 @@ class BatchNorm(Elementwise):
         self.register_buffer("running_var", torch.ones(input_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not nn.BatchNorm1d, which keeps a count of minibatches that has no meaning in an average of models. A single
-        # row, as the last minibatch of an archive may be, has no variance: it is taken as in use.
+        # nn.BatchNorm1d is not used since it counts minibatches, and an averaged count has no meaning. A single row, as
+        # the last minibatch of an archive may be, has no variance and is scaled by the running statistics.
         rows = x.reshape(-1, x.shape[-1])
         y = nn.functional.batch_norm(
             rows,
@@ -222,24 +221,24 @@ class FixedScale(Elementwise):
 
 
 class Softmax(Elementwise):
-    """The *logarithm* of the softmax: what comes out are log posteriors."""
+    """The *logarithm* of the softmax; its output is log posteriors."""
 
     kind = "softmax"
 
     def forward(self, x: Tensor) -> Tensor:
-        # The objective is not to have the precision of products.
+        # The objective needs float32 under autocast.
         return torch.log_softmax(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x, dim=-1)
 
 
 class SumGroup(Component):
-    """The logarithm of the sum of the probabilities in each group of successive inputs: it stands above `Softmax`."""
+    """The logarithm of the summed probabilities of each group of successive inputs. It follows `Softmax`."""
 
     kind = "sum_group"
 
     def __init__(self, input_dim: int, sizes: tuple[int, ...]) -> None:
         super().__init__(input_dim, len(sizes))
         if sum(sizes) != input_dim or min(sizes) < 1:
-            raise ValueError(f"sum-group: sizes that add up to {sum(sizes)}, input dimension {input_dim}")
+            raise ValueError(f"sum-group: sizes must be positive and add up to {input_dim}, got {list(sizes)!s:.60}")
         self.sizes = sizes
 
     def spec(self) -> dict[str, Any]:
@@ -259,21 +258,21 @@ KINDS: dict[str, type[Component] | type[Affine]] = {
 
 
 def from_spec(spec: dict[str, Any]) -> Component | Affine:
-    """The component that a specification describes, its parameters and buffers zero.
+    """Makes a component from its specification; its arrays have their initial values.
 
     Raises:
-        ValueError: the specification is not one of a component.
+        ValueError: the specification is malformed, or its kind is unknown.
     """
     arguments = {key: value for key, value in spec.items() if key not in ("kind", "name")}
     kind = KINDS.get(str(spec.get("kind")))
     if kind is None:
         raise ValueError(f"unknown kind of component {spec.get('kind')!r}")
     for key in ("offsets", "sizes"):
-        listed = arguments.get(key)
-        if listed is not None:
-            if not isinstance(listed, list) or not listed or not all(_is_int(o) for o in listed):
-                raise ValueError(f"{kind.kind}: {key} must be a list of integers, got {listed!r}")
-            arguments[key] = tuple(listed)
+        values = arguments.get(key)
+        if values is not None:
+            if not isinstance(values, list) or not values or not all(_is_int(value) for value in values):
+                raise ValueError(f"{kind.kind}: {key} must be a list of integers, got {values!r}")
+            arguments[key] = tuple(values)
     for key in ("input_dim", "output_dim", "const_dim"):
         if key in arguments and not (_is_int(arguments[key]) and 0 < arguments[key] < 2**31):
             raise ValueError(f"{kind.kind}: {key} must be a positive integer, got {arguments[key]!r}")

@@ -1,4 +1,4 @@
-"""The acoustic model: a chain of components that computes each layer only at the frame positions that are needed."""
+"""The acoustic model: a chain of components that computes each layer only at the frame positions it needs."""
 
 from __future__ import annotations
 
@@ -30,24 +30,23 @@ NO_LABEL = torch.iinfo(torch.int64).min
 def splice_positions(
     offsets: tuple[tuple[int, ...], ...], num_frames: int, device: torch.device
 ) -> tuple[Tensor | int, ...]:
-    """For each splice of a chain, which of its input positions each of its outputs is made from.
+    """Computes which input positions each splice of a chain reads.
 
     Args:
-        offsets: of the splices, from the input to the output of the network.
-        num_frames: T, successive frames for which an output is wanted.
-        device: where the indices are to lie.
+        offsets: offsets of each splice, from the input to the output of the network.
+        num_frames: T, number of successive frames to compute the output for.
+        device: device of the indices.
 
     Returns:
-        For each splice a tensor (positions needed of its output, number of its offsets) of indices into the sorted
-        positions needed of its input; or, where these are just put side by side, the number of positions needed of
-        its output. For the chain -2:-1:0:1:2, -2:1, -3:3 and T = 1 the layers have 4, 2 and 1 positions, and the
-        second and third splice have nothing to choose.
+        For each splice a tensor (T', K) of indices into the sorted positions that its input is computed at, for T'
+        output positions and K offsets; or the number T', if these indices are all positions in order. For the chain
+        -2:-1:0:1:2, -2:1, -3:3 and T = 1, T' is 4, 2 and 1, and the second and third splice get a number.
     """
     needed = list(range(num_frames))
     rows: list[Tensor | int] = []
     for depth, layer in reversed(list(enumerate(offsets))):
         below = sorted({t + o for t in needed for o in layer})
-        if depth == 0:  # the features of an example are contiguous, whether or not each is needed
+        if depth == 0:  # an example holds contiguous frames, even if some are not needed
             below = list(range(below[0], below[-1] + 1))
         index = {t: i for i, t in enumerate(below)}
         chosen = [[index[t + o] for o in layer] for t in needed]
@@ -62,11 +61,11 @@ class AcousticModel(nn.Module):
 
     Args:
         components: name and component, from the input to the output, which gives log posteriors.
-        history: how the model came to be, of what JSON can hold; saved with it.
+        history: record of the training, a dictionary that JSON can hold; saved with the model.
 
     Attributes:
-        left_context, right_context: frames needed before and after a frame to classify it.
-        priors: (C,) probabilities of the classes, by which posteriors are divided for decoding; or None.
+        left_context, right_context: number of frames needed before and after a frame to classify it.
+        priors: (C,) class probabilities, by which posteriors are divided for decoding; or None.
 
     Raises:
         ValueError: the chain is empty, or two neighbours differ in dimension.
@@ -100,7 +99,7 @@ class AcousticModel(nn.Module):
         return list(self.components.values())  # type: ignore[arg-type]  # ModuleDict knows only Module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Log posteriors of the frames in the middle.
+        """Computes log posteriors of the frames that have full context.
 
         Args:
             x: (B, left_context + T + right_context, D) features.
@@ -154,7 +153,7 @@ class AcousticModel(nn.Module):
 
     @torch.no_grad()
     def log_posteriors(self, features: Tensor) -> Tensor:
-        """Log posteriors of all frames of an utterance, its first and last frame repeated beyond its edges.
+        """Computes log posteriors of all frames of an utterance; the first and last frame are repeated for context.
 
         Args:
             features: (T, D).
@@ -168,16 +167,16 @@ class AcousticModel(nn.Module):
         return y[0]
 
     def log_likelihoods(self, features: Tensor) -> Tensor:
-        """Log posteriors minus log priors (T, C), for decoding, up to a constant for each frame.
+        """Computes log-likelihoods (T, C) for decoding: log posteriors minus log priors, normalised per frame.
 
-        As ``nnet-am-compute --divide-by-priors --apply-log`` gives them: posteriors are at least 1e-20, each frame's
-        likelihoods are brought to sum to one, and are then at least 1e-20.
+        Posteriors are floored to 1e-20, the quotients of each frame are normalised to sum to one, and are floored to
+        1e-20 again. Source: ``nnet-am-compute --divide-by-priors --apply-log``.
 
         Raises:
-            ModelError: the model has no priors; a final model has.
+            ModelError: the model has no priors; only a final model has.
         """
         if self.priors is None:
-            raise ModelError("the model has no priors, which decoding needs; take the run's final model")
+            raise ModelError("the model has no priors, which decoding needs; use the run's final model")
         likelihoods = self.log_posteriors(features).clamp(min=LOG_FLOOR) - self.priors.clamp(min=PRIOR_FLOOR).log()
         return torch.log_softmax(likelihoods, dim=-1).clamp(min=LOG_FLOOR)
 
@@ -244,14 +243,14 @@ class AcousticModel(nn.Module):
 
 
 def load_model(path: str | os.PathLike[str]) -> AcousticModel:
-    """A model from its file; no code from the file is run.
+    """Loads a model from its file; no code from the file is run.
 
     Raises:
-        ModelError: the file is missing, truncated, foreign, or its arrays are not those of its architecture.
+        ModelError: the file is missing, truncated, not a model, or its arrays do not match its architecture.
     """
     arrays, header = read_model(path)
     try:
-        # Without memory, until the arrays are known to be those that the architecture claims.
+        # No memory is allocated before the arrays are checked against the architecture.
         with torch.device("meta"):
             names = [str(spec.get("name")) for spec in header["architecture"]]
             if len(set(names)) != len(names):

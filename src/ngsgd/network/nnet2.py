@@ -1,7 +1,7 @@
-"""Kaldi's nnet2 models as acoustic models, and back.
+"""Conversion between Kaldi's nnet2 models and acoustic models.
 
-What of a Kaldi model has no meaning here (learning rates, settings of its optimiser, statistics, the transition
-model) is kept in the model's history under ``kaldi``, so that it is there when the model goes back.
+The parts of a Kaldi model that are not used here (learning rates, optimiser settings, statistics, the transition model)
+are kept in the model's history under ``kaldi``, so that converting back restores them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ngsgd.network.model import AcousticModel
 
 HISTORY = "kaldi"  # key of the model's history
 TRANSITIONS = "transition_model"
-MAX_BATCHNORM = 10_000  # dimensions of a batch normalisation that is written as a matrix
+MAX_BATCHNORM = 10_000  # largest dimension of a batch normalisation that is written as a matrix
 
-# What the fields are called that are a component's arrays or dimensions here, and not kept beside it.
+# Fields that are arrays or arguments of a component here, and so are not kept in the history.
 ACCEPTED = {
     "InputDim", "OutputDim", "Dim", "P", "Context", "ConstComponentDim", "Sizes", "Scales", "LinearParams",
     "BiasParams",
 }  # fmt: skip
 
-# What a model that Kaldi has never seen is given: the reference's defaults.
+# Fields of models that do not come from Kaldi: the defaults of the reference.
 NEW_FIELDS: Fields = {
     "LearningRate": np.float32(0.001), "RankIn": 20, "RankOut": 80, "UpdatePeriod": 4,
     "NumSamplesHistory": np.float32(2000.0), "Alpha": np.float32(4.0), "MaxChangePerSample": np.float32(0.075),
@@ -63,14 +63,14 @@ log = logging.getLogger(__name__)
 
 
 def from_nnet2(source: Nnet2, name: str | os.PathLike[str]) -> AcousticModel:
-    """The acoustic model that a Kaldi model is.
+    """Converts a Kaldi model to an acoustic model.
 
     Args:
-        source: as `ngsgd.kaldi.nnet2.read_nnet2` gives it.
-        name: what errors call it.
+        source: as `ngsgd.kaldi.nnet2.read_nnet2` returns it.
+        name: of the model, for errors.
 
     Raises:
-        ModelError: its components do not fit one another, or make no classifier.
+        ModelError: the components do not fit together, or do not make a classifier.
     """
     named: list[tuple[str, c.Component | Affine]] = []
     kept: dict[str, dict[str, Any]] = {}
@@ -84,7 +84,7 @@ def from_nnet2(source: Nnet2, name: str | os.PathLike[str]) -> AcousticModel:
         except (ValueError, KeyError) as e:
             raise ModelError(f"{os.fspath(name)}: component {index}, {record.kind}: {e}") from None
         if isinstance(component, c.SumGroup) and not (named and isinstance(named[-1][1], c.Softmax)):
-            raise ModelError(f"{os.fspath(name)}: component {index}: a sum-group that does not follow a softmax")
+            raise ModelError(f"{os.fspath(name)}: component {index}: a sum-group must follow a softmax")
         own_name = f"{component.kind}{numbers[component.kind]}"
         numbers[component.kind] += 1
         named.append((own_name, component))
@@ -94,7 +94,7 @@ def from_nnet2(source: Nnet2, name: str | os.PathLike[str]) -> AcousticModel:
     if not named or not isinstance(named[-1][1], c.Softmax | c.SumGroup):
         raise ModelError(f"{os.fspath(name)}: the network does not end with a softmax, so that it gives no posteriors")
     if any(isinstance(component, c.Softmax) for _, component in named[:-2]):
-        raise ModelError(f"{os.fspath(name)}: a softmax in the middle of the network cannot be taken over")
+        raise ModelError(f"{os.fspath(name)}: a softmax in the middle of the network is not supported")
     kaldi: dict[str, Any] = {"components": kept}
     if source.transitions:
         kaldi[TRANSITIONS] = transitions_to_text(source.transitions)
@@ -112,24 +112,24 @@ def from_nnet2(source: Nnet2, name: str | os.PathLike[str]) -> AcousticModel:
 
 
 def to_nnet2(model: AcousticModel, transitions: TransitionModel | None, name: str | os.PathLike[str]) -> Nnet2:
-    """A Kaldi model of an acoustic model.
+    """Converts an acoustic model to a Kaldi model.
 
-    Batch normalisation, which nnet2 does not have, becomes the fixed affine component that it is in use.
+    nnet2 has no batch normalisation; it becomes a fixed affine component with the running statistics.
 
     Args:
         model: the model.
-        transitions: of the Kaldi experiment that it was trained on; None for the one that it has in its history.
-        name: what errors call it.
+        transitions: transition model of the Kaldi experiment; None for the one in the model's history.
+        name: of the model, for errors.
 
     Raises:
-        ModelError: there is no transition model, or not one of as many pdf-ids as the model has outputs.
+        ModelError: there is no transition model, or the numbers of pdf-ids and of the model's outputs differ.
     """
     kaldi = model.history.get(HISTORY, {})
     if not isinstance(kaldi, dict):
-        raise ModelError(f"{os.fspath(name)}: what its history keeps of a Kaldi model is malformed")
+        raise ModelError(f"{os.fspath(name)}: the Kaldi part of its history is malformed")
     if transitions is None and TRANSITIONS in kaldi:
         transitions = transitions_from_text(kaldi[TRANSITIONS], name)
-    bare = transitions is None and bool(kaldi.get("components"))  # came from a bare network, and goes back to one
+    bare = transitions is None and bool(kaldi.get("components"))  # read from a network without transition model
     if transitions is None and not bare:
         raise ModelError(
             f"{os.fspath(name)}: the model was not trained on Kaldi's pdf-ids, or does not know their transition "
@@ -145,7 +145,7 @@ def to_nnet2(model: AcousticModel, transitions: TransitionModel | None, name: st
     try:
         records = tuple(_record(component, kept.get(own_name, {})) for own_name, component in named)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
-        raise ModelError(f"{os.fspath(name)}: what its history keeps of a Kaldi model is malformed ({e!r})") from None
+        raise ModelError(f"{os.fspath(name)}: the Kaldi part of its history is malformed ({e!r})") from None
     priors = np.zeros(0, np.float32) if model.priors is None else _array(model.priors)
     return Nnet2(transitions, records, priors)
 
@@ -197,7 +197,7 @@ def _record(component: c.Component | Affine, kept: dict[str, Any]) -> Record:
             own |= {"LinearParams": _array(torch.diag(scale)), "BiasParams": _array(bias)}
     possible = AFFINE_KINDS if isinstance(component, Affine) else (KINDS.get(component.kind, "FixedAffineComponent"),)
     if kind not in possible:
-        raise ValueError(f"a {component.kind} as {kind!r:.60}")
+        raise ValueError(f"a {component.kind} cannot be {kind!r:.60}")
     fields = {
         name: own[name] if name in own else _from_json(name, kept, type_) for name, type_ in COMPONENTS[kind].items()
     }
@@ -206,7 +206,7 @@ def _record(component: c.Component | Affine, kept: dict[str, Any]) -> Record:
 
 def _positive(dim: int) -> int:
     if dim < 1:
-        raise ValueError(f"a dimension of {dim}")
+        raise ValueError(f"dimension {dim}, must be at least 1")
     return dim
 
 
@@ -215,7 +215,7 @@ def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
 
 
 def _to_json(value: Any) -> Any:
-    """A field as JSON has it, exactly."""
+    """Converts a field to its exact value in JSON."""
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
@@ -223,13 +223,13 @@ def _from_json(name: str, kept: dict[str, Any], type_: str) -> Any:
     if name not in kept:
         return NEW_FIELDS[name]
     value = kept[name]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if type_ in ("float", "double") and number:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if type_ in ("float", "double") and is_number:
         return np.float32(value) if type_ == "float" else np.float64(value)
     if type_ == "vector" and isinstance(value, list) and all(isinstance(v, int | float) for v in value):
         return np.array(value, np.float32)
     if type_ == "boolean" and isinstance(value, bool):
         return value
-    if type_ == "integer" and number and isinstance(value, int) and abs(value) < 2**31:
+    if type_ == "integer" and is_number and isinstance(value, int) and abs(value) < 2**31:
         return value
     raise ValueError(f"{name} is {value!r:.60}, expected a {type_}")

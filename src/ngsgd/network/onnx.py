@@ -1,4 +1,4 @@
-"""An acoustic model as an ONNX graph: features of an utterance in, log-likelihoods of its frames out."""
+"""Export of an acoustic model to ONNX: from an utterance's features to its frames' log-likelihoods."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from ngsgd.network.model import LOG_FLOOR, PRIOR_FLOOR, AcousticModel
 from ngsgd.ops.records import NORM_FLOOR
 
 OPSET = 18
-IR_VERSION = 8  # what runtimes of that opset's time read
+IR_VERSION = 8  # that of runtimes as old as the opset
 TO_THE_END = 2**31 - 1
 
 
 def export_onnx(model: AcousticModel, path: str | os.PathLike[str]) -> None:
-    """Writes a model as ONNX, whole or not at all; the same model gives the same bytes.
+    """Writes a model as ONNX, atomically; the same model gives the same bytes.
 
-    Input ``features`` (frames, dim) float32; output ``log_likelihoods`` (frames, classes), as
-    `AcousticModel.log_likelihoods` gives them. The number of frames is free; context is handled inside, by repetition
-    of the first and the last frame.
+    The input is ``features`` (frames, dim), float32; the output is ``log_likelihoods`` (frames, classes), as
+    `AcousticModel.log_likelihoods` computes them. The number of frames is dynamic. The graph repeats the first and the
+    last frame for context.
 
     Args:
         model: a model with priors.
-        path: where it is to be written.
+        path: of the ONNX file.
 
     Raises:
         ModelError: the model has no priors.
         OSError: the file cannot be written.
     """
     if model.priors is None:
-        raise ModelError("the model has no priors, which log-likelihoods need; take the run's final model")
+        raise ModelError("the model has no priors, which log-likelihoods need; use the run's final model")
     graph = _Graph()
     pads = graph.constant(np.array([model.left_context, 0, model.right_context, 0], np.int64))
     x = graph.node("Pad", "features", pads, mode="edge")
@@ -48,7 +48,7 @@ def export_onnx(model: AcousticModel, path: str | os.PathLike[str]) -> None:
     log_priors = graph.constant(_array(model.priors.clamp(min=PRIOR_FLOOR).log()))
     x = graph.node("Sub", graph.node("Max", x, floor), log_priors)
     graph.node("Max", graph.node("LogSoftmax", x, axis=1), floor, output="log_likelihoods")
-    made = helper.make_model(
+    exported = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "acoustic_model",
@@ -60,13 +60,13 @@ def export_onnx(model: AcousticModel, path: str | os.PathLike[str]) -> None:
         ir_version=IR_VERSION,
         producer_name="ngsgd",
     )
-    onnx.checker.check_model(made)
+    onnx.checker.check_model(exported)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(made.SerializeToString(deterministic=True))
+        temporary.write_bytes(exported.SerializeToString(deterministic=True))
 
 
 class _Graph:
-    """The nodes of a graph being made; values are known by their names."""
+    """Builder of an ONNX graph; each method adds nodes or constants and returns the name of the output."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
@@ -83,7 +83,7 @@ class _Graph:
         return output
 
     def component(self, component: c.Component | Affine, x: str) -> str:
-        """The output of a component above x (positions, dim)."""
+        """Adds a component with input x (positions, dim)."""
         match component:
             case c.Splice():
                 return self._splice(component, x)
@@ -112,7 +112,7 @@ class _Graph:
         return self.node({"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}[component.kind], x)
 
     def _splice(self, splice: c.Splice, x: str) -> str:
-        """Every position that has all its neighbours: there are as many fewer as the offsets reach."""
+        """Splices all positions that have full context, which are as many fewer as the range of the offsets."""
         first, last = splice.offsets[0], splice.offsets[-1]
         dim = splice.input_dim - splice.const_dim
         frames = self._slice(x, 1, 0, dim) if splice.const_dim else x

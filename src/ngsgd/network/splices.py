@@ -1,4 +1,4 @@
-"""Which frames of the layer below each hidden layer sees. Imports no torch."""
+"""Splice indexes: the frames of the layer below that each hidden layer sees. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Splices = tuple[tuple[int, ...] | None, ...]
 
 
 def parse_splice_indexes(text: str) -> Splices:
-    """The contexts of the hidden layers: for each, the frames of the layer below that it sees, or None for one.
+    """Parses the splice offsets of each hidden layer; None for a layer that sees one frame.
 
     Args:
         text: such as ``layer0/-2:-1:0:1:2 layer1/-2:1 layer2/-3:3``; layers that are not named see one frame.
 
     Raises:
-        ConfigError: the text has another form, or layer 0 is not contiguous around 0.
+        ConfigError: the text is malformed, or layer 0 is not contiguous around 0.
     """
     splices: dict[int, tuple[int, ...]] = {}
     for word in text.split():
@@ -37,6 +37,6 @@ def parse_splice_indexes(text: str) -> Splices:
 
 
 def context(splices: Splices) -> tuple[int, int]:
-    """Frames needed before and after a frame by the network with all its layers."""
-    given = [s for s in splices if s is not None]
-    return -sum(min(s) for s in given), sum(max(s) for s in given)
+    """Returns the numbers of frames that the network with all layers needs before and after a frame."""
+    spliced = [s for s in splices if s is not None]
+    return -sum(min(s) for s in spliced), sum(max(s) for s in spliced)

@@ -1,7 +1,7 @@
-"""The file of a model: named arrays and a header of canonical JSON, in safetensors. Imports no torch.
+"""Model files: named arrays and a header of canonical JSON, in safetensors. Imports no torch.
 
-safetensors writes several metadata entries in an order that changes from process to process, so that there is one
-entry, ``ngsgd``, and the same model always gives the same bytes. There is no time, host or path in it.
+The same model always gives the same bytes: the file holds no time, host or path, and all metadata is in one entry,
+``ngsgd``, since safetensors writes several entries in an order that changes from process to process.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Header(TypedDict):
-    """What a model's file says beside its arrays."""
+    """Metadata of a model's file."""
 
     format: int
-    architecture: list[dict[str, Any]]  # a specification for each component, from the input to the output
-    history: dict[str, Any]  # how the model came to be
+    architecture: list[dict[str, Any]]  # specification of each component, from the input to the output
+    history: dict[str, Any]  # record of the model's training
 
 
 def write_model(path: str | os.PathLike[str], arrays: Arrays, header: Header) -> None:
-    """Writes a model whole or not at all.
+    """Writes a model atomically.
 
     Raises:
         OSError: the file cannot be written.
     """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with atomic_write(path) as temporary:
-        # Not save_file: it would report a full disk as an error of safetensors.
+        # save_file would report a full disk as a SafetensorError.
         temporary.write_bytes(safetensors.numpy.save(contiguous, metadata={KEY: canonical_json(header)}))
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """The header of a model's file, without its arrays.
+    """Reads the header of a model's file, without its arrays.
 
     Raises:
         ModelError: the file is missing, truncated, or not a model of this project.
@@ -62,7 +62,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def read_model(path: str | os.PathLike[str]) -> tuple[Arrays, Header]:
-    """The arrays and the header of a model's file.
+    """Reads the arrays and the header of a model's file.
 
     Raises:
         ModelError: the file is missing, truncated, or not a model of this project.
@@ -71,22 +71,22 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Arrays, Header]:
         with safetensors.safe_open(path, framework="numpy") as f:
             header = _checked_header(path, f.metadata() or {})
             arrays = {name: f.get_tensor(name) for name in sorted(f.keys())}
-    # TypeError and AttributeError: types that numpy does not have.
+    # Types that numpy does not have raise TypeError or AttributeError.
     except (OSError, safetensors.SafetensorError, TypeError, AttributeError) as e:
         raise _unreadable(path, e) from None
     return arrays, header
 
 
 class Rows(Protocol):
-    """An array of one dimension or more, of which blocks of rows can be had."""
+    """An array with at least one dimension, which can be sliced by rows."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
     def __getitem__(self, rows: slice, /) -> npt.NDArray[Any]: ...
 
 
-class _Stored:
-    """An array in a file, from which its rows are read as they are asked for."""
+class _LazyArray:
+    """An array in a file, whose rows are read on access."""
 
     def __init__(self, path: str | os.PathLike[str], stored: Any) -> None:
         self._path = path
@@ -96,7 +96,7 @@ class _Stored:
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
         try:
             array: npt.NDArray[Any] = self._stored[rows]
-        # TypeError and AttributeError: types that numpy does not have.
+        # Types that numpy does not have raise TypeError or AttributeError.
         except (OSError, safetensors.SafetensorError, TypeError, AttributeError) as e:
             raise _unreadable(self._path, e) from None
         return array
@@ -104,7 +104,7 @@ class _Stored:
 
 @contextlib.contextmanager
 def open_model(path: str | os.PathLike[str]) -> Iterator[dict[str, Rows]]:
-    """The arrays of a model's file, to be read in parts.
+    """Opens a model's file to read its arrays in parts.
 
     Raises:
         ModelError: the file is missing, truncated, or not a model of this project.
@@ -115,10 +115,10 @@ def open_model(path: str | os.PathLike[str]) -> Iterator[dict[str, Rows]]:
         raise _unreadable(path, e) from None
     with opened as f:
         _checked_header(path, f.metadata() or {})
-        stored: dict[str, Rows] = {name: _Stored(path, f.get_slice(name)) for name in sorted(f.keys())}
-        if not all(array.shape and min(array.shape) for array in stored.values()):
-            raise ModelError(f"{os.fspath(path)}: an array without elements; delete it and run again to remake it")
-        yield stored
+        arrays: dict[str, Rows] = {name: _LazyArray(path, f.get_slice(name)) for name in sorted(f.keys())}
+        if not all(array.shape and min(array.shape) for array in arrays.values()):
+            raise ModelError(f"{os.fspath(path)}: an array has no elements; delete the file and run again")
+        yield arrays
 
 
 def _unreadable(path: str | os.PathLike[str], error: Exception) -> ModelError:
@@ -129,23 +129,23 @@ def _unreadable(path: str | os.PathLike[str], error: Exception) -> ModelError:
     )
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)  # NaN and infinity, which JSON does not have
+def _reject_constant(constant: str) -> None:
+    raise ValueError(constant)  # NaN and infinity are not JSON
 
 
 def _checked_header(path: str | os.PathLike[str], metadata: dict[str, str]) -> Header:
-    foreign = f"{os.fspath(path)}: a safetensors file, but not a model of ngsgd"
+    message = f"{os.fspath(path)}: a safetensors file, but not a model of ngsgd"
     try:
-        header = json.loads(metadata[KEY], parse_constant=_refuse)
+        header = json.loads(metadata[KEY], parse_constant=_reject_constant)
     except (KeyError, ValueError, RecursionError):
-        raise ModelError(foreign) from None
+        raise ModelError(message) from None
     if not (
         isinstance(header, dict)
         and isinstance(header.get("architecture"), list)
         and all(isinstance(component, dict) for component in header["architecture"])
         and isinstance(header.get("history"), dict)
     ):
-        raise ModelError(foreign)
+        raise ModelError(message)
     if header.get("format") != FORMAT:
         raise ModelError(f"{os.fspath(path)}: model format {header.get('format')!r}, this version reads {FORMAT}")
     return Header(format=FORMAT, architecture=header["architecture"], history=header["history"])

@@ -1,4 +1,4 @@
-"""New networks: the first one, with a single hidden layer, and the layers inserted during training.
+"""Initialisation of networks: the first network, with one hidden layer, and the layers inserted during training.
 
 Source: ``steps/nnet2/make_multisplice_configs.py``, ``nnet-init`` and ``nnet-insert`` of Kaldi.
 """
@@ -20,7 +20,7 @@ from ngsgd.network.model import AcousticModel
 from ngsgd.network.splices import Splices
 
 BIAS_STDDEV = 0.5  # of a hidden layer's biases
-NEW_OUTPUT_STDDEV = 0.1  # of the last affine layer above a new one, times the root of its inputs
+NEW_OUTPUT_STDDEV = 0.1  # of the output layer above an inserted layer, times the square root of its input dimension
 PRIOR_SCALE_POWER = -0.25
 PRIOR_SMOOTHING = 0.01  # of the mean count, added to the count of each class
 
@@ -29,14 +29,14 @@ Nonlinearity = Literal["pnorm", "relu", "tanh", "sigmoid"]
 
 @dataclass(frozen=True)
 class HiddenLayers:
-    """What the hidden layers of a network are like.
+    """Configuration of a network's hidden layers.
 
     Attributes:
         splices: of layer 0, 1, ...; see `parse_splice_indexes`.
-        nonlinearity: "pnorm" maps affine_dim to output_dim; the others leave the dimension as it is.
-        affine_dim: dimension that a layer's affine component gives.
-        output_dim: dimension that a layer gives.
-        batchnorm: batch normalisation in the place of the scaling to root-mean-square 1.
+        nonlinearity: "pnorm" maps affine_dim to output_dim; the others keep the dimension.
+        affine_dim: output dimension of a layer's affine component.
+        output_dim: output dimension of a layer.
+        batchnorm: whether to use batch normalisation instead of scaling to root-mean-square 1.
     """
 
     splices: Splices
@@ -46,7 +46,7 @@ class HiddenLayers:
     batchnorm: bool
 
     def make(self, layer: int, input_dim: int, generator: torch.Generator) -> list[tuple[str, c.Component | Affine]]:
-        """Hidden layer ``layer`` above ``input_dim`` dimensions: [splice,] affine, nonlinearity, normalisation."""
+        """Makes hidden layer ``layer`` for ``input_dim`` inputs: [splice,] affine, nonlinearity, normalisation."""
         named: list[tuple[str, c.Component | Affine]] = []
         offsets = self.splices[layer] if 0 < layer < len(self.splices) else None
         if offsets is not None:
@@ -74,17 +74,17 @@ def initial_model(
     seed: int,
     const_dim: int = 0,
 ) -> AcousticModel:
-    """The network before the first iteration: splice, transform, one hidden layer, an output that starts at 0.
+    """Makes the network before the first iteration: splice, transform, one hidden layer, an output layer of zeros.
 
     Args:
-        layers: what the hidden layers are like.
+        layers: configuration of the hidden layers.
         transform: weight (D', K (D - c) + c) and bias (D') of the feature transform above the K spliced frames.
         class_counts: (C,) frames of each class in the training data.
-        seed: of the parameters.
-        const_dim: c, how many of the features' D dimensions, the last ones, are appended and not spliced.
+        seed: of the random parameters.
+        const_dim: c, how many of the last of the features' D dimensions are appended instead of spliced.
 
     Raises:
-        ConfigError: the transform's input cannot be that many spliced frames.
+        ConfigError: the transform's input dimension does not match the number of spliced frames.
     """
     generator = torch.Generator().manual_seed(seed)
     weight, bias = transform
@@ -113,16 +113,19 @@ def initial_model(
 
 
 def output_scales(class_counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The fixed scale below the softmax: prior^-0.25, averaging to 1 (``get_lda_block``'s presoftmax prior scale)."""
+    """Returns the fixed scales (C,) below the softmax: prior^-0.25, with mean 1.
+
+    Source: ``get_lda_block``'s presoftmax prior scale.
+    """
     counts = class_counts.astype(np.float64)
     priors = counts + PRIOR_SMOOTHING * counts.mean()
     scales = (priors / priors.sum()) ** PRIOR_SCALE_POWER
-    averaging_to_1: npt.NDArray[np.float64] = scales / scales.mean()
-    return averaging_to_1
+    normalized: npt.NDArray[np.float64] = scales / scales.mean()
+    return normalized
 
 
 def insert_hidden_layer(model: AcousticModel, layers: HiddenLayers, seed: int) -> AcousticModel:
-    """The model with one more hidden layer below its last affine one, which is drawn afresh."""
+    """Inserts a hidden layer below the output layer, and initialises both at random."""
     generator = torch.Generator().manual_seed(seed)
     named = list(zip(model.components.keys(), model.chain(), strict=True))
     output = next(i for i, (name, _) in enumerate(named) if name == "output_affine")

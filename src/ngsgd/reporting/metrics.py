@@ -1,4 +1,4 @@
-"""``metrics.tsv``: the course of a run, gathered from what its jobs left."""
+"""Collects the metrics of a run (``metrics.tsv``) from the files that its jobs wrote."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from ngsgd.training.run import Run
 
 
 def metrics_table(run: Run) -> pd.DataFrame:
-    """A row for each model: its scores, and the iteration that started from it (none for the last).
+    """Returns one row per model: its scores, and the iteration that started from it (empty for the last model).
 
     Args:
-        run: a run all of whose models have been made and scored.
+        run: a run whose models have all been trained and scored.
 
     Returns:
-        Columns iteration; epochs: data processed before the model; log-probability (natural logarithm, per frame)
-        and accuracy on the validation and training subsets; jobs; jobs_used, those in the average; learning_rate;
-        minibatch_size; action; alignment: after how many realignments its labels are; job_log_probability: mean over
-        the jobs used while they trained; max_change_share: of their steps; relative_change: largest of any layer's
-        parameters; seconds: of the slowest job and the averaging; warning: jobs that were lost or left out, and why.
+        Columns iteration; epochs: data processed before the model; {valid,train}_log_probability (natural logarithm,
+        per frame) and {valid,train}_accuracy on the validation and training subsets; jobs; jobs_used: jobs in the
+        average; learning_rate; minibatch_size; action; alignment: number of realignments before the labels;
+        job_log_probability: mean over the jobs used, during training; max_change_share: their mean
+        fraction of steps limited by max-change; relative_change: largest of any layer's parameters; seconds: time of
+        the slowest job plus the averaging; warning: lost and left-out jobs with the reasons.
 
     Raises:
         DataError: the corpus or the plan cannot be read.
@@ -44,8 +45,8 @@ def metrics_table(run: Run) -> pd.DataFrame:
             row[f"{subset}_accuracy"] = scores[subset]["accuracy"]
         if x < len(jobs):
             row |= _iteration(jobs[x], json.loads(run.report(x + 1).read_text(encoding="utf-8")))
-            told = [read_progress(run.progress(x, n)) for n in range(len(jobs[x]) + 1)]
-            averaging, *training = (progress.seconds if progress else float("nan") for progress in told)
+            job_progress = [read_progress(run.progress(x, n)) for n in range(len(jobs[x]) + 1)]
+            averaging, *training = (progress.seconds if progress else float("nan") for progress in job_progress)
             row["seconds"] = max(training) + averaging
             processed += len(jobs[x])
         rows.append(row)

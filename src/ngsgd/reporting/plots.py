@@ -1,4 +1,4 @@
-"""Figures, made to be read at column width and without colour vision."""
+"""Draws convergence plots that are readable at column width and without colour vision."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from matplotlib.ticker import MaxNLocator
 
 from ngsgd.files import atomic_write
 
-# Okabe and Ito's colours, which stay apart for every kind of colour vision.
+# Okabe and Ito's colours are distinguishable with every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def convergence(tables: Mapping[str, pd.DataFrame], run: str, path: Path) -> None:
-    """Log-probability against data processed for a run among others; below, learning rate and number of jobs.
+    """Draws log-probability, learning rate and number of jobs against the data processed.
 
     Args:
-        tables: the metrics of each run, by name, in the order of the legend.
-        run: the one that stands out.
+        tables: metrics of each run, by name, in the order of the legend.
+        run: name of the run to be emphasised.
         path: PNG file to be written.
     """
     figure, (top, middle, bottom) = plt.subplots(
@@ -42,7 +42,7 @@ def convergence(tables: Mapping[str, pd.DataFrame], run: str, path: Path) -> Non
                 marker=marker if subset == "valid" else None, markersize=3.5,
                 markevery=max(1, len(table) // 12), zorder=3 if name == run else 2,
             )  # fmt: skip
-        # Each iteration lasts until the next model, the last one's values until the end.
+        # Values of an iteration hold until the next model; the last model has none and repeats the previous ones.
         for axes, column in ((middle, "learning_rate"), (bottom, "jobs")):
             values = table[column].astype(float).ffill()
             axes.plot(table["epochs"], values, color=colour, linewidth=weight, drawstyle="steps-post")
@@ -52,13 +52,13 @@ def convergence(tables: Mapping[str, pd.DataFrame], run: str, path: Path) -> Non
         Line2D([], [], color="0.3", linestyle="-", label="validation"),
         Line2D([], [], color="0.3", linestyle="--", label="training"),
     ]
-    # Scores before and after new labels are not of one kind.
+    # Scores before and after a realignment are not comparable, so it is marked.
     realigned = tables[run]["epochs"][tables[run]["alignment"].astype(float).ffill().diff() > 0]
     for epochs in realigned:
         top.axvline(epochs, color="0.3", linestyle=":", linewidth=1.0, zorder=1)
     if len(realigned):
         handles.append(Line2D([], [], color="0.3", linestyle=":", label="new labels (this run)"))
-    _leave_out_the_first(top, tables)
+    _cut_off_first_model(top, tables)
     top.set_ylabel("log-probability per frame (nats)")
     top.legend(handles=handles, loc="lower right", frameon=False, ncols=2)
     top.set_title(f"Convergence of {run}")
@@ -73,13 +73,13 @@ def convergence(tables: Mapping[str, pd.DataFrame], run: str, path: Path) -> Non
         axes.spines[["top", "right"]].set_visible(False)
     figure.align_ylabels()
     with atomic_write(path) as temporary:
-        # No date or version: the same metrics give the same picture.
+        # Without date and version, the same metrics give the same bytes.
         figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
     plt.close(figure)
 
 
-def _leave_out_the_first(axes: Axes, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Leaves out of view how bad the first model is, which would press everything else together."""
+def _cut_off_first_model(axes: Axes, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Cuts off the first model, whose low values would compress the rest of the plot."""
     columns = ["valid_log_probability", "train_log_probability"]
     first = min(table[columns].iloc[1:].min().min() for table in tables.values())
     best = max(table[columns].max().max() for table in tables.values())

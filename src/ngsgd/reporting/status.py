@@ -1,4 +1,4 @@
-"""How a run stands, from its files alone: on any machine that sees them, whether or not Snakemake is at work."""
+"""Reports the state of a run from its files, on any machine that can read them and without a running Snakemake."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ngsgd.training.plan import Job, read_plan
 from ngsgd.training.progress import Progress, read_progress
 from ngsgd.training.run import Run
 
-RECENT = 20  # iterations that the pace is told from
-PERIOD = 5.0  # seconds between two looks of `follow`
-SILENT = 60.0  # seconds without a word after which a job that says that it runs may not
+RECENT = 20  # number of iterations from which the speed is computed
+PERIOD = 5.0  # seconds between two reports of `follow`
+SILENT = 60.0  # seconds without an update after which a "running" job may be dead
 
 
 def describe(run: Run, now: float) -> str:
-    """Some lines about a run: its iteration and that one's jobs, the latest scores, the pace, and the expected end.
+    """Describes a run in a few lines: current iteration and its jobs, latest scores, speed and expected end.
 
     Args:
         run: the run.
-        now: seconds since the epoch.
+        now: current time, seconds since the epoch.
 
     Raises:
         DataError: the plan or the ledger cannot be read.
@@ -33,11 +33,11 @@ def describe(run: Run, now: float) -> str:
     plan = read_plan(run.plan)
     num_iters = plan[-1].iteration + 1
     x = max((int(path.stem) for path in run.model(0).parent.glob("[0-9]*.safetensors")), default=0)
-    at_work = lock_holder(run.folder.parent)
+    scheduler = lock_holder(run.folder.parent)
     return "\n".join(
         [
             f"{run.folder.name}: {_stage(run, x, num_iters)}",
-            f"  {f'{at_work} is at work on it' if at_work else 'no Snakemake is at work on it'}",
+            f"  {f'{scheduler} is running it' if scheduler else 'no Snakemake is running it'}",
             *(_jobs(run, [job for job in plan if job.iteration == x], now) if x < num_iters else []),
             *_scores(run, x),
             *_pace(run, x, num_iters),
@@ -47,7 +47,7 @@ def describe(run: Run, now: float) -> str:
 
 
 def follow(run: Run) -> None:
-    """Prints how a run stands every few seconds, until it has its final model.
+    """Prints the state of a run every few seconds until it has its final model.
 
     Raises:
         DataError: the plan or the ledger cannot be read.
@@ -70,33 +70,35 @@ def _stage(run: Run, x: int, num_iters: int) -> str:
             f"accuracy {scores['accuracy']:.1%}{words}"
         )
     if run.final.exists():
-        return "the final model is there, its evaluation is not"
+        return "the final model is written, its evaluation is pending"
     return (
-        f"iteration {x} of 0 – {num_iters - 1}" if x < num_iters else "all iterations are done, the final model is not"
+        f"iteration {x} of 0 – {num_iters - 1}"
+        if x < num_iters
+        else "all iterations are done, the final model is pending"
     )
 
 
 def _jobs(run: Run, jobs: list[Job], now: float) -> Iterator[str]:
     for job in jobs:
-        told = read_progress(run.progress(job.iteration, job.job))
-        yield f"  job {job.job}: {_job(told, run.job(job.iteration, job.job), now)}"
+        progress = read_progress(run.progress(job.iteration, job.job))
+        yield f"  job {job.job}: {_job(progress, run.job(job.iteration, job.job), now)}"
 
 
-def _job(told: Progress | None, model: Path, now: float) -> str:
-    if told is None:
+def _job(progress: Progress | None, model: Path, now: float) -> str:
+    if progress is None:
         return "done" if model.exists() else "waiting"
-    again = f", attempt {told.attempt}" if told.attempt > 1 else ""
-    where = f" on {told.host}{f' (job {told.number})' if told.number else ''}" if told.host else ""
-    if told.state == "failed":
-        return f"failed{where}{again}: {told.reason}"
-    pace = f", {told.frames / told.seconds:,.0f} frames/s" if told.frames and told.seconds else ""
-    if told.log_probability is not None:
-        pace += f", log-probability {told.log_probability:.3f} per frame"
-    if told.state == "done":
-        return f"done in {told.seconds:.0f} s{pace}{again}"
-    silent = f", silent for {now - told.updated:.0f} s" if now - told.updated > SILENT else ""
-    share = f" {told.frames / told.of:.0%}" if told.of else ""
-    return f"running{share}{where}{pace}{again}{silent}"
+    attempt = f", attempt {progress.attempt}" if progress.attempt > 1 else ""
+    where = f" on {progress.host}{f' (job {progress.number})' if progress.number else ''}" if progress.host else ""
+    if progress.state == "failed":
+        return f"failed{where}{attempt}: {progress.reason}"
+    pace = f", {progress.frames / progress.seconds:,.0f} frames/s" if progress.frames and progress.seconds else ""
+    if progress.log_probability is not None:
+        pace += f", log-probability {progress.log_probability:.3f} per frame"
+    if progress.state == "done":
+        return f"done in {progress.seconds:.0f} s{pace}{attempt}"
+    silent = f", silent for {now - progress.updated:.0f} s" if now - progress.updated > SILENT else ""
+    share = f" {progress.frames / progress.of:.0%}" if progress.of else ""
+    return f"running{share}{where}{pace}{attempt}{silent}"
 
 
 def _scores(run: Run, x: int) -> Iterator[str]:
@@ -112,7 +114,7 @@ def _scores(run: Run, x: int) -> Iterator[str]:
 
 
 def _pace(run: Run, x: int, num_iters: int) -> Iterator[str]:
-    """How fast the last iterations were, retries of their jobs, and when the last one is to be expected."""
+    """Yields the retries and the speed of the last iterations, and the expected end of training."""
     ends: list[float] = []
     frames, retried = [], 0
     for y in range(max(0, x - RECENT), x):
@@ -121,17 +123,17 @@ def _pace(run: Run, x: int, num_iters: int) -> Iterator[str]:
             ends.append(averaging.updated)
             records: list[dict[str, Any]] = json.loads(run.report(y + 1).read_text(encoding="utf-8"))["records"]
             frames.append(sum(record["frames"] for record in records))
-            told = (read_progress(run.progress(y, record["job"])) for record in records)
-            retried += sum(progress.attempt > 1 for progress in told if progress is not None)
+            job_progress = (read_progress(run.progress(y, record["job"])) for record in records)
+            retried += sum(progress.attempt > 1 for progress in job_progress if progress is not None)
     if retried:
-        yield f"  {retried} jobs of the last {len(ends)} iterations were tried again"
+        yield f"  {retried} jobs of the last {len(ends)} iterations were retried"
     seconds = ends[-1] - ends[0] if len(ends) > 1 else 0.0
     if seconds > 0.0:
         each = seconds / (len(ends) - 1)
-        line = f"  {sum(frames[1:]) / seconds:,.0f} frames/s, {each:.1f} s an iteration"
+        line = f"  {sum(frames[1:]) / seconds:,.0f} frames/s, {each:.1f} s per iteration"
         if x < num_iters:
             last = time.strftime("%Y-%m-%d %H:%M", time.localtime(ends[-1] + each * (num_iters - x)))
-            line += f"; {num_iters - x} are to come, the last one ends at this pace at {last}"
+            line += f"; {num_iters - x} to go, expected end {last}"
         yield line
 
 
@@ -140,6 +142,6 @@ def _lost_jobs(run: Run) -> Iterator[str]:
     if lost_jobs:
         last = lost_jobs[-1]
         yield (
-            f"  {len(lost_jobs)} jobs were lost, the last one job {last.job} of iteration {last.iteration}: "
+            f"  {len(lost_jobs)} jobs were lost, most recently job {last.job} of iteration {last.iteration}: "
             f"{last.reason} ({run.ledger})"
         )

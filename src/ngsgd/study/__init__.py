@@ -1,1 +1,1 @@
-"""The paper's claims, put to the test: a grid of runs, what they show, and a page that says what held."""
+"""Tests the paper's claims: a grid of training runs, their analysis, and a page of results."""

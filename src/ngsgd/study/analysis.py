@@ -1,4 +1,4 @@
-"""What the runs of a grid show: their courses, speed-ups, and how much data one optimiser saves beside another."""
+"""Analyses the runs of a grid: learning curves, speed-ups, and the data that one optimiser saves over another."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import pandas as pd
 
 from ngsgd.study.grid import Experiment
 
-SHARES = (0.8, 0.95)  # of the way from the end of the first epoch to the best, at which speed-ups are measured
+# Speed-ups are measured at these fractions of the improvement from the end of the first epoch to the best objective.
+SHARES = (0.8, 0.95)
 OBJECTIVES = {"valid": "valid_log_probability", "train": "train_log_probability"}
 
 Doubles = npt.NDArray[np.float64]
 
 
 class Finish(NamedTuple):
-    """What came of a run.
+    """Results of a finished run.
 
     Attributes:
-        combination: of its last models, as ``combination.json`` has it.
-        evaluation: of the final model, as ``evaluation.json`` has it.
+        combination: contents of ``combination.json``, on the choice of the final model.
+        evaluation: contents of ``evaluation.json``, scores of the final model on the test set.
     """
 
     combination: Mapping[str, Any]
@@ -30,17 +31,18 @@ class Finish(NamedTuple):
 
 
 def curves(experiment: Experiment, tables: Mapping[str, pd.DataFrame], turnaround: float) -> pd.DataFrame:
-    """The courses of all runs of a grid, one below the other.
+    """Returns the learning curves of all runs of a grid in one table.
 
     Args:
-        experiment: the grid's.
-        tables: the metrics of its runs, by name.
-        turnaround: seconds from one iteration's end to the next one's begin.
+        experiment: the experiment that the grid belongs to.
+        tables: metrics of each run, by run name.
+        turnaround: seconds from the end of an iteration to the start of the next.
 
     Returns:
-        A row for each model. Columns method, jobs (0 where it grows), seed, epochs: data processed by all jobs;
-        epochs_per_job: by a single one; minutes: on a cluster with a machine for each job, the slowest job, the
-        averaging and the turn-around of each iteration summed up; valid_log_probability, train_log_probability.
+        One row per model. Columns method; jobs (0 if the number grows); seed; epochs: data processed by all jobs;
+        epochs_per_job: data processed by a single job; minutes: training time on a cluster with one machine per job,
+        the sum over iterations of the slowest job, the averaging and the turn-around; valid_log_probability;
+        train_log_probability.
     """
     parts = []
     for method, jobs, seed in experiment.points():
@@ -65,13 +67,13 @@ def curves(experiment: Experiment, tables: Mapping[str, pd.DataFrame], turnaroun
 
 
 def reached(course: pd.DataFrame, objective: str, level: float, along: str) -> float:
-    """Where a course first reaches a level, between two models on a straight line; NaN where it never does.
+    """Returns where a learning curve first reaches a level, interpolated linearly; NaN if it never does.
 
     Args:
-        course: of one run, in its order.
-        objective: the column that is to reach the level from below.
+        course: learning curve of one run, in order.
+        objective: column that has to reach the level from below.
         level: log-probability per frame.
-        along: the column in which the place is given.
+        along: column whose value at that point is returned.
     """
     values, places = course[objective].to_numpy(), course[along].to_numpy()
     above = np.flatnonzero(values >= level)
@@ -85,38 +87,38 @@ def reached(course: pd.DataFrame, objective: str, level: float, along: str) -> f
 
 
 def level_of(course: pd.DataFrame, objective: str, share: float) -> float:
-    """The log-probability at a share of the way from the end of a course's first epoch to its best.
+    """Returns the log-probability at a fraction of the improvement from the end of the first epoch to the best model.
 
-    From the begin of training nearly all of the way is over within one epoch.
+    Measured from the start of training, nearly all of the improvement would fall into the first epoch.
     """
     after_one = float(np.interp(1.0, course["epochs"], course[objective]))
     return after_one + share * (float(course[objective].max()) - after_one)
 
 
 def speedups(courses: pd.DataFrame) -> pd.DataFrame:
-    """How much less data a single job needs where there are N, until the validation objective is where N = 1 gets it.
+    """Compares the data that each of N jobs needs with the data that one job needs for the same validation objective.
 
     Args:
-        courses: as `curves` gives them; jobs that are constant over a run only. A method without N = 1 is measured
-            against that of the first one.
+        courses: see `curves`. Runs whose number of jobs grows are ignored. A method without a run with N = 1 is
+            compared with the first method's.
 
     Returns:
-        A row for each optimiser, number of jobs above 1, seed and one of `SHARES`. Columns method, jobs, share,
-        seed, level: log-probability; data_alone, data_per_job: epochs; speedup: their ratio, NaN where the level is
-        never reached.
+        One row per method, number of jobs above 1, seed and element of `SHARES`. Columns method; jobs; share; seed;
+        level: log-probability to be reached; data_alone, data_per_job: epochs that the single job and each of the N
+        jobs need; speedup: their ratio, NaN if the level is never reached.
     """
     objective = OBJECTIVES["valid"]
-    single = courses[courses["jobs"] == 1]
+    singles = courses[courses["jobs"] == 1]
     rows = []
-    for (method, seed), own in courses.groupby(["method", "seed"], sort=False):
-        alone = own[own["jobs"] == 1]
-        if alone.empty:
-            alone = single[(single["method"] == single["method"].iloc[0]) & (single["seed"] == seed)]
-        for jobs in sorted(set(own["jobs"]) - {0, 1}):
+    for (method, seed), subset in courses.groupby(["method", "seed"], sort=False):
+        single_job = subset[subset["jobs"] == 1]
+        if single_job.empty:
+            single_job = singles[(singles["method"] == singles["method"].iloc[0]) & (singles["seed"] == seed)]
+        for jobs in sorted(set(subset["jobs"]) - {0, 1}):
             for share in SHARES:
-                level = level_of(alone, objective, share)
-                data_alone = reached(alone, objective, level, "epochs_per_job")
-                per_job = reached(own[own["jobs"] == jobs], objective, level, "epochs_per_job")
+                level = level_of(single_job, objective, share)
+                data_alone = reached(single_job, objective, level, "epochs_per_job")
+                per_job = reached(subset[subset["jobs"] == jobs], objective, level, "epochs_per_job")
                 rows.append(
                     {
                         "method": method,
@@ -133,62 +135,62 @@ def speedups(courses: pd.DataFrame) -> pd.DataFrame:
 
 
 def data_needed(courses: pd.DataFrame, method: str, reference: str) -> pd.Series:
-    """The share of its data that an optimiser needs, with one job, to get where another one's training objective ends.
+    """Returns how much data one job of a method needs to reach the final training objective of a reference method.
 
     Returns:
-        By seed; NaN where it never gets there.
+        Fraction of the reference's data, by seed; NaN if the objective is never reached.
     """
-    alone = courses[courses["jobs"] == 1]
-    found = {}
-    for seed, own in alone[alone["method"] == method].groupby("seed"):
-        other = alone[(alone["method"] == reference) & (alone["seed"] == seed)]
+    single_job = courses[courses["jobs"] == 1]
+    shares = {}
+    for seed, subset in single_job[single_job["method"] == method].groupby("seed"):
+        other = single_job[(single_job["method"] == reference) & (single_job["seed"] == seed)]
         level = float(other[OBJECTIVES["train"]].iloc[-1])
-        found[seed] = reached(own, OBJECTIVES["train"], level, "epochs") / float(other["epochs"].iloc[-1])
-    return pd.Series(found, name="share", dtype=np.float64)
+        shares[seed] = reached(subset, OBJECTIVES["train"], level, "epochs") / float(other["epochs"].iloc[-1])
+    return pd.Series(shares, name="share", dtype=np.float64)
 
 
 def summary(experiment: Experiment, courses: pd.DataFrame, finishes: Mapping[str, Finish]) -> pd.DataFrame:
-    """What came out of each run.
+    """Returns the final scores of each run.
 
     Returns:
-        Columns method, jobs, seed; valid_log_probability and train_log_probability of the last model, combined: the
-        former of the final one, which is a combination of the last; test_log_probability, accuracy and error_rate (of
-        words or phones) of the final model on the test set; minutes: see `curves`.
+        Columns method, jobs, seed; valid_log_probability and train_log_probability of the last model; combined:
+        validation log-probability of the final model, a combination of the last ones; test_log_probability, accuracy
+        and error_rate (of words or phones) of the final model on the test set; minutes: see `curves`.
     """
     rows = []
     for method, jobs, seed in experiment.points():
-        own = courses[(courses["method"] == method) & (courses["jobs"] == jobs) & (courses["seed"] == seed)]
+        subset = courses[(courses["method"] == method) & (courses["jobs"] == jobs) & (courses["seed"] == seed)]
         combination, evaluation = finishes[experiment.grid_run(method, jobs, seed)]
         rows.append(
             {
                 "method": method,
                 "jobs": jobs,
                 "seed": seed,
-                "valid_log_probability": own[OBJECTIVES["valid"]].iloc[-1],
+                "valid_log_probability": subset[OBJECTIVES["valid"]].iloc[-1],
                 "combined": combination["valid_log_probability"][str(combination["models"])],
-                "train_log_probability": own[OBJECTIVES["train"]].iloc[-1],
+                "train_log_probability": subset[OBJECTIVES["train"]].iloc[-1],
                 "test_log_probability": evaluation["log_probability"],
                 "accuracy": evaluation["accuracy"],
                 "error_rate": evaluation.get("phone_error_rate", evaluation.get("word_error_rate", float("nan"))),
-                "minutes": own["minutes"].iloc[-1],
+                "minutes": subset["minutes"].iloc[-1],
             }
         )
     return pd.DataFrame(rows)
 
 
 def on_grid(courses: pd.DataFrame, along: str, objective: str, num_points: int = 200) -> tuple[Doubles, Doubles]:
-    """The courses of several seeds at common places.
+    """Interpolates the learning curves of several seeds at common points.
 
     Args:
-        courses: of runs that differ in their seed only.
-        along: the column of the places.
-        objective: the column that is wanted.
-        num_points: how many places, as far as all courses go.
+        courses: learning curves of runs that differ only in their seed.
+        along: column of the points.
+        objective: column to be interpolated.
+        num_points: number P of points, from 0 to the end of the shortest curve.
 
     Returns:
-        The places (P,), and the values of each seed there (S, P), on straight lines between two models.
+        The points (P,), and the linearly interpolated values of the S seeds (S, P).
     """
-    own = [course for _, course in courses.groupby("seed")]
-    end = min(float(course[along].iloc[-1]) for course in own)
+    per_seed = [course for _, course in courses.groupby("seed")]
+    end = min(float(course[along].iloc[-1]) for course in per_seed)
     places = np.linspace(0.0, end, num_points)
-    return places, np.stack([np.interp(places, course[along], course[objective]) for course in own])
+    return places, np.stack([np.interp(places, course[along], course[objective]) for course in per_seed])

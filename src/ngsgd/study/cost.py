@@ -1,4 +1,4 @@
-"""What a minibatch costs with each optimiser: measured in turn, in one process, trained as a job does it."""
+"""Measures the time per minibatch of each optimiser, in turn in one process, with a job's training step."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ngsgd.optim.ngsgd import NGSGD
 from ngsgd.training.job import make_optimizer
 from ngsgd.training.run import Run
 
-MINIBATCHES = 24  # of a repetition: estimates are renewed at every fourth
+MINIBATCHES = 24  # per repetition: a multiple of 4, since every fourth updates the Fisher-matrix estimates
 REPETITIONS = 7
-LRATE = 1.0e-6  # so small that the model stays as it is
+LRATE = 1.0e-6  # so small that the model hardly changes
 
 
 def costs(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Milliseconds of a minibatch, by the network and the examples of the first run.
+    """Measures the time per minibatch with the examples and minibatch size of the first run.
 
     Args:
-        runs: finished ones, with the settings of each optimiser that is to be measured, by its name.
+        runs: a finished run for each optimiser to be measured, by the optimiser's name.
 
     Returns:
-        A row for each optimiser and repetition. Columns method, repetition, milliseconds, of_sgd: their ratio to
-        SGD's in the same repetition, where it is among the optimisers.
+        One row per optimiser and repetition. Columns method; repetition; milliseconds: per minibatch; of_sgd: ratio to
+        SGD's time in the same repetition, NaN without SGD.
 
     Raises:
-        DataError: the first run's first archive has not enough examples.
+        DataError: the first run's first archive has fewer examples than a minibatch.
     """
     tune_allocator()
     run = next(iter(runs.values()))
@@ -43,41 +43,41 @@ def costs(runs: Mapping[str, Run]) -> pd.DataFrame:
     models = {name: load_model(run.final).train() for name in runs}
     model = next(iter(models.values()))
     needed = (model.left_context, model.right_context)
-    taken: list[tuple[torch.Tensor, torch.Tensor]] = []
+    examples: list[tuple[torch.Tensor, torch.Tensor]] = []
     for features, labels in minibatches(open_archive(run.archive(0)), 0, context, needed, size, 0):
-        if len(labels) == size and len(taken) < MINIBATCHES:
-            taken.append((torch.from_numpy(features), torch.from_numpy(labels).long()))
-    if not taken:
-        raise DataError(f"{run.archive(0)}: fewer than {size} examples, a minibatch of the run's")
+        if len(labels) == size and len(examples) < MINIBATCHES:
+            examples.append((torch.from_numpy(features), torch.from_numpy(labels).long()))
+    if not examples:
+        raise DataError(f"{run.archive(0)}: fewer than {size} examples, the minibatch size")
     rows = []
     with contextlib.ExitStack() as stack:
         for model in models.values():
             stack.enter_context(model.training_layout())
-        steps = {
-            name: _Trainer(model, make_optimizer(model, runs[name].settings, LRATE), taken)
+        trainers = {
+            name: _Trainer(model, make_optimizer(model, runs[name].settings, LRATE), examples)
             for name, model in models.items()
         }
-        for step in steps.values():
-            step.go()  # past the first minibatches, of which each renews the estimates
+        for trainer in trainers.values():
+            trainer.time_minibatches()  # warm-up: each of the first minibatches updates the estimates
         for repetition in range(REPETITIONS):
-            found = {name: step.go() for name, step in steps.items()}
-            for name, milliseconds in found.items():
-                ratio = milliseconds / found.get("sgd", np.nan)
+            times = {name: trainer.time_minibatches() for name, trainer in trainers.items()}
+            for name, milliseconds in times.items():
+                ratio = milliseconds / times.get("sgd", np.nan)
                 rows.append({"method": name, "repetition": repetition, "milliseconds": milliseconds, "of_sgd": ratio})
     return pd.DataFrame(rows)
 
 
 class _Trainer:
     def __init__(
-        self, model: AcousticModel, optimizer: NGSGD, taken: Sequence[tuple[torch.Tensor, torch.Tensor]]
+        self, model: AcousticModel, optimizer: NGSGD, examples: Sequence[tuple[torch.Tensor, torch.Tensor]]
     ) -> None:
-        self._model, self._optimizer, self._taken = model, optimizer, taken
+        self._model, self._optimizer, self._minibatches = model, optimizer, examples
 
-    def go(self) -> float:
-        """Milliseconds a minibatch, over all of them."""
+    def time_minibatches(self) -> float:
+        """Trains on all minibatches and returns the milliseconds per minibatch."""
         started = time.perf_counter()
-        for features, labels in self._taken:
+        for features, labels in self._minibatches:
             self._optimizer.zero_grad()
             self._model.backpropagate(features, labels)
             self._optimizer.step()
-        return 1000.0 * (time.perf_counter() - started) / len(self._taken)
+        return 1000.0 * (time.perf_counter() - started) / len(self._minibatches)

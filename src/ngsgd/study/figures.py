@@ -1,4 +1,4 @@
-"""The figures of a study: at column width, without need of colour vision, mean and spread over the seeds."""
+"""Draws the figures of a study: mean and spread over the seeds, readable at column width and without colour vision."""
 
 from __future__ import annotations
 
@@ -21,67 +21,71 @@ from ngsgd.study.analysis import OBJECTIVES, SHARES, on_grid
 from ngsgd.study.grid import Experiment
 
 WIDTH = 4.0  # inches
-WITHIN = 3  # entries of a legend that the axes have room for; more stand below
-LEGEND_ROW = 0.16  # inches
+WITHIN = 3  # legends with at most so many entries are placed inside the axes, longer ones below
+LEGEND_ROW = 0.16  # inches per row of a legend
 NAMES = {"sgd": "SGD", "ng-sgd": "NG-SGD online", "ng-sgd-simple": "NG-SGD simple"}
-STYLES = {"sgd": 1, "ng-sgd": 0, "ng-sgd-simple": 2}  # in COLOURS and MARKERS; of other methods by their order
+STYLES = {
+    "sgd": 1,
+    "ng-sgd": 0,
+    "ng-sgd-simple": 2,
+}  # index in COLOURS and MARKERS; other methods are numbered by order
 OBJECTIVE = "log-probability per frame (nats)"
 VALIDATION = f"validation\n{OBJECTIVE}"
-SHOWN = 0.75  # of the way from the first model to the best is left out of view
+SHOWN = 0.75  # lowest fraction of the range of values that is cut off, see `_zoom`
 
 
 def name_of(method: str) -> str:
-    """What a method is called in a legend or a table."""
+    """Returns the display name of a method."""
     return NAMES.get(method, method.replace("-", " "))
 
 
 def optimisers(courses: pd.DataFrame, path: Path) -> None:
-    """Training and validation objective against data, one job, for each optimiser."""
+    """Draws training and validation objective against data for each optimiser, with one job."""
     figure, axes = _axes()
-    alone = courses[courses["jobs"] == 1]
-    for method, k in _styles(alone).items():
-        own = alone[alone["method"] == method]
+    single_job = courses[courses["jobs"] == 1]
+    for method, k in _styles(single_job).items():
+        subset = single_job[single_job["method"] == method]
         for name, dashes in (("valid", "-"), ("train", "--")):
-            _course(axes, own, "epochs", OBJECTIVES[name], k, dashes, name_of(method), name == "valid")
+            _course(axes, subset, "epochs", OBJECTIVES[name], k, dashes, name_of(method), name == "valid")
     axes.plot([], [], "-", color="0.3", label="validation")
     axes.plot([], [], "--", color="0.3", label="training")
-    _zoom(axes, alone, *OBJECTIVES.values())
-    _finish(figure, axes, path, "data (epochs)", OBJECTIVE, "One job: what an optimiser makes of the data")
+    _zoom(axes, single_job, *OBJECTIVES.values())
+    _finish(figure, axes, path, "data (epochs)", OBJECTIVE, "Convergence with one job")
 
 
 def numbers_of_jobs(courses: pd.DataFrame, method: str, path: Path) -> None:
-    """Validation objective against data, for each number of jobs; perfect parallelism would be a single line."""
+    """Draws validation objective against data for each number of jobs; with perfect parallelism the curves coincide."""
     title = f"{name_of(method)}: averaging N jobs"
-    _by_jobs(courses, method, "epochs", path, "data, of all jobs together (epochs)", title)
+    _by_jobs(courses, method, "epochs", path, "data processed by all jobs (epochs)", title)
 
 
 def time_on_a_cluster(courses: pd.DataFrame, method: str, path: Path) -> None:
-    """Validation objective against the time that training takes on a cluster with a machine for each job."""
-    told = "minutes (longest job + averaging\n+ turn-around of each iteration, summed)"
-    _by_jobs(courses, method, "minutes", path, told, f"{name_of(method)} on N machines")
+    """Draws validation objective against training time on a cluster with one machine per job."""
+    label = "minutes (sum over iterations of\nslowest job, averaging and turn-around)"
+    _by_jobs(courses, method, "minutes", path, label, f"{name_of(method)} on N machines")
 
 
 def _by_jobs(courses: pd.DataFrame, method: str, along: str, path: Path, x: str, title: str) -> None:
     figure, axes = _axes()
-    own = courses[courses["method"] == method]
-    for i, jobs in enumerate(sorted(_sorted(own["jobs"]), key=lambda jobs: (jobs == 0, jobs))):
-        _course(axes, own[own["jobs"] == jobs], along, OBJECTIVES["valid"], _style(i), "-", _jobs(jobs), True)
-    _zoom(axes, own, OBJECTIVES["valid"])
+    subset = courses[courses["method"] == method]
+    for i, jobs in enumerate(sorted(_sorted(subset["jobs"]), key=lambda jobs: (jobs == 0, jobs))):
+        _course(axes, subset[subset["jobs"] == jobs], along, OBJECTIVES["valid"], _style(i), "-", _jobs(jobs), True)
+    _zoom(axes, subset, OBJECTIVES["valid"])
     _finish(figure, axes, path, x, VALIDATION, title)
 
 
 def speedup(table: pd.DataFrame, path: Path) -> None:
-    """How much less data a job needs where there are N of them, with the line of perfect speed-up."""
+    """Draws the speed-up in data per job against the number of jobs, with the line of perfect speed-up."""
     figure, axes = _axes()
-    most = int(table["jobs"].max())
+    max_jobs = int(table["jobs"].max())
     missed = []
-    axes.plot([1, most], [1, most], ":", color="0.4", label="perfect")
+    axes.plot([1, max_jobs], [1, max_jobs], ":", color="0.4", label="perfect")
     for method, k in _styles(table).items():
         for share, dashes in zip(SHARES, ("--", "-"), strict=True):
-            own = table[(table["method"] == method) & (table["share"] == share)].dropna(subset="speedup")
-            # A mean over those seeds alone that got there would flatter.
-            complete = [jobs for jobs, rows in own.groupby("jobs") if len(rows) == table["seed"].nunique()]
-            means = own[own["jobs"].isin(complete)].groupby("jobs")["speedup"].agg(["mean", "min", "max"])
+            subset = table[(table["method"] == method) & (table["share"] == share)].dropna(subset="speedup")
+            # A mean over only the seeds that reached the level would be too optimistic.
+            complete = [jobs for jobs, rows in subset.groupby("jobs") if len(rows) == table["seed"].nunique()]
+            means = subset[subset["jobs"].isin(complete)].groupby("jobs")["speedup"].agg(["mean", "min", "max"])
             if means.empty:
                 missed.append(f"{name_of(method)}, {share:.0%}: not reached")
                 continue
@@ -97,42 +101,42 @@ def speedup(table: pd.DataFrame, path: Path) -> None:
         axis.set_minor_formatter(NullFormatter())
     axes.set_xticks(_sorted({1, *table["jobs"]}))
     axes.set_yticks(_sorted({1, *table["jobs"]}))
-    for told in missed:
-        axes.plot([], [], " ", label=told)
-    _finish(figure, axes, path, "jobs (N)", "speed-up\n(data of one job / data a job)", "Speed-up by N jobs")
+    for note in missed:
+        axes.plot([], [], " ", label=note)
+    _finish(figure, axes, path, "jobs (N)", "speed-up\n(data of one job / data per job)", "Speed-up with N jobs")
 
 
 def cost(table: pd.DataFrame, path: Path) -> None:
-    """Milliseconds of a minibatch."""
+    """Draws the milliseconds per minibatch of each optimiser."""
     figure, axes = _axes(height=2.4)
     shown = _styles(table)
     for i, (method, k) in enumerate(shown.items()):
-        own = table[table["method"] == method]["milliseconds"]
-        error = [[own.median() - own.min()], [own.max() - own.median()]]
-        axes.barh(i, own.median(), xerr=error, color=COLOURS[k], capsize=3, height=0.6)
+        subset = table[table["method"] == method]["milliseconds"]
+        error = [[subset.median() - subset.min()], [subset.max() - subset.median()]]
+        axes.barh(i, subset.median(), xerr=error, color=COLOURS[k], capsize=3, height=0.6)
         ratio = table[table["method"] == method]["of_sgd"].median()
         axes.annotate(
-            f"{ratio:.2f} x SGD", (own.max(), i), (6, 0), textcoords="offset points", va="center", fontsize="small"
+            f"{ratio:.2f} x SGD", (subset.max(), i), (6, 0), textcoords="offset points", va="center", fontsize="small"
         )
     axes.set_yticks(range(len(shown)), [name_of(method) for method in shown])
     axes.invert_yaxis()
     axes.set_xlim(0.0, 1.3 * table["milliseconds"].max())
-    _finish(figure, axes, path, "a minibatch (ms, one thread)", "", "Cost of a step", legend=False)
+    _finish(figure, axes, path, "time per minibatch (ms, one thread)", "", "Cost of a step", legend=False)
 
 
 def averaging(table: pd.DataFrame, path: Path) -> None:
-    """The last model's validation objective against the number of jobs, and that of the final combination."""
+    """Draws the validation objective of the last and of the combined model against the number of jobs."""
     figure, axes = _axes()
     constant = table[table["jobs"] > 0]
     ticks = _sorted(constant["jobs"])
     for method, k in _styles(table).items():
-        own = constant[constant["method"] == method]
-        for column, dashes, what in (("valid_log_probability", "--", "last model"), ("combined", "-", "combination")):
-            means = own.groupby("jobs")[column].agg(["mean", "min", "max"])
+        subset = constant[constant["method"] == method]
+        for column, dashes, model in (("valid_log_probability", "--", "last model"), ("combined", "-", "combination")):
+            means = subset.groupby("jobs")[column].agg(["mean", "min", "max"])
             value_range = np.abs(means[["min", "max"]].to_numpy().T - means["mean"].to_numpy())
             axes.errorbar(
                 means.index, means["mean"], value_range, fmt=dashes, color=COLOURS[k], marker=MARKERS[k], markersize=4,
-                capsize=2.5, label=f"{name_of(method)}, {what}",
+                capsize=2.5, label=f"{name_of(method)}, {model}",
             )  # fmt: skip
         growing = table[(table["method"] == method) & (table["jobs"] == 0)]["combined"]
         if len(growing):
@@ -147,19 +151,19 @@ def averaging(table: pd.DataFrame, path: Path) -> None:
         ticks, labels = [*ticks, 1.25 * max(ticks)], [*labels, "\ngrowing"]
     axes.set_xticks(ticks, labels)
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _finish(figure, axes, path, "jobs (N)", VALIDATION, "What averaging costs")
+    _finish(figure, axes, path, "jobs (N)", VALIDATION, "Cost of averaging")
 
 
 def rates(table: pd.DataFrame, path: Path) -> None:
-    """What the learning rates of the sweep led to."""
+    """Draws the validation objective of the sweep against the learning rate."""
     figure, axes = _axes(height=2.6)
     for method, k in _styles(table).items():
-        own = table[table["method"] == method].sort_values("rate")
+        subset = table[table["method"] == method].sort_values("rate")
         axes.plot(
-            own["rate"], own["valid_log_probability"], color=COLOURS[k], marker=MARKERS[k], markersize=4,
+            subset["rate"], subset["valid_log_probability"], color=COLOURS[k], marker=MARKERS[k], markersize=4,
             label=name_of(method),
         )  # fmt: skip
-        best = own[own["chosen"]]
+        best = subset[subset["chosen"]]
         axes.plot(
             best["rate"], best["valid_log_probability"], "o", color=COLOURS[k], markersize=10, markerfacecolor="none"
         )
@@ -169,29 +173,29 @@ def rates(table: pd.DataFrame, path: Path) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     _finish(
         figure, axes, path, "initial learning rate (per sample)", VALIDATION,
-        "Learning rates; the chosen are ringed",
+        "Learning rates (chosen ones circled)",
     )  # fmt: skip
 
 
 def most_jobs(courses: pd.DataFrame, path: Path) -> None:
-    """Validation objective against data with the most jobs, for each method, beside the first one with one job."""
+    """Draws validation objective against data for each method with the most jobs, and for the first with one job."""
     figure, axes = _axes()
-    styles, most = _styles(courses), courses["jobs"].max()
+    styles, max_jobs = _styles(courses), courses["jobs"].max()
     first = next(iter(styles))
-    alone = courses[(courses["method"] == first) & (courses["jobs"] == 1)]
-    _course(axes, alone, "epochs", OBJECTIVES["valid"], len(COLOURS) - 1, ":", f"{name_of(first)}, N = 1", True)
+    single_job = courses[(courses["method"] == first) & (courses["jobs"] == 1)]
+    _course(axes, single_job, "epochs", OBJECTIVES["valid"], len(COLOURS) - 1, ":", f"{name_of(first)}, N = 1", True)
     for method, k in styles.items():
-        own = courses[(courses["method"] == method) & (courses["jobs"] == most)]
-        _course(axes, own, "epochs", OBJECTIVES["valid"], k, "-", name_of(method), True)
+        subset = courses[(courses["method"] == method) & (courses["jobs"] == max_jobs)]
+        _course(axes, subset, "epochs", OBJECTIVES["valid"], k, "-", name_of(method), True)
     _zoom(axes, courses, OBJECTIVES["valid"])
     _finish(
-        figure, axes, path, "data, of all jobs together (epochs)", VALIDATION,
-        f"N = {most} jobs",
+        figure, axes, path, "data processed by all jobs (epochs)", VALIDATION,
+        f"N = {max_jobs} jobs",
     )  # fmt: skip
 
 
 def _styles(table: pd.DataFrame) -> dict[str, int]:
-    """The place in COLOURS and MARKERS of each method."""
+    """Returns the index in COLOURS and MARKERS of each method."""
     return {method: _style(STYLES.get(method, i)) for i, method in enumerate(table["method"].unique())}
 
 
@@ -213,9 +217,9 @@ def _jobs(jobs: float) -> str:
 
 
 def _course(
-    axes: Axes, own: pd.DataFrame, along: str, objective: str, style: int, dashes: str, label: str, labelled: bool
+    axes: Axes, subset: pd.DataFrame, along: str, objective: str, style: int, dashes: str, label: str, labelled: bool
 ) -> None:
-    places, values = on_grid(own, along, objective)
+    places, values = on_grid(subset, along, objective)
     mean = values.mean(axis=0)
     axes.plot(
         places, mean, dashes, color=COLOURS[style], marker=MARKERS[style] if labelled else None, markersize=3.5,
@@ -226,7 +230,7 @@ def _course(
 
 
 def _zoom(axes: Axes, courses: pd.DataFrame, *objectives: str) -> None:
-    """Leaves the first models out of view, which would press everything else together."""
+    """Cuts off the first models, whose low values would compress the rest of the figure."""
     first, best = courses[[*objectives]].min().min(), courses[[*objectives]].max().max()
     axes.set_ylim(first + SHOWN * (best - first), best + 0.03 * (best - first))
 
@@ -245,9 +249,9 @@ def _finish(figure: Figure, axes: Axes, path: Path, x: str, y: str, title: str, 
         figure.set_figheight(figure.get_figheight() + rows * LEGEND_ROW)
         figure.legend(frameon=False, fontsize="x-small", loc="outside lower center", ncols=2, handlelength=3.5)
     metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
-    for suffix, own in metadata.items():
+    for suffix, fields in metadata.items():
         with atomic_write(path.with_suffix(suffix)) as temporary:
-            figure.savefig(temporary, format=suffix[1:], dpi=200, metadata=own)
+            figure.savefig(temporary, format=suffix[1:], dpi=200, metadata=fields)
     plt.close(figure)
 
 
@@ -266,7 +270,7 @@ OF_EACH: Mapping[str, Callable[[pd.DataFrame, str, Path], None]] = {
 
 
 def figures_of(experiment: Experiment) -> dict[str, str]:
-    """The names of an experiment's figures, in the order of the page, and the table that each is made from."""
+    """Returns the names of an experiment's figures, in the order of the page, and the table of each."""
     left_out = {"optimisers", "cost"} if experiment.methods else {"most_jobs"}
     first, *others = ((name, table) for name, (table, _) in OF_METHODS.items() if name not in left_out)
     of_each = [(f"{kind}-{method}", "curves") for kind in OF_EACH for method in experiment.rates]
@@ -274,7 +278,7 @@ def figures_of(experiment: Experiment) -> dict[str, str]:
 
 
 def draw(name: str, table: pd.DataFrame, path: Path) -> None:
-    """Draws a figure of `figures_of` from its table, as PNG and PDF."""
+    """Draws one of the figures of `figures_of` from its table, as PNG and PDF."""
     if name in OF_METHODS:
         OF_METHODS[name][1](table, path)
     else:

@@ -1,6 +1,6 @@
-"""The runs of a study: a sweep of learning rates for each method, then a grid of methods, jobs and seeds.
+"""Defines the runs of a study: a sweep of learning rates for each method, then a grid of methods, jobs and seeds.
 
-A method is an optimiser, or one with settings of its own.
+A method is an optimiser, or a name for an optimiser with settings of its own.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from ngsgd.errors import ConfigError
 from ngsgd.files import digest, write_text
 from ngsgd.training.execution import CALL_SETTINGS
 
-KEYS = ("paper", "scale", "seeds", "turnaround_seconds")  # of the configuration, beside the settings of runs
+KEYS = ("paper", "scale", "seeds", "turnaround_seconds")  # of the configuration; the other keys are settings of runs
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One corpus, and what is to be run on it.
+    """One corpus and the runs on it.
 
     Attributes:
-        name: of the experiment.
-        settings: of all its runs, beside the configuration's.
-        sweep: further ones of the runs of the sweep.
-        methods: settings of those that are no mere optimisers.
-        optimizers: settings of such as are, beside their learning rates.
-        rates: for each method the initial effective learning rates that are tried.
-        decay: by which the learning rate falls from a run's begin to its end.
-        jobs: the numbers of jobs an iteration.
-        growing: for the methods of it a run whose number of jobs grows from the least to the most.
-        num_seeds: of each point of the grid.
-        base: the configuration's settings, over which those of the experiment go.
-        recorded: a table of what another program came to with the same, see `recorded.beside`; or None.
+        name: name of the experiment.
+        settings: settings of all its runs; they override `base`.
+        sweep: settings of the runs of the sweep only; they override `settings`.
+        methods: settings of each method that is not just an optimiser; empty if the methods are optimisers.
+        optimizers: additional settings of optimisers, by method.
+        rates: initial effective learning rates to be tried, by method.
+        decay: ratio of the initial to the final learning rate of a run.
+        jobs: numbers of jobs per iteration.
+        growing: methods that also get a run whose number of jobs grows from the minimum to the maximum of `jobs`.
+        num_seeds: number of seeds per method and number of jobs.
+        base: settings of the configuration.
+        recorded: path of a table of another program's results with the same settings, see `recorded.read`; or None.
     """
 
     name: str
@@ -54,28 +54,30 @@ class Experiment:
     recorded: str | None
 
     def check(self) -> None:
-        """Sees that what is to be told in the end can be told.
+        """Checks that the results can be compared as the page of results requires.
 
         Raises:
-            ConfigError: a method has no learning rate, or there is nothing to compare with.
+            ConfigError: a method has no learning rate, or a run to compare with is missing.
         """
         where = f"paper: {self.name}:"
         if min(self.jobs, default=0) != 1 or max(self.jobs) == 1:
-            raise ConfigError(f"{where} jobs: {list(self.jobs)}: 1 is needed, and more, which are measured against it")
+            raise ConfigError(f"{where} jobs: {list(self.jobs)}: must contain 1 and a larger number to compare with it")
         if empty := [method for method, rates in self.rates.items() if not rates]:
-            raise ConfigError(f"{where} rates: {empty[0]}: none is given")
+            raise ConfigError(f"{where} rates: {empty[0]}: empty; list at least one learning rate")
         if self.methods and self.methods.keys() != self.rates.keys():
             raise ConfigError(
-                f"{where} methods and rates must be of the same, got {[*self.methods]} and {[*self.rates]}"
+                f"{where} methods and rates must have the same keys, got {[*self.methods]} and {[*self.rates]}"
             )
         if not self.methods and not {"sgd", "ng-sgd"} <= self.rates.keys():
-            raise ConfigError(f"{where} rates: without methods sgd and ng-sgd are compared; {[*self.rates]} are given")
+            raise ConfigError(
+                f"{where} rates: must contain sgd and ng-sgd if there are no methods, got {[*self.rates]}"
+            )
         for key, names in (("growing", self.growing), ("optimizers", self.optimizers)):
             if other := set(names) - self.rates.keys():
-                raise ConfigError(f"{where} {key}: {sorted(other)[0]} is not among the rates")
+                raise ConfigError(f"{where} {key}: {sorted(other)[0]} has no entry in rates")
 
     def sweep_runs(self) -> dict[str, dict[str, Any]]:
-        """The runs of the sweep, one job each unless it says otherwise: their names and settings."""
+        """Returns the settings of the sweep's runs by name; they have one job unless `sweep` sets another number."""
         return {
             self.sweep_run(method, rate): dict(self.settings)
             | self._run(method, rate, (1, 1), seed=0)
@@ -85,17 +87,17 @@ class Experiment:
         }
 
     def key(self) -> str:
-        """Stands for the sweep: what was chosen of another one is no choice."""
+        """Returns a hash of the sweep; learning rates that were chosen by a different sweep are not used."""
         return digest([self.sweep_runs(), self.base])
 
     def sweep_run(self, method: str, rate: float) -> str:
         return f"paper-{self.name}-{method}-rate{rate:g}"
 
     def grid_runs(self, chosen: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-        """The runs of the grid: their names and settings.
+        """Returns the settings of the runs of the grid by name.
 
         Args:
-            chosen: the initial effective learning rate of each method.
+            chosen: initial effective learning rate of each method.
         """
         runs = {}
         for point in self.points():
@@ -105,9 +107,9 @@ class Experiment:
         return runs
 
     def points(self) -> list[tuple[str, int, int]]:
-        """Method, number of jobs (0 where it grows) and seed of each run of the grid.
+        """Returns method, number of jobs (0 if it grows) and seed of each run of the grid.
 
-        What is made of an average of one model is of no interest: of several `methods` only the first has a single job.
+        With `methods`, only the first one is run with a single job: they differ in how models are averaged.
         """
         first = next(iter(self.rates))
         return [
@@ -138,8 +140,8 @@ class Study:
     """All experiments of a configuration.
 
     Attributes:
-        experiments: by name.
-        turnaround: seconds from one iteration's end to the next one's begin, for times on a cluster.
+        experiments: experiments by name.
+        turnaround: seconds from the end of an iteration to the start of the next, for times on a cluster.
     """
 
     experiments: Mapping[str, Experiment]
@@ -147,9 +149,10 @@ class Study:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
-        """That of a configuration with the `KEYS`; ``config/paper.yaml`` explains them.
+        """Builds the study of a configuration with the `KEYS`; ``config/paper.yaml`` explains them.
 
-        ``scale`` multiplies the hours of speech; archives stay as they are, so that there are more iterations.
+        ``scale`` multiplies the hours of synthetic speech. The size of archives stays the same, so that there are more
+        iterations.
 
         Raises:
             ConfigError: a key is missing or malformed.
@@ -161,37 +164,37 @@ class Study:
             experiments = {}
             others = {*KEYS, *CALL_SETTINGS, "runs"}
             base = {key: value for key, value in config.items() if key not in others}
-            for name, given in config["paper"].items():
-                settings = dict(given["settings"])
+            for name, entry in config["paper"].items():
+                settings = dict(entry["settings"])
                 if settings.get("corpus", config.get("corpus")) == "synthetic":
                     settings["hours"] = scale * settings.get("hours", config.get("hours", 1.0))
-                experiments[name] = made = Experiment(
+                experiments[name] = experiment = Experiment(
                     name=str(name),
                     settings=settings,
-                    sweep=dict(given["sweep"]),
-                    methods={method: dict(own) for method, own in given.get("methods", {}).items()},
-                    optimizers={method: dict(own) for method, own in given.get("optimizers", {}).items()},
-                    rates={method: tuple(map(float, rates)) for method, rates in given["rates"].items()},
-                    decay=float(given["decay"]),
-                    jobs=tuple(map(int, given["jobs"])),
-                    growing=tuple(given["growing"]),
-                    num_seeds=int(given.get("seeds", num_seeds)),
+                    sweep=dict(entry["sweep"]),
+                    methods={method: dict(own) for method, own in entry.get("methods", {}).items()},
+                    optimizers={method: dict(own) for method, own in entry.get("optimizers", {}).items()},
+                    rates={method: tuple(map(float, rates)) for method, rates in entry["rates"].items()},
+                    decay=float(entry["decay"]),
+                    jobs=tuple(map(int, entry["jobs"])),
+                    growing=tuple(entry["growing"]),
+                    num_seeds=int(entry.get("seeds", num_seeds)),
                     base=base,
-                    recorded=given.get("recorded"),
+                    recorded=entry.get("recorded"),
                 )
-                made.check()
+                experiment.check()
             return cls(experiments, float(config["turnaround_seconds"]))
         except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise ConfigError(f"paper: {e!r}; config/paper.yaml shows what is expected") from None
+            raise ConfigError(f"paper: {e!r}; see config/paper.yaml for the expected keys") from None
 
     def rates(self, folder: Path) -> dict[str, dict[str, float]]:
-        """The learning rates of each experiment for which they are chosen.
+        """Reads the chosen learning rates of each experiment whose sweep is finished.
 
         Args:
-            folder: in which `write_rates` has written them.
+            folder: folder with a subfolder for each experiment, into which `write_rates` has written.
 
         Raises:
-            ConfigError: such a file is damaged.
+            ConfigError: a file of learning rates is damaged.
         """
         found = {}
         for name, experiment in self.experiments.items():
@@ -201,10 +204,10 @@ class Study:
         return found
 
     def runs(self, rates: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-        """The runs that can be told already: those of the sweeps, and of each grid whose learning rates are chosen.
+        """Returns the runs that are already determined: all sweeps, and each grid whose learning rates are chosen.
 
         Args:
-            rates: as `rates` gives them.
+            rates: chosen learning rates, see `rates`.
         """
         runs: dict[str, dict[str, Any]] = {}
         for name, experiment in self.experiments.items():
@@ -214,12 +217,12 @@ class Study:
         return runs
 
     def parts(self, rates: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-        """The runs of the grids in portions that a call is to make one after the other, an experiment's seed each.
+        """Splits the runs of the grids into parts, one per experiment and seed, for successive Snakemake calls.
 
-        Snakemake takes the longer over each job the more jobs there are.
+        Snakemake's time per job grows with the number of jobs in a call.
 
         Args:
-            rates: as `rates` gives them.
+            rates: chosen learning rates, see `rates`.
         """
         return [
             [experiment.grid_run(*point) for point in experiment.points() if point[2] == seed]
@@ -230,19 +233,20 @@ class Study:
 
 
 def tuning(experiment: Experiment, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """What each learning rate of a sweep led to.
+    """Returns the result of each learning rate of a sweep.
 
     Args:
-        experiment: the sweep's.
-        tables: the metrics of its runs, by name.
+        experiment: the experiment that the sweep belongs to.
+        tables: metrics of each run, by run name.
 
     Returns:
-        Columns method, rate, valid_log_probability and train_log_probability of the last model, chosen.
+        Columns method, rate; valid_log_probability and train_log_probability of the last model; chosen: whether the
+        rate is the method's best by validation log-probability.
     """
     rows: list[dict[str, Any]] = []
     for method, rates in experiment.rates.items():
         ends = [tables[experiment.sweep_run(method, rate)].iloc[-1] for rate in rates]
-        # A rate at which training broke is not the best one.
+        # NaN means that training diverged, which must not win.
         objectives = np.nan_to_num([float(end["valid_log_probability"]) for end in ends], nan=-np.inf)
         best = int(objectives.argmax())
         for i, (rate, end) in enumerate(zip(rates, ends, strict=True)):
@@ -252,7 +256,7 @@ def tuning(experiment: Experiment, tables: Mapping[str, pd.DataFrame]) -> pd.Dat
 
 
 def write_rates(table: pd.DataFrame, experiment: Experiment, path: Path) -> None:
-    """Writes which learning rates were chosen, and of which sweep (JSON).
+    """Writes the chosen learning rates and the key of their sweep (JSON).
 
     Raises:
         OSError: the file cannot be written.
@@ -263,7 +267,7 @@ def write_rates(table: pd.DataFrame, experiment: Experiment, path: Path) -> None
 
 
 def read_rates(path: Path, experiment: Experiment) -> dict[str, float] | None:
-    """The learning rates that were chosen; None where that has not been done yet, or of another sweep.
+    """Reads the chosen learning rates; returns None if there are none yet or if they are of another sweep.
 
     Raises:
         ConfigError: the file is damaged.
@@ -275,4 +279,4 @@ def read_rates(path: Path, experiment: Experiment) -> dict[str, float] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ConfigError(f"{path}: not the learning rates of a sweep ({e}); delete it and run again") from None
+        raise ConfigError(f"{path}: not the learning rates of a sweep ({e}); delete the file and run again") from None

@@ -1,4 +1,4 @@
-"""The runs of a grid beside what another program came to with the same settings."""
+"""Compares the runs of a grid with recorded results of another program with the same settings."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ COLUMNS = ("method", "jobs", "epochs", *OBJECTIVES.values())
 
 
 class Recorded(NamedTuple):
-    """A table of what was recorded, and where it comes from.
+    """Recorded results and their source.
 
     Attributes:
-        table: see `read`.
-        source: of the numbers, in words.
+        table: table with the columns `COLUMNS`.
+        source: description of the source.
     """
 
     table: pd.DataFrame
@@ -25,10 +25,10 @@ class Recorded(NamedTuple):
 
 
 def read(path: str) -> Recorded:
-    """Reads a table of tab-separated columns `COLUMNS` whose first line, after a "#", says where it comes from.
+    """Reads tab-separated columns `COLUMNS` with a header; the line before it, after a "#", describes the source.
 
     Raises:
-        ValueError: it has other columns.
+        ValueError: the first line or the columns are missing or different.
     """
     with open(path, encoding="utf-8") as file:
         source = file.readline()
@@ -39,22 +39,23 @@ def read(path: str) -> Recorded:
 
 
 def compare_recorded(courses: pd.DataFrame, recorded: pd.DataFrame) -> pd.DataFrame:
-    """Ours at the places for which numbers are known.
+    """Interpolates our learning curves at the points of the recorded results.
 
     Args:
-        courses: of a grid, see `analysis.curves`.
-        recorded: see `read`; epochs are of data processed by all jobs.
+        courses: learning curves of a grid, see `analysis.curves`.
+        recorded: table of `read`; its epochs are data processed by all jobs.
 
     Returns:
-        A row for each recorded one and each seed: the columns of both, those recorded with the suffix ``_recorded``.
+        One row per recorded point and seed: method, jobs, epochs, seed, our objectives, and the recorded ones with the
+        suffix ``_recorded``.
     """
     rows = []
-    for there in recorded.to_dict("records"):
-        own = courses[(courses["method"] == there["method"]) & (courses["jobs"] == there["jobs"])]
-        for seed, course in own.groupby("seed"):
-            row = {"method": there["method"], "jobs": there["jobs"], "epochs": there["epochs"], "seed": seed}
+    for point in recorded.to_dict("records"):
+        subset = courses[(courses["method"] == point["method"]) & (courses["jobs"] == point["jobs"])]
+        for seed, course in subset.groupby("seed"):
+            row = {"method": point["method"], "jobs": point["jobs"], "epochs": point["epochs"], "seed": seed}
             for objective in OBJECTIVES.values():
-                row[objective] = float(np.interp(there["epochs"], course["epochs"], course[objective]))
-                row[f"{objective}_recorded"] = there[objective]
+                row[objective] = float(np.interp(point["epochs"], course["epochs"], course[objective]))
+                row[f"{objective}_recorded"] = point[objective]
             rows.append(row)
     return pd.DataFrame(rows)

@@ -1,1 +1,1 @@
-"""Layer 4, the procedure: settings, plan, one training job, averaging, combination, diagnostics, evaluation."""
+"""Training: settings, plan, training jobs, averaging, realignment, combination, diagnostics and evaluation."""

@@ -1,6 +1,6 @@
-"""The end of an iteration: the average of its jobs' models, or the best of them. Imports no torch.
+"""End of an iteration: averages its jobs' models, or takes the best one. Imports no torch.
 
-A job whose model is not fit to be averaged is left out, and the iteration's report says why.
+A job whose model is unusable is left out, and the iteration's report gives the reason.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ngsgd.training.outer_step import (
 )
 from ngsgd.training.plan import AVERAGE
 
-BLOCK = 1 << 16  # numbers of each model that are summed up at a time
+BLOCK = 1 << 16  # elements of each model that are summed at a time
 RECORD = {"iteration", "job", "action", "frames", "log_probability", "max_change_share", "failure"}
 
 AVERAGING = OuterStep()
@@ -50,25 +50,25 @@ def end_iteration(
     step: OuterStep = AVERAGING,
     momenta: tuple[Path, Path] | None = None,
 ) -> None:
-    """Makes the next model from those of an iteration's jobs, as their plan's action says, and a report of it.
+    """Writes the next model and the iteration's report.
 
-    An outer step is made where models are averaged; after an iteration of which the best model was taken its momentum
-    is 0.
+    The jobs' models are averaged, or the best one is taken, according to the plan's action. The outer step applies only
+    where models are averaged; its momentum is 0 after an iteration that took the best model.
 
     Args:
-        jobs: the jobs' models, in the order of the jobs, without those that are lost.
-        before: the model that they started from.
-        max_gap: a job is left out whose training log-probability per frame is further than this below the median of
-            the others'.
-        output: where the next model is to be written.
-        report: where the iteration's report (JSON) is to be written.
-        lost: for the number of each lost job the reason.
-        step: what is made of the average.
-        momenta: the files of V_{t-1} and V_t, where the step has a momentum.
+        jobs: paths of the jobs' models, in the order of the jobs, without lost jobs.
+        before: path of the model that the iteration started from.
+        max_gap: leaves out a job whose training log-probability per frame is more than this below the median of the
+            other jobs.
+        output: path of the next model.
+        report: path of the iteration's report (JSON).
+        lost: job number -> reason, for each lost job.
+        step: the outer step, which turns the average into the next model.
+        momenta: paths of V_{t-1} and V_t, if the step has a momentum.
 
     Raises:
-        ModelError: a model cannot be read, or is not one of this iteration.
-        TrainingError: no job's model is of use.
+        ModelError: a model cannot be read, or does not belong to this iteration.
+        TrainingError: no job's model is usable, or the result is not finite.
     """
     headers = [_job_header(path) for path in jobs]
     records: list[dict[str, Any]] = [header["history"]["job"] for header in headers]
@@ -87,13 +87,13 @@ def end_iteration(
     action = records[0]["action"]
     damaged: dict[int, str] = {}
     while True:
-        reasons = _left_out(records, max_gap, damaged)
+        reasons = _exclusion_reasons(records, max_gap, damaged)
         used = [i for i, reason in enumerate(reasons) if reason is None]
         if not used:
-            saw = "; ".join(f"job {record['job']}: {reason}" for record, reason in zip(records, reasons, strict=True))
+            details = "; ".join(f"job {rec['job']}: {reason}" for rec, reason in zip(records, reasons, strict=True))
             raise TrainingError(
-                f"iteration {iteration}: no job made a model of use ({saw}); lower initial_effective_lrate or "
-                "max_change_per_sample, or look into the jobs' logs for bad examples"
+                f"iteration {iteration}: no job produced a usable model ({details}); lower initial_effective_lrate or "
+                "max_change_per_sample, or look for bad examples in the jobs' logs"
             )
         if action != AVERAGE:
             used = [max(used, key=lambda i: (records[i]["log_probability"], -i))]
@@ -101,13 +101,13 @@ def end_iteration(
         arrays = average_arrays([jobs[i] for i in used], weights)
         if factor != 1.0:
             arrays = scale_change(before_arrays, arrays, factor)
-        # What is not finite in one model is not in the average: each needs to be looked at only then.
+        # A non-finite value in one model makes the average non-finite, so the models are checked only in that case.
         if all(np.isfinite(array).all() for array in arrays.values()):
             break
-        found = {i: reason for i in used if (reason := _not_finite(jobs[i]))}
-        if not found:
+        non_finite = {i: reason for i in used if (reason := _non_finite_array(jobs[i]))}
+        if not non_finite:
             raise TrainingError(f"iteration {iteration}: the models' average is not finite, though each of them is")
-        damaged |= found
+        damaged |= non_finite
     for record, reason in zip(records, reasons, strict=True):
         if reason:
             log.warning("iteration %d: job %d is left out: %s", iteration, record["job"], reason)
@@ -128,7 +128,7 @@ def end_iteration(
         arrays, velocity = apply_outer_step(before_arrays, arrays, velocity, step)
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise TrainingError(f"iteration {iteration}: the model is not finite; lower outer_lrate or outer_momentum")
-        if momenta:  # before the model: one that is there has its momentum
+        if momenta:  # written before the model, so that every existing model has its momentum
             write_momentum(momenta[1], velocity, header)
     summary = entry | {
         "relative_change": _relative_changes(before_arrays, arrays),
@@ -147,8 +147,8 @@ def _job_header(path: str | os.PathLike[str]) -> Header:
     return header
 
 
-def _left_out(records: list[dict[str, Any]], max_gap: float, damaged: Mapping[int, str]) -> list[str | None]:
-    """For each job why its model is not to be used, or None."""
+def _exclusion_reasons(records: list[dict[str, Any]], max_gap: float, damaged: Mapping[int, str]) -> list[str | None]:
+    """Returns for each job the reason to leave its model out, or None."""
     reasons: list[str | None] = [record["failure"] or damaged.get(i) for i, record in enumerate(records)]
     healthy = [i for i, reason in enumerate(reasons) if reason is None]
     for i in healthy:
@@ -161,58 +161,62 @@ def _left_out(records: list[dict[str, Any]], max_gap: float, damaged: Mapping[in
     return reasons
 
 
-def _not_finite(path: str | os.PathLike[str]) -> str | None:
-    """Which array of a model holds a value that is not finite."""
+def _non_finite_array(path: str | os.PathLike[str]) -> str | None:
+    """Names the first array of a model that is not finite; None if all are."""
     return next((f"{name} is not finite" for name, a in read_model(path)[0].items() if not np.isfinite(a).all()), None)
 
 
 def average_arrays(paths: Sequence[str | os.PathLike[str]], weights: Sequence[float] | None = None) -> Arrays:
-    """The mean of all arrays (parameters and running statistics) of models of one architecture; see `mean`.
+    """Returns the mean of all arrays (parameters and running statistics) of several models; see `mean`.
 
-    Each model is read once, and beside the mean there is never more than a block of each in memory.
+    Each model is read once, one block at a time; only the mean is held in memory.
 
     Raises:
-        ModelError: a model cannot be read, or its arrays are not those of the first.
+        ModelError: a model cannot be read, or its arrays differ in name or shape from the first model's.
     """
     with contextlib.ExitStack() as stack:
         return mean([(os.fspath(path), stack.enter_context(open_model(path))) for path in paths], weights)
 
 
 def mean(models: Sequence[tuple[str, Mapping[str, Rows]]], weights: Sequence[float] | None = None) -> Arrays:
-    """The mean of models' arrays, each given with its name, or their sum with weights.
+    """Returns the mean of the models' arrays, or with weights their weighted sum.
 
-    Sums are taken in double precision in the order of the models, so that the same ones give the same bytes, and block
-    by block, of all models at once: a block's sum stays in the processor's cache.
+    Sums are taken in double precision in the order of the models, so that the same models give the same bytes, and
+    block by block over all models, so that a block's sum stays in the processor's cache.
+
+    Args:
+        models: name and arrays of each model.
+        weights: of the models; None for the mean.
 
     Raises:
-        ModelError: the arrays of one are not those of the first.
+        ModelError: a model's arrays differ in name or shape from the first model's.
     """
     first_name, first = models[0]
     shapes = {key: array.shape for key, array in first.items()}
     for name, arrays in models:
         if {key: array.shape for key, array in arrays.items()} != shapes:
             raise ModelError(f"{name}: its arrays are not those of {first_name}")
-    made: Arrays = {}
+    result: Arrays = {}
     for key, shape in shapes.items():
         rows = max(1, BLOCK // max(1, math.prod(shape[1:])))
         mean_array: npt.NDArray[Any] | None = None
         for begin in range(0, shape[0], rows):
-            wanted = slice(begin, min(begin + rows, shape[0]))
-            block = first[key][wanted]
+            span = slice(begin, min(begin + rows, shape[0]))
+            block = first[key][span]
             total = block.astype(np.float64)
             if weights:
                 total *= weights[0]
             for i, (_, arrays) in enumerate(models[1:], start=1):
-                other = arrays[key][wanted]
+                other = arrays[key][span]
                 total += weights[i] * other.astype(np.float64) if weights else other
             if mean_array is None:
-                mean_array = made[key] = np.empty(shape, block.dtype)
-            mean_array[wanted] = total if weights else total / len(models)
-    return made
+                mean_array = result[key] = np.empty(shape, block.dtype)
+            mean_array[span] = total if weights else total / len(models)
+    return result
 
 
 def _relative_changes(before: Arrays, after: Arrays) -> dict[str, float]:
-    """For each component that was there before, |after - before| / |before| over its arrays (0 where that is 0)."""
+    """Returns |after - before| / |before| for each component of both models, over its arrays; 0 if |before| is 0."""
     squares: dict[str, list[float]] = {}
     for name in sorted(name for name in after if name.startswith("components.")):
         layer = name.split(".")[1]

@@ -1,13 +1,12 @@
-"""The final model: the average over the end of training that is best on the validation examples.
+"""Model combination: the final model is the average of the last models that is best on the validation examples.
 
-The reference fits a weight for each of the last models and each layer, on training frames, with nothing to keep the
-weights of a layer from any sum; on small data that made the model worse than any of those it was made from. Here
-the candidates are the averages of the last 1, 2, 3, ... M models, the choice is made on the validation examples, and
-since the last model and the plain average of all are among them, the final one is on these examples at least as
-good as both. One number is chosen, from M that differ little from one to the next, so that there is next to nothing
-to overfit; ``docs/combination.md`` has the measurements.
+The candidates are the averages of the last 1, 2, 3, ... M models. The last model and the average of all M are among
+them, so that the final model is at least as good as both on these examples. Only one number is chosen, and
+neighbouring candidates differ little, so that there is little to overfit; ``docs/combination.md`` has the measurements.
+The reference (Kaldi) instead fits a weight per model and layer on training frames, and does not constrain the sum of a
+layer's weights; on small data the result was worse than every model it was combined from.
 
-Where a decay is given the final model is an exponential moving average instead (arXiv:1703.01024), of which nothing is
+With a decay the final model is an exponential moving average of all models instead (arXiv:1703.01024), and nothing is
 chosen.
 """
 
@@ -32,12 +31,12 @@ from ngsgd.network.nnet2 import HISTORY, TRANSITIONS
 from ngsgd.network.storage import Arrays, read_model
 from ngsgd.training.scoring import BATCH, check_fit, score
 
-MAX_CANDIDATES = 20  # averages that are tried, at most
-PARAMETER_STDDEV = 1.0  # of the affine layers whose scale does not matter
+MAX_CANDIDATES = 20  # most averages that are tried
+PARAMETER_STDDEV = 1.0  # of affine layers whose scale has no effect; see `rescale`
 
 
 def suffix_lengths(num_models: int) -> list[int]:
-    """How many of the last models each candidate is the average of: 1, and at most `MAX_CANDIDATES` - 1 more."""
+    """Returns how many of the last models each candidate averages; at most `MAX_CANDIDATES` numbers, the first is 1."""
     if num_models <= MAX_CANDIDATES:
         return list(range(1, num_models + 1))
     groups = MAX_CANDIDATES - 1
@@ -45,16 +44,16 @@ def suffix_lengths(num_models: int) -> list[int]:
 
 
 def _averages(paths: Sequence[str | os.PathLike[str]], decay: float | None) -> Iterator[tuple[int, Arrays]]:
-    """The candidates, made one from the other: only a sum and one model are in memory.
+    """Yields each candidate's number of models and its arrays. Only a running sum and one model are in memory.
 
     Args:
-        paths: of the models.
-        decay: weight of a model relative to the next one's in the only candidate, which is made of all; None for
-            averages of the last ones.
+        paths: of the models, in the order of training.
+        decay: weight of a model relative to that of the next one; the only candidate is then the weighted average of
+            all models. None for plain averages of the last models.
     """
     lengths = set(suffix_lengths(len(paths))) if decay is None else {len(paths)}
     sums: Arrays = {}
-    weight, weights = 1.0, 0.0
+    weight, total_weight = 1.0, 0.0
     for count, path in enumerate(reversed(paths), start=1):
         arrays, _ = read_model(path)
         if not sums:
@@ -65,9 +64,9 @@ def _averages(paths: Sequence[str | os.PathLike[str]], decay: float | None) -> I
             weight *= 1.0 if decay is None else decay
             for name, array in arrays.items():
                 sums[name] += weight * array.astype(np.float64)
-        weights += weight
+        total_weight += weight
         if count in lengths:
-            yield count, {name: (total / weights).astype(arrays[name].dtype) for name, total in sums.items()}
+            yield count, {name: (total / total_weight).astype(arrays[name].dtype) for name, total in sums.items()}
 
 
 def combine(
@@ -82,34 +81,35 @@ def combine(
     transition_model: str | None = None,
     decay: float | None = None,
 ) -> None:
-    """Chooses the final model, rescales its layers, gives it priors and writes it.
+    """Chooses the final model, rescales its layers, sets its priors and writes it.
 
     Args:
-        models: the last M models, in the order of training.
+        models: paths of the last M models, in the order of training.
         valid: archive of validation frames.
-        prior: archive of training frames over which posteriors are averaged.
+        prior: archive of training frames over which posteriors are averaged to give the priors.
         context: frames before and after the label in the archives.
-        threads: to compute with.
-        output: where the final model is to be written.
-        report: where what was tried is to be written (JSON).
-        valid_labels: file with the validation frames' labels, where they are not the archive's own.
-        transition_model: of Kaldi's pdf-ids, which goes into the model's history, so that it can go back to Kaldi.
-        decay: of the moving average of all models that the final one is to be; None for the best average.
+        threads: number of threads to compute with.
+        output: path of the final model.
+        report: path of the report (JSON): each candidate's validation log-probability, and the choice.
+        valid_labels: file with the validation frames' labels; None for the archive's own labels.
+        transition_model: text of the transition model of Kaldi's pdf-ids. It is stored in the model's history, so that
+            the model can be converted back to Kaldi.
+        decay: of the exponential moving average; None to choose the best average.
 
     Raises:
-        ModelError: a model cannot be read, or is of another architecture.
-        DataError: an archive cannot be read, or does not go with the models.
+        ModelError: a model cannot be read, or has another architecture.
+        DataError: an archive cannot be read, or does not match the models.
     """
     torch.set_num_threads(threads)
     model = load_model(models[-1]).eval()
     examples = open_archive(valid, valid_labels)
-    tried: dict[int, float] = {}
+    log_probabilities: dict[int, float] = {}
     chosen, best = 0, Arrays()
     for count, arrays in _averages(models, decay):
         _set(model, arrays)
-        tried[count] = score(model, examples, context, os.fspath(valid)).log_probability
-        # Of two that are as good, the longer average: it is the steadier one.
-        if not chosen or tried[count] >= tried[chosen]:
+        log_probabilities[count] = score(model, examples, context, os.fspath(valid)).log_probability
+        # In a tie the longer average is taken, since it varies less.
+        if not chosen or log_probabilities[count] >= log_probabilities[chosen]:
             chosen, best = count, arrays
     _set(model, best)
     rescale(model)
@@ -118,7 +118,7 @@ def combine(
     model.history = model.history | {"combination": combination}
     if transition_model is not None:
         model.history[HISTORY] = {TRANSITIONS: transition_model}
-    scores = {str(count): log_probability for count, log_probability in tried.items()}
+    scores = {str(count): log_probability for count, log_probability in log_probabilities.items()}
     write_text(report, json.dumps(combination | {"valid_log_probability": scores}, indent=1) + "\n")
     model.save(output)
 
@@ -129,9 +129,9 @@ def _set(model: AcousticModel, arrays: Arrays) -> None:
 
 @torch.no_grad()
 def rescale(model: AcousticModel) -> None:
-    """Brings the affine layers below p-norm and normalize to a fixed parameter deviation; the output stays the same.
+    """Scales each affine layer below p-norm and normalize to a fixed standard deviation of its weights.
 
-    The scale of such a layer has no effect, but grows through training. Source: ``nnet2/nnet-normalize-stddev``.
+    The scale of such a layer grows in training but does not affect the output. Source: ``nnet2/nnet-normalize-stddev``.
     """
     chain = model.chain()
     for affine, pnorm, normalize in zip(chain, chain[1:], chain[2:], strict=False):
@@ -144,7 +144,7 @@ def rescale(model: AcousticModel) -> None:
 
 @torch.no_grad()
 def mean_posterior(model: AcousticModel, archive: Examples, context: tuple[int, int], name: str) -> Tensor:
-    """The average posterior (C,) over an archive of single frames."""
+    """Returns the average posterior (C,) over an archive of single frames."""
     check_fit(model, archive, context, name)
     total: Any = 0.0
     for features, _ in minibatches(archive, 0, context, (model.left_context, model.right_context), BATCH, None):

@@ -1,4 +1,4 @@
-"""The diagnostics of one model: its score on the validation and on the training subset."""
+"""Diagnostics of one model: its scores on the validation and the training subset."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ngsgd.training.scoring import score
 
 
 def diagnose(run: Run, x: int) -> None:
-    """Writes ``{"valid": {...}, "train": {...}}`` (JSON) with log_probability, accuracy and frames of each.
+    """Scores model x and writes ``{"valid": {...}, "train": {...}}`` (JSON), each with the fields of `Score`.
 
     Args:
         run: the run.
-        x: the model from which this iteration starts.
+        x: number of the model, that from which iteration x starts.
 
     Raises:
         ModelError: the model cannot be read.
-        DataError: the plan or an archive cannot be read, or does not go with the model.
+        DataError: the plan or an archive cannot be read, or does not match the model.
     """
     torch.set_num_threads(run.settings.threads)
     model = load_model(run.model(x)).eval()
-    # Labels are those that the jobs starting from the model learn from; for the last model, those of the last jobs.
+    # A model is scored on the labels that the jobs starting from it train on; the last model on those of the last jobs.
     alignment = max(j.alignment for j in read_plan(run.plan) if j.iteration <= x) if run.settings.realign_times else 0
     scores = {}
     for subset, path in (("valid", run.valid), ("train", run.train_subset)):

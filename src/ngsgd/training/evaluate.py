@@ -1,4 +1,4 @@
-"""The final model on the test subset: frame scores, and words where the corpus has words."""
+"""Evaluation of the final model on the test subset: frame scores, and word or phone error rates."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from ngsgd.training.run import Run
 from ngsgd.training.scoring import Score, check_corpus_fits, check_labels
 
 ACOUSTIC_SCALES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-NUM_TUNED = 100  # validation utterances on which a scale is chosen
+NUM_TUNED = 100  # validation utterances on which the acoustic scale is chosen
 
 
 def evaluate(run: Run, output: str | os.PathLike[str]) -> None:
     """Writes the scores of a run's final model (JSON).
 
-    ``log_probability``, ``accuracy`` and ``frames``. Where the corpus has words ``word_error_rate``, ``words`` and
-    ``word_errors``; where they were decoded with a graph also ``lmwt``, the language-model weight with the fewest
-    errors on validation utterances, and ``sweep``, the errors at all of them. Where it has phones ``phone_error_rate``,
+    All corpora: ``log_probability``, ``accuracy`` and ``frames``. Corpora with words: ``word_error_rate``, ``words``
+    and ``word_errors``; decoded with a graph also ``lmwt``, the language-model weight with the fewest errors on
+    validation utterances, and ``lm_weights``, the errors at every weight. Corpora with phones: ``phone_error_rate``,
     ``phones``, ``insertions``, ``deletions``, ``substitutions`` and ``acoustic_scale``, chosen likewise.
 
     Raises:
         ModelError: the model cannot be read, or has no priors.
-        DataError: the corpus or what was decoded cannot be read, there is no test utterance, or the corpus does not
-            go with the model.
+        DataError: the corpus or the decoded words cannot be read, there is no test utterance, or the corpus does not
+            match the model.
     """
     torch.set_num_threads(run.settings.threads)
     model = load_model(run.final).eval()
@@ -64,7 +64,7 @@ def evaluate(run: Run, output: str | os.PathLike[str]) -> None:
 
 @torch.no_grad()
 def score_utterances(model: AcousticModel, subset: Subset) -> Score:
-    """The model's score on all frames of a subset's utterances, their edges repeated for context.
+    """Scores the model on all frames of a subset; first and last frames are repeated for context.
 
     Raises:
         DataError: the subset is empty, or has a label out of range.
@@ -92,16 +92,16 @@ def _score_phones(run: Run, model: AcousticModel, info: CorpusInfo, test: Subset
         for scale in ACOUSTIC_SCALES
     ]
     scale = ACOUSTIC_SCALES[min(range(len(errors)), key=lambda k: errors[k].rate)]
-    found = word_errors(
+    test_errors = word_errors(
         [text.split() for text in test.texts],
         [loop.decode(frames, scale) for frames in _likelihoods(model, test, len(test))],
     )
-    counts = found._asdict()
-    return {"phone_error_rate": found.rate, "phones": counts.pop("words")} | counts | {"acoustic_scale": scale}
+    counts = test_errors._asdict()
+    return {"phone_error_rate": test_errors.rate, "phones": counts.pop("words")} | counts | {"acoustic_scale": scale}
 
 
 def _likelihoods(model: AcousticModel, subset: Subset, number: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Those of the frames of the first utterances of a subset."""
+    """Yields the log-likelihoods (T, C) of a subset's first utterances."""
     for i in range(min(number, len(subset))):
         yield model.log_likelihoods(torch.from_numpy(np.array(subset.utterance(i)[0]))).numpy()
 

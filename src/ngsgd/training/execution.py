@@ -1,4 +1,4 @@
-"""How a call carries the runs out: settings of the whole call, on which no model depends but through what is lost."""
+"""Settings of a whole call, not of a run. No model depends on them, except through lost jobs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from ngsgd.errors import ConfigError
 
 @dataclass(frozen=True)
 class ModelRetention:
-    """Which models of iterations are kept for good.
+    """Rule for which iterations' models are kept. If both attributes are None, all are kept, and the jobs' models too.
 
     Attributes:
-        last: the last so many; None for no more than ``every`` says.
-        every: those whose number it divides; None for no more than ``last`` says.
-
-    Where both are None all are kept, and those of the jobs, too.
+        last: number of last models to keep; None for none.
+        every: keeps the models whose number is a multiple of this; None for none.
     """
 
     last: int | None = None
@@ -28,7 +26,7 @@ class ModelRetention:
         return self.last is None and self.every is None
 
     def keeps(self, x: int, newest: int) -> bool:
-        """Whether model x is kept when the newest one is ``newest``."""
+        """Returns whether model x is kept when the newest model is ``newest``."""
         return (
             self.all
             or (self.last is not None and x > newest - self.last)
@@ -38,7 +36,7 @@ class ModelRetention:
 
 @dataclass(frozen=True)
 class Execution:
-    """All settings of a call that are not of a run, by the names of the configuration; see ``config/README.md``."""
+    """Settings of a whole call, named as in the configuration; see ``config/README.md``."""
 
     min_jobs: int | None
     straggler_timeout: float | None
@@ -49,19 +47,19 @@ class Execution:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Execution:
-        """Those of a configuration that `run_settings` has checked.
+        """Takes these settings from a configuration that `run_settings` has checked.
 
         Raises:
-            ConfigError: there is a time for stragglers, but none may be lost.
+            ConfigError: ``straggler_timeout`` is set without ``min_jobs``.
         """
-        made = cls(**{field.name: config[field.name] for field in fields(cls)})
-        if made.straggler_timeout is not None and made.min_jobs is None:
-            raise ConfigError("straggler_timeout: only with min_jobs may an iteration go on without its last jobs")
-        return made
+        execution = cls(**{field.name: config[field.name] for field in fields(cls)})
+        if execution.straggler_timeout is not None and execution.min_jobs is None:
+            raise ConfigError("straggler_timeout: needs min_jobs, without which an iteration waits for all its jobs")
+        return execution
 
     @property
     def keeping(self) -> ModelRetention:
-        """Which models are kept."""
+        """Returns the rule for which models are kept."""
         return ModelRetention(self.keep_last_models, self.keep_every_model)
 
 

@@ -1,6 +1,6 @@
-"""One training job: from one model, over one label position of one archive, to one model.
+"""One training job: trains a model on one label position of one archive.
 
-It imports only what it needs, since it is started once for each job of each iteration.
+Imports are kept to a minimum, since this starts once for each job of each iteration.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ngsgd.training.progress import Reporter
 from ngsgd.training.scoring import check_fit, check_labels
 from ngsgd.training.settings import Precision, Settings
 
-REPORTS = 10  # lines about the objective that a job writes into its log
+REPORTS = 10  # lines on the objective in a job's log
 
 PRECONDITIONERS: dict[str, Method] = {"ng-sgd": "online", "ng-sgd-simple": "simple", "sgd": "none"}
 
@@ -48,24 +48,24 @@ def run_job(
     progress: str | os.PathLike[str],
     labels: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Trains and writes the job's model; under ``job`` its history says how it went.
+    """Trains and writes the job's model; its history records the job's results under ``job``.
 
-    A job whose objective or parameters become non-finite stops there and says so in its history (``failure``): the
-    averaging leaves its model out.
+    If the objective or the parameters become non-finite, the job stops and records this as ``failure``; averaging
+    leaves such a model out.
 
     Args:
         settings: of the run.
         job: row of the plan.
         model_path: the model that the iteration starts from.
         archive_path: the archive that the plan names.
-        output: where the job's model is to be written.
-        progress: where it is to tell how far it is.
-        labels: file with the archive's labels, where they are not its own.
+        output: path of the job's model.
+        progress: path of the job's progress file.
+        labels: file with the archive's labels; None for the archive's own labels.
 
     Raises:
         ModelError: the model cannot be read.
-        DataError: the archive cannot be read, or does not go with the model.
-        ConfigError: the device is not there.
+        DataError: the archive cannot be read, or does not match the model.
+        ConfigError: the device is not available.
         OSError: the job's model cannot be written.
     """
     torch.set_num_threads(job.threads)
@@ -102,7 +102,7 @@ def run_job(
 
 
 def make_optimizer(model: AcousticModel, settings: Settings, lr: float) -> NGSGD:
-    """The optimiser that the settings ask for, at a learning rate per sample."""
+    """Makes the optimiser of the settings, with learning rate ``lr`` per sample."""
     return NGSGD(
         model,
         lr=lr,
@@ -117,10 +117,10 @@ def make_optimizer(model: AcousticModel, settings: Settings, lr: float) -> NGSGD
 
 
 def device(settings: Settings) -> torch.device:
-    """The device that the settings ask for: of several GPUs one that no other job has.
+    """Returns the device of the settings; with several GPUs, one that no other job has claimed.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: the machine has no usable GPU.
     """
     if settings.device == "cuda":
         claim_gpu()
@@ -132,18 +132,18 @@ def device(settings: Settings) -> torch.device:
 def _train(
     model: AcousticModel, optimizer: NGSGD, batches: Iterator[Any], name: str, monitor: JobMonitor, precision: Precision
 ) -> str | None:
-    """Goes once over the minibatches; returns what went wrong, if anything did.
+    """Trains on each minibatch once; returns the reason if training failed, or None.
 
-    A GPU is not waited for but where the course is looked at and an estimate is renewed.
+    The host waits for a GPU only where the monitor is flushed and where a Fisher estimate is updated.
     """
-    where = next(model.parameters()).device
-    autocast = torch.autocast(where.type, torch.bfloat16, enabled=precision == "bfloat16")
-    if where.type == "cuda":
+    device = next(model.parameters()).device
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     with monitor.progress_bar():
         for features, labels in batches:
             check_labels(labels, model.num_classes, name)
-            x, y = _on_device(features, where), _on_device(labels, where).long()
+            x, y = _to_device(features, device), _to_device(labels, device).long()
             optimizer.zero_grad()
             with autocast:
                 loss, correct = model.backpropagate(x, y)
@@ -156,29 +156,28 @@ def _train(
         return monitor.flush()
 
 
-def _on_device(array: npt.NDArray[Any], where: torch.device) -> Tensor:
+def _to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else tensor
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class JobMonitor:
-    """Sums over the job, a bar in its log, what it tells of itself, and a line for each block of minibatches.
+    """Sums a job's objective and correct frames, and writes its progress file, progress bar and log lines.
 
     Args:
         num_examples: of the archive.
-        num_minibatches: at most.
+        num_minibatches: upper bound of the job's minibatches; they are logged in `REPORTS` blocks.
         optimizer: of the job.
-        reporter: tells how far the job is.
-        where: the device. On a GPU what was summed up is looked at once a block only, since looking is waiting.
+        reporter: writes the job's progress file.
+        where: the device. On a GPU the sums are read only once per block, since reading them waits for the GPU.
     """
 
     def __init__(
         self, num_examples: int, num_minibatches: int, optimizer: NGSGD, reporter: Reporter, where: torch.device
     ) -> None:
         self.objective, self.correct, self.frames, self.minibatches = 0.0, 0, 0, 0
-        self._pending = torch.zeros(
-            2, dtype=torch.float64, device=where
-        )  # objective and correct frames, not looked at yet
+        # Objective and correct frames since the last flush.
+        self._pending = torch.zeros(2, dtype=torch.float64, device=where)
         self._pending_frames = 0
         self._block_objective, self._block_frames, self._block_start = 0.0, 0, time.perf_counter()
         self._num_examples = num_examples
@@ -195,7 +194,7 @@ class JobMonitor:
             self._report()
 
     def add(self, loss: Tensor, correct: Tensor, frames: int) -> str | None:
-        """Takes a minibatch in; says what is wrong, if anything is seen to be."""
+        """Adds a minibatch; returns the reason if the objective is found non-finite, or None."""
         self._pending += torch.stack((-loss.double(), correct.double()))
         self._pending_frames += frames
         self.minibatches += 1
@@ -207,7 +206,7 @@ class JobMonitor:
         return None
 
     def flush(self) -> str | None:
-        """Looks at what has been summed up since the last look, and counts it unless something is wrong with it."""
+        """Reads the pending sums and adds them to the totals; returns the reason if they are non-finite, or None."""
         objective, correct = self._pending.tolist()
         frames, self._pending_frames = self._pending_frames, 0
         self._pending.zero_()
@@ -237,7 +236,7 @@ class JobMonitor:
         self._block_objective, self._block_frames, self._block_start = 0.0, 0, time.perf_counter()
 
     def summary(self) -> dict[str, Any]:
-        """What the averaging and the diagnostics want to know of the job."""
+        """Returns the job's results for averaging and diagnostics."""
         frames = max(1, self.frames)
         return {
             "frames": self.frames,

@@ -1,8 +1,8 @@
-"""Training jobs that were given up: an iteration may go on without a few of them.
+"""Lost jobs: training jobs that were given up, so that their iteration goes on without them.
 
-What is lost stands in the run's ledger, ``lost.tsv`` beside the plan, before the average is made that does without it,
-and in the history of every later model. The plan itself stays what it was; who goes through it with the ledger gets
-the same jobs, and the same bytes, again.
+A lost job is recorded in the run's ledger, ``lost.tsv`` next to the plan, before its iteration is averaged, and in the
+history of every later model. The plan does not change: plan and ledger together reproduce the same jobs, and the same
+bytes.
 
 Source: none; in ``steps/nnet2/train_multisplice_accel2.sh`` one lost job ends the run.
 """
@@ -24,16 +24,16 @@ from ngsgd.training.plan import Job, iteration_jobs, read_plan
 from ngsgd.training.progress import write_failure
 from ngsgd.training.run import Run
 
-LOST = "lost"  # key in the history of the file that stands for a lost job's model, and in the history of later models
+LOST = "lost"  # history key, in the marker that replaces a lost job's model and in all later models
 
 
 class LostJob(NamedTuple):
-    """A row of ``lost.tsv``: a job that was given up.
+    """A row of ``lost.tsv``.
 
     Attributes:
         iteration: from 0.
         job: from 1, within the iteration.
-        archive: that it was to train on, from 0.
+        archive: archive that it was to train on, from 0.
         frame: label position in the archive's examples, from 0.
         reason: why it was given up.
     """
@@ -46,7 +46,7 @@ class LostJob(NamedTuple):
 
 
 def read_lost_jobs(path: str | os.PathLike[str]) -> list[LostJob]:
-    """The rows of a ``lost.tsv``; none where there is no such file.
+    """Reads a ``lost.tsv``; no rows if there is no such file.
 
     Raises:
         DataError: the file is malformed.
@@ -64,19 +64,19 @@ def read_lost_jobs(path: str | os.PathLike[str]) -> list[LostJob]:
             ]
     except (OSError, TypeError, ValueError, csv.Error) as e:
         raise DataError(
-            f"{os.fspath(path)}: not a ledger of lost jobs ({e}); it belongs to the models beside it: mend it, or "
-            "delete it together with all models and jobs of the iterations in it, and of those that follow"
+            f"{os.fspath(path)}: not a ledger of lost jobs ({e}); repair it, or delete it together with the models of "
+            "the iterations that it names and of all later iterations, in models/ and jobs/"
         ) from None
 
 
 def reassign_lost_archives(plan: Sequence[Job], lost: Collection[tuple[int, int]]) -> list[Job]:
-    """The jobs as they are when some have been lost: what these were to train on, others train on later.
+    """Returns the plan's jobs with the archives of lost jobs reassigned to later jobs.
 
-    The first job of the next iteration takes the archive and frame that were lost, what it would have taken itself is
-    taken by the first one of the iteration after that, and so on: no data falls out of the order but the last.
+    The first job of the next iteration takes the archive and frame of the lost job; its own archive and frame pass to
+    the first job of the iteration after that, and so on, so that only data at the end of the plan is skipped.
 
     Args:
-        plan: of the run, or its beginning.
+        plan: of the run, or its first rows.
         lost: iteration and number of each lost job.
     """
     if not lost:
@@ -95,15 +95,15 @@ def reassign_lost_archives(plan: Sequence[Job], lost: Collection[tuple[int, int]
 
 
 def lost_jobs_in_history(history: Mapping[str, Any]) -> set[tuple[int, int]]:
-    """Iteration and number of each job that a model had to do without, by its history."""
+    """Returns iteration and number of each lost job in a model's history."""
     return {(entry["iteration"], job) for entry in history.get("iterations", []) for job in entry.get(LOST, [])}
 
 
 def jobs_after_losses(plan: str | os.PathLike[str], iteration: int, lost: Collection[tuple[int, int]]) -> list[Job]:
-    """An iteration's jobs, as they are when some of earlier ones have been lost.
+    """Returns an iteration's jobs, with the archives of lost jobs reassigned.
 
     Args:
-        plan: of the run, a ``plan.tsv``.
+        plan: the run's ``plan.tsv``.
         iteration: from 0.
         lost: iteration and number of each lost job.
 
@@ -117,7 +117,7 @@ def jobs_after_losses(plan: str | os.PathLike[str], iteration: int, lost: Collec
 
 
 def write_lost_marker(job: Job, output: str | os.PathLike[str], reason: str) -> None:
-    """Writes what stands for the model of a lost job, unless that has come to be in the meantime.
+    """Writes a marker instead of a lost job's model, unless the model exists by now.
 
     Raises:
         OSError: the file cannot be written.
@@ -128,17 +128,17 @@ def write_lost_marker(job: Job, output: str | os.PathLike[str], reason: str) -> 
 
 
 def record_failure(run: Run, job: Job, reason: str, attempts_left: int, min_jobs: int | None) -> bool:
-    """Notes that a job has failed, and gives it up where it is not to be tried again and may be lost.
+    """Records that a job failed, and gives it up if no attempt is left and the iteration may go on without it.
 
     Args:
-        run: of the job.
-        job: as it is in `jobs_after_losses`.
-        reason: why it failed, for people.
-        attempts_left: how often it will still be tried.
-        min_jobs: how many jobs an iteration needs; None for all.
+        run: the job's run.
+        job: as `jobs_after_losses` returns it.
+        reason: why it failed, as people read it.
+        attempts_left: number of retries left.
+        min_jobs: number of jobs that an iteration needs; None for all.
 
     Returns:
-        Whether its iteration can go on: the job was given up, or has made its model after all.
+        Whether the iteration can go on: the job was given up, or its model exists after all.
 
     Raises:
         OSError: a file cannot be written.
@@ -157,22 +157,22 @@ def record_lost_jobs(
     ledger: str | os.PathLike[str],
     min_jobs: int | None,
 ) -> dict[int, str]:
-    """The lost jobs of an iteration, after having written those into the ledger that were not there.
+    """Adds an iteration's newly lost jobs to the ledger, and returns all its lost jobs.
 
     Args:
-        rows: of the iteration's jobs.
-        outputs: their models, or what stands for them.
-        ledger: of the run.
-        min_jobs: how many jobs an iteration needs, at most as many as it has; None for all.
+        rows: the iteration's jobs.
+        outputs: paths of the jobs' models, or of the markers that replace them.
+        ledger: path of the run's ledger.
+        min_jobs: number of jobs that an iteration needs, limited to the number it has; None for all.
 
     Returns:
-        For the number of each lost job the reason.
+        Job number -> reason, for each lost job.
 
     Raises:
-        ModelError: a job's model cannot be read, or is not of that job.
+        ModelError: a job's model cannot be read, or belongs to another job.
         DataError: the ledger cannot be read.
-        TrainingError: more jobs are lost than may be. What stands for them is gone then, so that the next call makes
-            them again.
+        TrainingError: fewer than ``min_jobs`` jobs are left. The new markers have been deleted, so that the next call
+            runs these jobs again.
     """
     lost_jobs = read_lost_jobs(ledger)
     known = {lost.job: lost.reason for lost in lost_jobs if lost.iteration == rows[0].iteration}
@@ -182,8 +182,8 @@ def record_lost_jobs(
             record = read_header(output)["history"].get("job", {})
             if {field: record.get(field) for field in Job._fields} != row._asdict():
                 raise ModelError(
-                    f"{output}: not the model of job {row.job} of iteration {row.iteration} as the plan, or what was "
-                    "lost before, has it; delete it and run again"
+                    f"{output}: not the model of job {row.job} of iteration {row.iteration} in the plan and lost.tsv; "
+                    "delete it and run again"
                 )
             reason = record.get(LOST)
             if reason is not None:
@@ -195,7 +195,7 @@ def record_lost_jobs(
         raise TrainingError(
             f"iteration {rows[0].iteration}: {len(known) + len(new)} of {len(rows)} jobs are lost "
             f"({'; '.join(f'job {lost.job}: {lost.reason}' for lost in new)}), and min_jobs is {needed}; "
-            "see to their cause, and call again"
+            "remove the cause and run again"
         )
     if new:
         _write(ledger, sorted([*lost_jobs, *new]))
@@ -203,39 +203,40 @@ def record_lost_jobs(
 
 
 class StragglerMonitor:
-    """Tells for which of their jobs iterations have waited long enough.
+    """Decides when an iteration has waited long enough for its last jobs.
 
     Args:
-        timeout: seconds without a further model, since there were ``min_jobs`` of them.
-        min_jobs: how many jobs an iteration needs, at most as many as it has.
+        timeout: seconds without another finished model after which the jobs still running are given up, once
+            ``min_jobs`` models are finished.
+        min_jobs: number of jobs that an iteration needs, limited to the number it has.
     """
 
     def __init__(self, timeout: float, min_jobs: int) -> None:
         self._timeout, self._min_jobs = timeout, min_jobs
-        self._seen: dict[Path, tuple[int, float]] = {}
-        self._of_use: dict[Path, bool] = {}
+        self._last_change: dict[Path, tuple[int, float]] = {}
+        self._trained: dict[Path, bool] = {}
 
     def overdue(self, outputs: Sequence[Path], now: float) -> bool:
-        """Whether the jobs of an iteration that are still under way are to be given up.
+        """Returns whether an iteration's running jobs should be given up.
 
         Args:
-            outputs: the models of all of the iteration's jobs.
-            now: seconds of a clock that only goes on.
+            outputs: paths of the models of all the iteration's jobs.
+            now: seconds of a monotonic clock.
         """
-        made = sum(self._made(output) for output in outputs)
-        if made != self._seen.get(outputs[0], (-1, 0.0))[0]:
-            self._seen[outputs[0]] = made, now
-        since = self._seen[outputs[0]][1]
-        return made >= min(self._min_jobs, len(outputs)) and now - since > self._timeout
+        finished = sum(self._is_finished(output) for output in outputs)
+        if finished != self._last_change.get(outputs[0], (-1, 0.0))[0]:
+            self._last_change[outputs[0]] = finished, now
+        since = self._last_change[outputs[0]][1]
+        return finished >= min(self._min_jobs, len(outputs)) and now - since > self._timeout
 
-    def _made(self, output: Path) -> bool:
-        """Whether a job has made its model, and not been given up."""
-        if output not in self._of_use and output.exists():
+    def _is_finished(self, output: Path) -> bool:
+        """Returns whether a job has written its model; a lost job's marker does not count."""
+        if output not in self._trained and output.exists():
             try:
-                self._of_use[output] = LOST not in read_header(output)["history"].get("job", {})
+                self._trained[output] = LOST not in read_header(output)["history"].get("job", {})
             except ModelError:
                 return False
-        return self._of_use.get(output, False)
+        return self._trained.get(output, False)
 
 
 def _write(path: str | os.PathLike[str], lost_jobs: Iterable[LostJob]) -> None:

@@ -1,11 +1,11 @@
-"""From the average of an iteration's jobs to the next model, where that is to be more than the average.
+"""The outer step: an optimiser step over iterations, from the average of an iteration's jobs to the next model.
 
-The change Delta_t = mean_n(W_t^(n)) - W_t is taken as a step of an optimiser over iterations:
+The change by averaging, Delta_t = mean_n(W_t^(n)) - W_t, is the step's direction:
 
-    V_t = mu V_{t-1} + Delta_t,    W_{t+1} = W_t + eta (V_t, or Delta_t + mu V_t with Nesterov's momentum).
+    V_t = mu V_{t-1} + Delta_t,    W_{t+1} = W_t + eta (V_t, or Delta_t + mu V_t with Nesterov momentum).
 
-With momentum mu and eta = 1 - mu ... 1 this is BMUF (Chen & Huo 2016; its zeta is eta), with Nesterov's, eta = 0.7 and
-mu = 0.9 the outer step of DiLoCo (arXiv:2311.08105). Imports no torch.
+With eta between 1 - mu and 1 this is BMUF (Chen & Huo 2016, where eta is called zeta); with Nesterov momentum,
+eta = 0.7 and mu = 0.9 it is the outer step of DiLoCo (arXiv:2311.08105). Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ngsgd.errors import ModelError
 from ngsgd.network.storage import Arrays, Header, read_model, write_model
 
 Weights = Literal["equal", "frames", "rescaled"]
-STATISTICS = ("running_mean", "running_var")  # are no parameters: they are averaged, and that is that
+STATISTICS = ("running_mean", "running_var")  # averaged without an outer step, since they are no parameters
 
 
 @dataclass(frozen=True)
 class OuterStep:
-    """The settings of the step; see ``config/README.md``.
+    """Settings of the outer step; see ``config/README.md``.
 
     Attributes:
         lrate: eta.
         momentum: mu.
-        nesterov: whether the momentum is Nesterov's.
-        trust_region: length of a component's step relative to its parameters, at most; None for any.
-        weights: of the jobs in the average.
+        nesterov: whether to use Nesterov momentum.
+        trust_region: upper bound of a component's step length relative to its parameters' norm; None for no bound.
+        weights: how the jobs are weighted in the average; see `job_weights`.
     """
 
     lrate: float = 1.0
@@ -51,15 +51,15 @@ class OuterStep:
 
 
 def job_weights(kind: Weights, frames: Sequence[int]) -> tuple[list[float] | None, float]:
-    """The weights of the jobs' models, None where all are 1 / N, and the factor of the change that they make together.
+    """Returns the weights of the jobs' models, None if all are 1 / N, and a factor for the change by averaging.
 
     Args:
-        kind: ``frames``: in proportion to the frames that each was trained on, so that these count alike; ``rescaled``:
-            in inverse proportion, so that jobs that got through less count as if they had got through as much.
-        frames: of each job.
+        kind: ``frames`` weights in proportion to the frames that a job was trained on, so that each frame counts alike;
+            ``rescaled`` in inverse proportion, as if each job had been trained on the same number of frames.
+        frames: number of frames that each job was trained on.
 
     Raises:
-        ModelError: a job was trained on nothing.
+        ModelError: a job was trained on no frame.
     """
     if kind == "equal" or len(set(frames)) == 1:
         return None, 1.0
@@ -73,7 +73,7 @@ def job_weights(kind: Weights, frames: Sequence[int]) -> tuple[list[float] | Non
 
 
 def scale_change(before: Arrays, average: Arrays, factor: float) -> Arrays:
-    """The average with its change from W_t multiplied, but for statistics."""
+    """Returns the average with its change from W_t multiplied by a factor; running statistics stay as they are."""
     return {
         name: array
         if name.endswith(STATISTICS) or name not in before
@@ -83,12 +83,12 @@ def scale_change(before: Arrays, average: Arrays, factor: float) -> Arrays:
 
 
 def apply_outer_step(before: Arrays, average: Arrays, momentum: Arrays, step: OuterStep) -> tuple[Arrays, Arrays]:
-    """W_{t+1} and V_t.
+    """Returns W_{t+1} and V_t.
 
     Args:
         before: W_t.
-        average: of the jobs' models. Its arrays that W_t does not have, those of a new layer, are taken as they are.
-        momentum: V_{t-1}; arrays that it lacks are 0.
+        average: of the jobs' models. Arrays that W_t lacks, those of a new layer, are taken unchanged.
+        momentum: V_{t-1}; missing arrays count as 0.
         step: the settings.
     """
     after, velocity, moves = dict(average), {}, dict[str, npt.NDArray[np.float64]]()
@@ -114,14 +114,14 @@ def _component(name: str) -> str:
 def _scale(before: Arrays, moves: Mapping[str, Any], own: Sequence[str], trust_region: float | None) -> float:
     if trust_region is None:
         return 1.0
-    there = sum(float(np.square(before[name], dtype=np.float64).sum()) for name in own) ** 0.5
+    norm = sum(float(np.square(before[name], dtype=np.float64).sum()) for name in own) ** 0.5
     length = sum(float(np.square(moves[name]).sum()) for name in own) ** 0.5
-    # What is 0, as a new layer's biases may be, has to begin somewhere.
-    return min(1.0, trust_region * there / length) if there and length else 1.0
+    # Parameters that are all 0, as a new layer's biases may be, would never change if their step were bounded.
+    return min(1.0, trust_region * norm / length) if norm and length else 1.0
 
 
 def write_momentum(path: str | os.PathLike[str], momentum: Arrays, header: Header) -> None:
-    """Writes V_t, with the header of the model that it led to.
+    """Writes V_t, with the header of the model W_{t+1}.
 
     Raises:
         OSError: the file cannot be written.
@@ -130,14 +130,19 @@ def write_momentum(path: str | os.PathLike[str], momentum: Arrays, header: Heade
 
 
 def read_momentum(path: str | os.PathLike[str], model: str | os.PathLike[str], header: Header) -> Arrays:
-    """V_t of the iteration that led to a model.
+    """Reads V_t of the iteration that ended with a model.
+
+    Args:
+        path: of the momentum's file.
+        model: path of the model W_{t+1}, for errors.
+        header: of that model.
 
     Raises:
-        ModelError: it is missing or damaged, or of another model.
+        ModelError: the momentum is missing or damaged, or belongs to another model.
     """
     hint = (
-        f"; delete {os.fspath(model)}, and those before it as far back as their momenta are missing, too, and run "
-        "again: averages are made anew, jobs are not"
+        f"; delete {os.fspath(model)}, and those before it whose momenta are missing too, and run again: only the "
+        "averages are repeated, not the jobs"
     )
     if not Path(path).exists():
         raise ModelError(f"{os.fspath(path)}: the momentum of {os.fspath(model)} is missing{hint}")

@@ -1,4 +1,4 @@
-"""The plan: what every job of a run will do, known before the first one starts.
+"""The plan: all jobs of a run, known before the first one starts.
 
 Source: ``steps/nnet2/train_multisplice_accel2.sh`` of Kaldi.
 """
@@ -18,8 +18,8 @@ from ngsgd.files import derived_seed
 from ngsgd.training.settings import Settings
 
 AVERAGE = "average"  # the iteration ends with the average of its jobs' models
-BEST = "best"  # with the job's model that has the best training log-probability: averaging does not help yet
-INSERT = "insert+best"  # the jobs insert a hidden layer before they train, and the best one's model is taken
+BEST = "best"  # it ends with the model of best training log-probability, since averaging does not help yet
+INSERT = "insert+best"  # the jobs insert a hidden layer before they train, and the best model is taken
 
 
 class Job(NamedTuple):
@@ -30,12 +30,12 @@ class Job(NamedTuple):
         job: from 1, within the iteration.
         archive: from 0.
         frame: label position in the archive's examples, from 0.
-        learning_rate: per sample, the jobs' number times the effective learning rate.
-        minibatch_size: examples in a minibatch.
-        threads: that the job computes with; its sums depend on it.
-        seed: of the order of its examples.
-        action: what becomes of the iteration; see `AVERAGE`, `BEST`, `INSERT`.
-        alignment: which labels the job learns from: 0 for those of the data, k for those of the k-th realignment.
+        learning_rate: per sample; the number of jobs times the effective learning rate.
+        minibatch_size: in examples.
+        threads: number of threads; the job's sums depend on it.
+        seed: of the order of the examples.
+        action: of the iteration: `AVERAGE`, `BEST` or `INSERT`.
+        alignment: labels to train on: 0 for those of the data, k for those of the k-th realignment.
     """
 
     iteration: int
@@ -51,13 +51,13 @@ class Job(NamedTuple):
 
 
 def make_plan(layout: Layout, s: Settings) -> list[Job]:
-    """All jobs of a run, in order.
+    """Returns all jobs of a run, in order.
 
-    With ``extra_epochs`` these go on where they would have ended, at the final learning rate and number of jobs; all
-    jobs before that are the same as without.
+    ``extra_epochs`` appends jobs at the final learning rate and number of jobs; the jobs before them do not change.
 
     Raises:
-        ConfigError: there are fewer expanded archives than jobs, or too few iterations to insert all layers.
+        ConfigError: there are fewer expanded archives than jobs, no iteration, or too few iterations to insert all
+            layers.
     """
     expanded = layout.num_archives * layout.frames_per_eg
     if s.num_jobs_final > expanded:
@@ -67,7 +67,7 @@ def make_plan(layout: Layout, s: Settings) -> list[Job]:
         )
     to_process = s.num_epochs * expanded
     num_iters = math.floor(2 * to_process / (s.num_jobs_initial + s.num_jobs_final))
-    # A model that has been trained is young no more: it has its layers, and averaging helps from the start.
+    # A trained initial model has all its layers, and averaging helps from the first iteration.
     last_insertion = -1 if s.initial_model else (s.num_hidden_layers - 1) * s.add_layers_period
     if last_insertion >= max(num_iters, 1):
         raise ConfigError(
@@ -76,7 +76,7 @@ def make_plan(layout: Layout, s: Settings) -> list[Job]:
             "add_layers_period"
         )
     if num_iters == 0:
-        raise ConfigError("not a single iteration: raise num_epochs, or lower the number of jobs")
+        raise ConfigError("not a single iteration: raise num_epochs, or lower num_jobs_initial and num_jobs_final")
     realigned = realignment_iterations(s, num_iters)
     plan: list[Job] = []
     for x in range(num_iters):
@@ -123,10 +123,10 @@ def make_plan(layout: Layout, s: Settings) -> list[Job]:
 
 
 def realignment_iterations(s: Settings, num_iters: int) -> list[int]:
-    """The iterations before which the examples are labelled anew, when so much of the data has been processed.
+    """Returns the iterations before which the examples are realigned, one for each of ``realign_times``.
 
     Raises:
-        ConfigError: one of them is the first, or two are the same.
+        ConfigError: a realignment does not fall between two iterations, or two fall between the same ones.
     """
     first, last = s.num_jobs_initial, s.num_jobs_final
     iterations = []
@@ -138,14 +138,14 @@ def realignment_iterations(s: Settings, num_iters: int) -> list[int]:
     for time, x, before in zip(s.realign_times, iterations, [0, *iterations], strict=False):
         if x <= before or x >= num_iters:
             raise ConfigError(
-                f"realign_times: {time} of the data is processed before iteration {x} of {num_iters}: it must be after "
-                "the first, and each time another one; raise num_epochs or lower samples_per_iter"
+                f"realign_times: {time} of the data is processed before iteration {x} of {num_iters}: each "
+                "realignment must fall between two iterations of its own; raise num_epochs or lower samples_per_iter"
             )
     return iterations
 
 
 def read_plan(path: str | os.PathLike[str]) -> list[Job]:
-    """The rows of a ``plan.tsv``.
+    """Reads a ``plan.tsv``.
 
     Raises:
         DataError: the file is missing or malformed.
@@ -154,10 +154,10 @@ def read_plan(path: str | os.PathLike[str]) -> list[Job]:
 
 
 def iteration_jobs(path: str | os.PathLike[str], iteration: int) -> list[Job]:
-    """The rows of one iteration of a ``plan.tsv``.
+    """Reads one iteration's rows of a ``plan.tsv``.
 
     Raises:
-        DataError: the file is malformed, or has no such iteration.
+        DataError: the file is missing or malformed, or has no such iteration.
     """
     jobs = list(_rows(path, iteration))
     if not jobs:
@@ -166,7 +166,7 @@ def iteration_jobs(path: str | os.PathLike[str], iteration: int) -> list[Job]:
 
 
 def _rows(path: str | os.PathLike[str], iteration: int | None = None) -> Iterator[Job]:
-    """The rows, or those of one iteration, without making anything of the others: plans are long."""
+    """Yields the rows, of one iteration if given. Other rows are not parsed, since plans are long."""
     try:
         with open(path, encoding="utf-8", newline="") as f:
             rows = csv.reader(f, delimiter="\t")
@@ -183,10 +183,10 @@ _COLUMNS: tuple[Callable[[str], Any], ...] = (int, int, int, int, float, int, in
 
 
 def models_to_combine(plan: list[Job], layout: Layout, s: Settings) -> list[int]:
-    """The numbers of the last models, from which the final one is made.
+    """Returns the numbers of the last models, which are combined into the final model.
 
-    As many as the last epoch has iterations, at least ``max_models_combine``; at most two thirds of those of the
-    second half of the data; and only models with all their layers.
+    Their number is that of the last epoch's iterations but at least ``max_models_combine``, limited to two thirds of
+    the iterations in the second half of the data, and to models with all layers.
     """
     num_iters = plan[-1].iteration + 1
     expanded = layout.num_archives * layout.frames_per_eg

@@ -1,6 +1,6 @@
-"""What each job tells of itself while it works: a small file that it writes anew every few seconds.
+"""Progress files: each job rewrites a small file every few seconds while it runs.
 
-The files serve people and ``metrics.tsv`` only. No model depends on them.
+Only people and ``metrics.tsv`` read these files. No model depends on them.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Literal
 
 from ngsgd.files import write_text
 
-PERIOD = 5.0  # seconds from one record of a working job to its next
+PERIOD = 5.0  # seconds between updates of a running job's file
 
 State = Literal["running", "done", "failed"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How a job stands.
+    """A job's progress.
 
     Attributes:
-        state: ``running`` until it says otherwise, also where it was killed.
-        attempt: which one of its attempts it is, from 1.
-        started: of the job's process, seconds since the epoch.
-        updated: when this was written, likewise.
-        host: the machine that it runs on.
-        number: the cluster's number of the job; None outside of clusters.
-        frames: trained on so far.
-        of: frames that it has in all.
-        log_probability: of these, while they were trained on; natural logarithm, per frame.
-        reason: why it failed.
+        state: stays ``running`` if the job was killed before it could write another state.
+        attempt: number of the attempt, from 1.
+        started: when the job's process started, in seconds since the epoch.
+        updated: when this was written, in seconds since the epoch.
+        host: name of the machine.
+        number: the cluster's job number; None outside clusters.
+        frames: frames trained on so far.
+        of: frames in all; 0 if unknown.
+        log_probability: mean over ``frames`` while they were trained on; natural logarithm, per frame.
+        reason: why the job failed.
     """
 
     state: State
@@ -50,12 +50,12 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """How long the job has worked."""
+        """How long the job has run."""
         return self.updated - self.started
 
 
 def read_progress(path: str | os.PathLike[str]) -> Progress | None:
-    """What a job has told of itself; None where there is nothing that can be read."""
+    """Reads a progress file; None if it is missing or malformed."""
     try:
         return Progress(**json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -63,32 +63,32 @@ def read_progress(path: str | os.PathLike[str]) -> Progress | None:
 
 
 def write_failure(path: str | os.PathLike[str], reason: str) -> None:
-    """Tells of a job that could not tell itself that it failed.
+    """Marks a job as failed that could not do so itself.
 
     Raises:
         OSError: the file cannot be written.
     """
     now = time.time()
-    told = read_progress(path)
-    if told is None or told.state == "done":  # it did not come to telling anything
-        told = Progress("failed", 1, now, now, "", None)
-    _write(path, replace(told, state="failed", updated=now, reason=reason))
+    progress = read_progress(path)
+    if progress is None or progress.state == "done":  # the failed attempt did not write anything
+        progress = Progress("failed", 1, now, now, "", None)
+    _write(path, replace(progress, state="failed", updated=now, reason=reason))
 
 
 class Reporter:
-    """Tells how this process's job stands.
+    """Writes the progress file of this process's job.
 
     Args:
-        path: the job's file.
-        of: frames that the job has in all; 0 where that is not what it works on.
+        path: of the progress file.
+        of: frames that the job has in all; 0 if it does not train on frames.
     """
 
     def __init__(self, path: str | os.PathLike[str], of: int = 0) -> None:
-        former = read_progress(path)
+        previous = read_progress(path)
         self._path = path
-        self._told = Progress(
+        self._progress = Progress(
             state="running",
-            attempt=former.attempt + 1 if former is not None and former.state != "done" else 1,
+            attempt=previous.attempt + 1 if previous is not None and previous.state != "done" else 1,
             started=_process_start(),
             updated=time.time(),
             host=platform.node(),
@@ -96,38 +96,38 @@ class Reporter:
             of=of,
         )
         self._next = time.monotonic() + PERIOD
-        _write(path, self._told)
+        _write(path, self._progress)
 
     def working(self, frames: int, objective: float) -> None:
-        """Tells how far the job has come, if it is time again.
+        """Updates the file if `PERIOD` seconds have passed since the last update.
 
         Args:
-            frames: trained on so far.
+            frames: frames trained on so far.
             objective: sum of their log-probabilities.
         """
         if time.monotonic() >= self._next:
-            self._tell("running", frames, objective)
+            self._update("running", frames, objective)
             self._next = time.monotonic() + PERIOD
 
     def done(self, frames: int = 0, objective: float = 0.0) -> None:
-        """Tells that the job has done its work."""
-        self._tell("done", frames, objective)
+        """Marks the job as done."""
+        self._update("done", frames, objective)
 
-    def _tell(self, state: State, frames: int, objective: float) -> None:
+    def _update(self, state: State, frames: int, objective: float) -> None:
         log_probability = objective / frames if frames else None
-        self._told = replace(
-            self._told, state=state, updated=time.time(), frames=frames, log_probability=log_probability
+        self._progress = replace(
+            self._progress, state=state, updated=time.time(), frames=frames, log_probability=log_probability
         )
-        _write(self._path, self._told)
+        _write(self._path, self._progress)
 
 
 def _write(path: str | os.PathLike[str], progress: Progress) -> None:
-    # A log-probability that is not finite has no JSON, and tells nothing.
+    # JSON has no NaN, which a log-probability may be.
     fields = {key: value if value == value else None for key, value in asdict(progress).items()}
     write_text(path, json.dumps(fields) + "\n")
 
 
 def _process_start() -> float:
-    """When this process was started, in seconds since the epoch."""
+    """Returns when this process started, in seconds since the epoch."""
     ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))

@@ -1,4 +1,4 @@
-"""Which of a run's models are kept, and the removal of the others as soon as nothing needs them any more."""
+"""Pruning: removes a run's models that are not to be kept, once nothing needs them any more."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from ngsgd.training.run import Run
 def prune(
     run: Run, plan: Sequence[Job], keeping: ModelRetention, needed: Collection[int] = (), *, idle: bool = False
 ) -> None:
-    """Removes models that are not kept, each only when all that is made from it is there.
+    """Removes the models that are not to be kept, each only when everything made from it exists.
 
     Args:
         run: the run.
         plan: of the run.
-        keeping: what is kept.
-        needed: numbers of models that stay for now.
-        idle: whether nothing is being made. Else a model whose successor is missing may have been made again for that.
+        keeping: rule for the models to keep.
+        needed: numbers of models that must stay for now.
+        idle: whether no job is running. If jobs are running, a model without a successor stays, since it may have been
+            made again to make that successor.
 
     Raises:
         DataError: the corpus cannot be read.
@@ -29,23 +30,23 @@ def prune(
     """
     if keeping.all:
         return
-    made = {int(path.stem) for path in _files(run.model(0).parent)}
+    existing = {int(path.stem) for path in _files(run.model(0).parent)}
     for path in _files(run.job(0, 1).parent):
-        if int(path.name.split(".")[0]) + 1 in made:
+        if int(path.name.split(".")[0]) + 1 in existing:
             path.unlink(missing_ok=True)
-    if idle:  # what a call left that was killed between the two
+    if idle:  # a killed call may have left a momentum without its model
         for path in _files(run.momentum(0).parent):
-            if int(path.stem) not in made:
+            if int(path.stem) not in existing:
                 path.unlink(missing_ok=True)
-    newest = min(max(made, default=0), plan[-1].iteration + 1)  # a run may have been longer
-    awaited = set(needed)
+    newest = min(max(existing, default=0), plan[-1].iteration + 1)  # the run may have been longer before
+    still_needed = set(needed)
     if not run.final.exists():
-        awaited.update(models_to_combine(list(plan), run.layout(), run.settings))
+        still_needed.update(models_to_combine(list(plan), run.layout(), run.settings))
     aligning = {job.alignment: job.iteration for job in reversed(plan) if job.alignment}
-    awaited.update(x for alignment, x in aligning.items() if not run.alignment_model(alignment).exists())
-    for x in sorted(made - awaited):
-        if not keeping.keeps(x, newest) and (idle or x + 1 in made) and x < newest and run.diagnostics(x).exists():
-            # Before it is gone: from then on nobody asks for models for their own sake.
+    still_needed.update(x for alignment, x in aligning.items() if not run.alignment_model(alignment).exists())
+    for x in sorted(existing - still_needed):
+        if not keeping.keeps(x, newest) and (idle or x + 1 in existing) and x < newest and run.diagnostics(x).exists():
+            # This is written before the first removal: once it exists, models are no longer targets themselves.
             if not run.pruned.exists():
                 write_text(run.pruned, "Models have been removed here, as the configuration says.\n")
             run.model(x).unlink(missing_ok=True)
@@ -53,5 +54,5 @@ def prune(
 
 
 def _files(folder: Path) -> list[Path]:
-    """The models in a folder, but for those being written."""
+    """Lists the models in a folder, without those being written."""
     return list(folder.glob("[0-9]*.safetensors")) if folder.exists() else []

@@ -1,7 +1,7 @@
-"""Realignment: while training goes on, the examples are labelled anew with what the model has learned.
+"""Realignment: during training, the examples are relabelled with alignments from the current model.
 
-Source: ``steps/nnet2/train_multisplice_accel2.sh`` (realign_times), ``steps/nnet2/relabel_egs2.sh`` of Kaldi. The
-archives stay; what is made is a file of labels for each.
+The archives do not change; each gets a separate file of labels. Source: ``steps/nnet2/train_multisplice_accel2.sh``
+(realign_times) and ``steps/nnet2/relabel_egs2.sh`` of Kaldi.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ALIGNED = ("train", "valid")
 
 
 def adjust_priors(run: Run, alignment: int, x: int) -> None:
-    """Writes the model that makes a realignment: model x, its priors the mean posterior over training frames.
+    """Writes the model for a realignment: model x, with the mean posterior over training frames as priors.
 
     Raises:
         ModelError: the model cannot be read.
@@ -44,7 +44,7 @@ def align(run: Run, alignment: int, split: int) -> None:
 
     Raises:
         ModelError: the model cannot be read.
-        DataError: the corpus cannot be read, or does not go with the model.
+        DataError: the corpus cannot be read, or does not match the model.
     """
     torch.set_num_threads(run.settings.threads)
     model = load_model(run.alignment_model(alignment)).eval()
@@ -72,7 +72,7 @@ def relabel_archive(run: Run, alignment: int, archive: int, path: Path) -> None:
 
 
 def relabel_diagnostics(run: Run, alignment: int, name: str, path: Path) -> None:
-    """Writes the labels of the examples that models are scored on (``valid`` or ``train``) in a realignment.
+    """Writes the labels of the diagnostic examples (``valid`` or ``train``) in a realignment.
 
     Raises:
         DataError: the corpus or the labels cannot be read.
@@ -85,17 +85,17 @@ def relabel_diagnostics(run: Run, alignment: int, name: str, path: Path) -> None
 
 
 def _new_labels(run: Run, alignment: int, subset: Subset, name: str, frames: npt.NDArray[np.int64]) -> Int32s:
-    """The new labels of some frames of a subset, `NO_LABEL` where that stands for a frame."""
-    found = np.full(frames.shape, NO_LABEL, np.int32)
+    """Returns the new labels of some frames of a subset; frame numbers that are `NO_LABEL` stay so."""
+    new_labels = np.full(frames.shape, NO_LABEL, np.int32)
     for split in range(run.settings.num_splits):
         first, last = (int(subset.starts[u]) for u in split_bounds(len(subset), split, run.settings.num_splits))
         path = run.aligned(alignment, split, name)
         labels = map_array(path)
         if labels.dtype != np.int32 or labels.shape != (last - first,):
             raise DataError(f"{path}: not the labels of {last - first} frames; delete it and run again")
-        here = (frames >= first) & (frames < last)
-        found[here] = labels[frames[here] - first]
-    return found
+        in_split = (frames >= first) & (frames < last)
+        new_labels[in_split] = labels[frames[in_split] - first]
+    return new_labels
 
 
 def _write(labels: Int32s, path: Path) -> None:

@@ -1,8 +1,8 @@
-"""What becomes of a run's files when its settings or its data change.
+"""Recipes: keep the files in a run's folder consistent with its settings and data.
 
-Everything in a run's folder was made by one recipe: the settings and the data. A file that is there is therefore the
-right one, and a call makes just those that are missing. When the recipe changes, the files of the old one are set
-aside as a whole; when it changes back, they come back.
+All files in a run's folder were made by one recipe, which is the settings and the data. An existing file is therefore
+valid, and a call makes only the missing ones. When the recipe changes, the old recipe's files move to ``superseded/``;
+when it changes back, they move back.
 """
 
 from __future__ import annotations
@@ -21,31 +21,32 @@ from ngsgd.files import digest, write_text
 from ngsgd.training.plan import Job
 from ngsgd.training.run import Run
 
-TRAINING = ".training"  # names the recipe that made what lies in the folder
-SCORING = ".scoring"  # names the recipe that made those of these that tell how good models are
+# Each stamp file holds the digest of the recipe that made a part of the folder.
+TRAINING = ".training"  # the whole folder
+SCORING = ".scoring"  # the diagnostics of the models
 SCORED = {"diagnostics"}
-ENDING = ".ending"  # names the recipe that made those of these that come after training
+ENDING = ".ending"  # the plan, the final model and the metrics
 ENDED = {"plan.tsv", "final.safetensors", "combination.json", "metrics.tsv", "figures"}
-EVALUATION = ".evaluation"  # names the recipe that made those of these that come after the final model
+EVALUATION = ".evaluation"  # the evaluation of the final model
 EVALUATED = {"settings.json", "decoding", "evaluation.json"}
 SUPERSEDED = "superseded"
-RECIPES = "recipe"  # folder with the recipe in force, in a file named after it
+RECIPES = "recipe"  # folder with the active recipe, in a file named after its key
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is in force in a run's folder, as a file that stands for it.
+    """The active recipe of a run's folder, which rules take as an input file.
 
     Attributes:
-        run: with its settings.
-        layout: of its examples, so that the plan can be told without looking at the data.
+        run: the run, with its settings.
+        layout: of the examples, so that the plan can be made without reading the data.
     """
 
     run: Run
     layout: Layout
 
     def write(self, path: Path) -> None:
-        """Writes the recipe below its run's folder, as ``recipe/<key>.json``.
+        """Writes the recipe to ``recipe/<key>.json`` in the run's folder.
 
         Raises:
             OSError: the file cannot be written.
@@ -54,7 +55,7 @@ class Recipe:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Recipe:
-        """The recipe that `write` wrote.
+        """Reads a recipe that `write` wrote.
 
         Raises:
             ConfigError: the file is missing or malformed.
@@ -67,16 +68,16 @@ class Recipe:
 
 
 def activate_recipe(run: Run, info: CorpusInfo, plan: Sequence[Job]) -> None:
-    """Sees that a run's folder holds nothing but what its settings and data made.
+    """Makes a run's folder hold only files of the current recipe.
 
-    Other files go to ``superseded/<their recipe>``, and those of this recipe come back from there. Nothing is copied;
-    an interrupted call is completed by the next one.
+    Files of another recipe move to ``superseded/<digest>``, and those of the current one move back from there. Nothing
+    is copied; the next call completes an interrupted one.
 
     Args:
         run: the run, with its settings.
         info: of the corpus that it trains on.
-        plan: of the run without extra epochs, which change nothing of what comes before them. It follows from settings
-            and data, but another version may plan otherwise.
+        plan: of the run, without extra epochs, since they do not change the jobs before them. It is part of the recipe
+            because another version of ngsgd may plan differently.
 
     Raises:
         OSError: a file cannot be moved.
@@ -88,7 +89,7 @@ def activate_recipe(run: Run, info: CorpusInfo, plan: Sequence[Job]) -> None:
         training["origin"] = run.origin
     scoring = [training, run.settings.of_scoring()]
     ending = [scoring, run.settings.of_ending(), info.transition_model]
-    # What was said stands in the corpus's folder, which is named after all of its source.
+    # The run's key covers the references, since the corpus's folder is named after a digest of its source.
     evaluation = [ending, run.key()]
     _activate(run.folder, TRAINING, digest(training), lambda name: name not in (TRAINING, SUPERSEDED, RECIPES))
     _activate(run.folder, SCORING, digest(scoring), lambda name: name in SCORED)
@@ -97,18 +98,18 @@ def activate_recipe(run: Run, info: CorpusInfo, plan: Sequence[Job]) -> None:
 
 
 def _activate(folder: Path, stamp: str, key: str, selects: Callable[[str], bool]) -> None:
-    former = (folder / stamp).read_text(encoding="utf-8").strip() if (folder / stamp).exists() else "unknown"
-    if former != key:
-        _move(folder, folder / SUPERSEDED / former, selects)
+    previous = (folder / stamp).read_text(encoding="utf-8").strip() if (folder / stamp).exists() else "unknown"
+    if previous != key:
+        _move(folder, folder / SUPERSEDED / previous, selects)
         write_text(folder / stamp, key + "\n")
-    aside = folder / SUPERSEDED / key
-    if aside.exists():
-        _move(aside, folder, selects)
-        aside.rmdir()
+    superseded = folder / SUPERSEDED / key
+    if superseded.exists():
+        _move(superseded, folder, selects)
+        superseded.rmdir()
 
 
 def _move(source: Path, target: Path, selects: Callable[[str], bool]) -> None:
-    """Moves some entries of a folder into another, replacing those of the same name."""
+    """Moves the selected entries of a folder into another, replacing entries of the same name."""
     for entry in sorted(source.iterdir()):
         if selects(entry.name):
             target.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where in it."""
+"""A run's settings and the paths of its files."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Run:
     Attributes:
         folder: of the run.
         settings: of the run.
-        data: folder of its prepared corpus.
-        examples: folder of its examples.
-        origin: stands for the model that it starts from; None where that is made for it.
+        data: folder of the prepared corpus.
+        examples: folder of the examples.
+        origin: identifies the initial model; None if the run starts from a new network.
     """
 
     folder: Path
@@ -34,10 +34,10 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Run:
-        """The run of which `write` described the folder.
+        """Opens a run's folder from the ``settings.json`` that `write` wrote.
 
         Raises:
-            ConfigError: the description is missing or malformed.
+            ConfigError: the file is missing or malformed.
         """
         path = Path(folder) / "settings.json"
         try:
@@ -49,13 +49,13 @@ class Run:
 
     @classmethod
     def from_fields(cls, folder: Path, fields: dict[str, Any]) -> Run:
-        """The run of a folder from what `fields` gave."""
+        """Makes a run from its folder and the dictionary that `fields` returned."""
         return cls(
             folder, Settings(**fields["settings"]), Path(fields["data"]), Path(fields["examples"]), fields["origin"]
         )
 
     def fields(self) -> dict[str, Any]:
-        """All but the folder, of what JSON can hold."""
+        """Returns everything but the folder, as a dictionary that JSON can hold."""
         return {
             "data": str(self.data),
             "examples": str(self.examples),
@@ -64,11 +64,11 @@ class Run:
         }
 
     def key(self) -> str:
-        """Stands for the settings and the contents of the data and of the decoding graph."""
+        """Returns a digest of the settings and of the contents of the data and of the decoding graph."""
         return digest([self.fields(), self.settings.graph_stamps()])
 
     def models_key(self) -> str:
-        """Stands for what the run's models are made from, and for nothing that is done with them."""
+        """Returns a digest of the settings and data that the run's models depend on."""
         s = self.settings
         return digest([str(self.data), self.origin, s.of_examples(), s.of_training(), s.of_scoring(), s.of_ending()])
 
@@ -81,7 +81,7 @@ class Run:
         write_text(self.settings_file, json.dumps(self.fields(), indent=1) + "\n")
 
     def layout(self) -> Layout:
-        """How its examples lie in archives.
+        """Returns how the examples are divided into archives.
 
         Raises:
             DataError: the corpus cannot be read.
@@ -98,12 +98,12 @@ class Run:
 
     @property
     def ledger(self) -> Path:
-        """The jobs that were given up."""
+        """The ledger of lost jobs."""
         return self.folder / "lost.tsv"
 
     @property
     def pruned(self) -> Path:
-        """Is there when models have been removed."""
+        """A marker file that exists once models have been removed."""
         return self.folder / "pruned"
 
     def model(self, x: int) -> Path:
@@ -115,11 +115,11 @@ class Run:
         return self.folder / "momenta" / f"{x}.safetensors"
 
     def job(self, iteration: int, job: int) -> Path:
-        """The model of one training job, which counts from 1."""
+        """The model of one training job; jobs count from 1."""
         return self.folder / "jobs" / f"{iteration}.{job}.safetensors"
 
     def report(self, x: int) -> Path:
-        """How model x came of its iteration's jobs."""
+        """The report of the iteration that ended with model x."""
         return self.folder / "reports" / f"{x}.json"
 
     def diagnostics(self, x: int) -> Path:
@@ -127,7 +127,7 @@ class Run:
         return self.folder / "diagnostics" / f"{x}.json"
 
     def progress(self, iteration: int, job: int) -> Path:
-        """What a training job tells of itself; job 0 is the averaging at the iteration's end."""
+        """The progress file of a training job; job 0 is the averaging at the end of the iteration."""
         return self.folder / "progress" / f"{iteration}.{job}.json"
 
     @property
@@ -136,25 +136,25 @@ class Run:
 
     @property
     def combination(self) -> Path:
-        """How the final model was chosen."""
+        """The report on how the final model was chosen."""
         return self.folder / "combination.json"
 
     def alignment_model(self, alignment: int) -> Path:
-        """The model that makes the k-th realignment, with priors."""
+        """The model, with priors, that computes the k-th realignment."""
         return self.folder / "alignments" / f"{alignment}" / "model.safetensors"
 
     def aligned(self, alignment: int, split: int, subset: str) -> Path:
-        """The labels of one split of a subset's utterances, in the k-th realignment."""
+        """The k-th realignment's labels of one split of a subset's utterances."""
         return (
             self.folder / "alignments" / f"{alignment}" / "splits" / f"{split}of{self.settings.num_splits}.{subset}.npy"
         )
 
     def labels(self, alignment: int, archive: int) -> Path | None:
-        """The labels of an archive in the k-th realignment; None for its own."""
+        """The k-th realignment's labels of an archive; None for the archive's own labels (k = 0)."""
         return self.folder / "alignments" / f"{alignment}" / "archives" / f"{archive}.npy" if alignment else None
 
     def diagnostic_labels(self, alignment: int, subset: str) -> Path | None:
-        """The labels of the examples that models are scored on in the k-th realignment; None for their own."""
+        """The k-th realignment's labels of the diagnostic examples; None for their own labels (k = 0)."""
         return self.folder / "diagnostics" / "labels" / f"{alignment}.{subset}.npy" if alignment else None
 
     @property
@@ -168,7 +168,7 @@ class Run:
         return self.folder / "decoding" / "graph.fst"
 
     def decoded(self, split: int) -> Path:
-        """The words found in one split of the validation and test utterances."""
+        """The decoded words of one split of the validation and test utterances."""
         return self.folder / "decoding" / f"{split}of{self.settings.num_splits}.json"
 
     @property

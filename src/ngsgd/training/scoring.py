@@ -1,4 +1,4 @@
-"""The objective of a model on examples: log-probability per frame of the correct class, and accuracy."""
+"""Scores a model on examples: log-probability per frame of the correct class, and accuracy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BATCH = 1024  # frames at a time
 
 
 class Score(NamedTuple):
-    """Means over ``frames`` frames: log-probability (natural logarithm) and share of frames classified correctly."""
+    """Means over ``frames`` frames: log-probability (natural logarithm) and fraction of frames classified correctly."""
 
     log_probability: float
     accuracy: float
@@ -24,10 +24,11 @@ class Score(NamedTuple):
 
 
 def check_fit(model: AcousticModel, archive: Examples, context: tuple[int, int], name: str, frame: int = 0) -> None:
-    """Sees that a model can be used on one label position of an archive.
+    """Checks that a model can be used on one label position of an archive.
 
     Raises:
-        DataError: the features have another dimension or fewer frames than the context, or there is no such position.
+        DataError: the features have another dimension, the examples have another length or too little context, or there
+            is no such position.
     """
     _, frames, dim = archive.features.shape
     length = archive.labels.shape[1]
@@ -45,16 +46,16 @@ def check_fit(model: AcousticModel, archive: Examples, context: tuple[int, int],
 
 @torch.no_grad()
 def score(model: AcousticModel, archive: Examples, context: tuple[int, int], name: str) -> Score:
-    """The model's score on an archive of single frames.
+    """Scores a model on an archive of single frames.
 
     Args:
         model: in evaluation mode.
-        archive: of examples with one label.
+        archive: of examples with one label each.
         context: frames before and after the label in the archive.
         name: of the archive, for errors.
 
     Raises:
-        DataError: the archive does not go with the model, is empty, or has a label out of range.
+        DataError: the archive does not match the model, is empty, or has a label out of range.
     """
     check_fit(model, archive, context, name)
     total, correct, frames = 0.0, 0, 0
@@ -72,10 +73,10 @@ def score(model: AcousticModel, archive: Examples, context: tuple[int, int], nam
 
 
 def check_corpus_fits(model: AcousticModel, info: CorpusInfo, corpus: str | os.PathLike[str]) -> None:
-    """Sees that a model is one for a prepared corpus.
+    """Checks that a model matches a prepared corpus.
 
     Raises:
-        DataError: features or classes are not as many as the model takes.
+        DataError: the dimension of the features or the number of classes differs.
     """
     if info.dim != model.input_dim or len(info.class_counts) != model.num_classes:
         raise DataError(
@@ -85,10 +86,10 @@ def check_corpus_fits(model: AcousticModel, info: CorpusInfo, corpus: str | os.P
 
 
 def check_labels(labels: Int32s, num_classes: int, name: str) -> None:
-    """Sees that the labels of a minibatch are classes of the model.
+    """Checks that the labels of a minibatch are classes of the model.
 
     Raises:
-        DataError: one is not.
+        DataError: a label is out of range.
     """
     outside = (labels < 0) | (labels >= num_classes)
     if outside.any():

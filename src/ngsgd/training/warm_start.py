@@ -1,4 +1,4 @@
-"""A run that starts from another one's model."""
+"""Warm start: a run that starts from an existing model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ngsgd.training.settings import Settings
 def warm_start_model(
     model: AcousticModel, name: str | os.PathLike[str], settings: Settings, info: CorpusInfo
 ) -> AcousticModel:
-    """The model that a run starts from, made of another one: with its layers, without its past and its priors.
+    """Turns an existing model into a run's initial model, by clearing its history and priors in place.
 
     Args:
-        model: the other one.
-        name: of its file.
+        model: the existing model.
+        name: path of its file, for errors.
         settings: of the run.
         info: of the run's corpus.
 
     Raises:
-        ConfigError: the model does not go with the corpus, or needs more context than the examples have.
+        ConfigError: the model does not match the corpus, or needs more context than the examples have.
     """
     left, right = settings.context()
     where = f"initial_model: {os.fspath(name)}"

@@ -1,1 +1,1 @@
-"""``corpus: synthetic``: speech of any amount that needs no licence, made by eSpeak NG from sentences made here."""
+"""``corpus: synthetic``: any amount of licence-free speech, synthesised by eSpeak NG from generated sentences."""

@@ -1,7 +1,7 @@
-"""``corpus: synthetic``: utterances drawn one by one, each from its own number, whatever the order or the shards.
+"""``corpus: synthetic``: generates each utterance from its own number, so that order and parts do not matter.
 
-Test utterances are of voices that train none, validation and test utterances of sentences that train none. Labels are
-those of eSpeak's own timing: each phone's frames in equal parts are its states.
+The voices of test utterances and the sentences of validation and test utterances do not occur in training. Labels
+follow eSpeak's phone timing: the frames of each phone are divided equally between its states.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ngsgd.data.synthetic.sentences import sentence
 from ngsgd.errors import UtteranceError
 
 SAMPLING_RATE = 16000
-SECONDS = 2.6  # of an utterance, on average
+SECONDS = 2.6  # average duration of an utterance
 ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
 VARIANTS = {
     "train": (
@@ -29,25 +29,25 @@ VARIANTS = {
     ),
     "test": ("m5", "m8", "f4", "Alicia", "Mike", "edward", "klatt4", "quincy"),
 }  # fmt: skip
-SPEEDS = (0.9, 1.0, 1.1)  # of the perturbation of training data
-HELD_OUT = {0: "valid", 1: "test"}  # of 20 parts of all sentences
+SPEEDS = (0.9, 1.0, 1.1)  # factors of the speed perturbation of training data
+HELD_OUT = {0: "valid", 1: "test"}  # parts of all sentences that belong to these subsets
 PARTS = 20
 
 
 class SyntheticCorpus:
-    """A corpus made on demand; see `ngsgd.data.parts.Corpus`.
+    """A corpus that is generated on demand; see `ngsgd.data.parts.Corpus`.
 
     Args:
-        hours: of training speech, about.
-        num_valid_utterances, num_test_utterances: of about 2.5 s each.
-        extractor: ``kaldi-fbank``, ``kaldi-mfcc``, or a file of settings as Lhotse writes it.
-        root: folder to which such a file's path is relative.
-        states_per_symbol: classes of each phone.
-        seed: of everything.
+        hours: approximate amount of training speech.
+        num_valid_utterances, num_test_utterances: numbers of utterances, of about 2.5 s each.
+        extractor: ``kaldi-fbank``, ``kaldi-mfcc``, or a YAML file of extractor settings written by Lhotse.
+        root: folder for a relative path to that file that does not exist in the working directory.
+        states_per_symbol: number of classes of each phone.
+        seed: random seed of the whole corpus.
 
     Raises:
         DataError: eSpeak NG is not installed.
-        ConfigError: there are no such features.
+        ConfigError: the extractor does not exist.
     """
 
     const_dim = 0
@@ -75,7 +75,7 @@ class SyntheticCorpus:
         self.dim = self._extractor(np.zeros(SAMPLING_RATE, np.float32), SAMPLING_RATE).shape[1]
 
     def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
-        """The utterances of one part of a subset; see `ngsgd.data.parts.Corpus`."""
+        """Generates the utterances of one part of a subset; see `ngsgd.data.parts.Corpus`."""
         for number in range(*split_bounds(self._numbers[subset], part, num_parts)):
             name = f"{subset}-{number:07d}"
             try:
@@ -107,21 +107,21 @@ class SyntheticCorpus:
 
 
 def part_of(text: str) -> str:
-    """The subset that a sentence belongs to, by its words alone."""
+    """Returns the subset of a sentence, which depends only on its text."""
     return HELD_OUT.get(hashlib.sha256(text.encode()).digest()[0] % PARTS, "train")
 
 
 def labels(speech: Speech, seconds: float, pace: float, num_frames: int, num_states: int) -> Int32s:
-    """The class of each frame (num_frames,): phone x num_states + state.
+    """Returns the class of each frame (num_frames,): phone x num_states + state.
 
     Args:
-        speech: as it was said.
-        seconds: that it takes now.
-        pace: by which it has become faster.
-        num_frames: in these seconds.
-        num_states: of a phone.
+        speech: the synthesised speech, before speed perturbation.
+        seconds: duration after speed perturbation.
+        pace: speed factor.
+        num_frames: number of frames after speed perturbation.
+        num_states: number of states of a phone.
     """
-    middles = (np.arange(num_frames) + 0.5) * (seconds / num_frames) * pace * RATE  # in samples as they were said
+    middles = (np.arange(num_frames) + 0.5) * (seconds / num_frames) * pace * RATE  # in samples of the original speech
     begins = np.array([*speech.begins, max(len(speech.samples), speech.begins[-1] + 1)])
     at = np.clip(np.searchsorted(begins, middles, side="right") - 1, 0, len(speech.phones) - 1)
     state = np.clip((middles - begins[at]) / (begins[at + 1] - begins[at]) * num_states, 0, num_states - 1)

@@ -1,7 +1,7 @@
-"""Speech by eSpeak NG, in this process, and when each of its phones begins.
+"""Speech synthesis with eSpeak NG in this process, with the start of each phone.
 
-The library is that of the PyPI package ``espeakng-loader``. What it says depends on what it said before, beyond what it
-can be told to forget: it is loaded anew for each sentence, which takes a third of a millisecond.
+The library comes from the PyPI package ``espeakng-loader``. It keeps state that changes later sentences and cannot be
+reset; it is therefore loaded again for each sentence, which takes a third of a millisecond.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy.typing as npt
 
 from ngsgd.errors import DataError, UtteranceError
 
-RATE = 22050  # samples a second, whatever the voice
+RATE = 22050  # samples per second, for all voices
 
-# Of <espeak-ng/speak_lib.h>.
+# Constants of <espeak-ng/speak_lib.h>.
 SYNCHRONOUS, PHONEME_EVENTS, DONT_EXIT = 2, 0x0001, 0x8000
 POS_CHARACTER, CHARS_UTF8 = 1, 1
 PARAMETER_RATE, PARAMETER_PITCH, PARAMETER_RANGE = 1, 3, 4
 END_OF_LIST, PHONEME = 0, 7
-RANDOM_SEED = 1  # of breath; 0 would be the time
+RANDOM_SEED = 1  # seed for breath noise; 0 would seed from the clock
 
 SILENCE = "_"
 PHONES = (
@@ -34,7 +34,7 @@ PHONES = (
     "U", "U@", "V", "VR", "Z", "a", "aI", "aI@", "aU", "aa", "b", "d", "dZ", "e@", "eI", "f", "g", "h", "i", "i:", "i@",
     "j", "k", "l", "m", "n", "o@", "oU", "p", "r", "s", "t", "tS", "u:", "v", "w", "z",
 )  # fmt: skip
-"""The phones of the English accents that are used, without stress and without variants; pauses are one phone."""
+"""Phones of the English accents in use, without stress and variants; all pauses are one phone."""
 
 _STRESS = re.compile(r"^[',%=|]+")
 _VARIANT = re.compile(r"(?<=.)[0-9#\[-]+$")
@@ -42,11 +42,11 @@ _VARIANT = re.compile(r"(?<=.)[0-9#\[-]+$")
 
 @dataclass(frozen=True)
 class Voice:
-    """How something is said.
+    """Voice settings.
 
     Attributes:
-        name: of an accent and a variant, such as ``en-us+f3``.
-        speed: words a minute.
+        name: accent and variant, such as ``en-us+f3``.
+        speed: words per minute.
         pitch, pitch_range: from 0 to 99.
     """
 
@@ -57,12 +57,12 @@ class Voice:
 
 
 class Speech(NamedTuple):
-    """Something said.
+    """Synthesised speech.
 
     Attributes:
-        samples: (n,) float32, between -1 and 1, `RATE` a second.
-        phones: numbers in `PHONES`.
-        begins: of each, in samples.
+        samples: (n,) float32, between -1 and 1, at `RATE` samples per second.
+        phones: indices into `PHONES`.
+        begins: start of each phone, in samples.
     """
 
     samples: npt.NDArray[np.float32]
@@ -91,10 +91,10 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 def package() -> Path:
-    """Where the installed package has the library and its data.
+    """Returns the folder of the installed package, with the library and its data.
 
     Raises:
-        DataError: it is not installed.
+        DataError: the package is not installed.
     """
     spec = importlib.util.find_spec("espeakng_loader")
     if spec is None or not spec.submodule_search_locations:
@@ -103,31 +103,31 @@ def package() -> Path:
 
 
 def say(text: str, voice: Voice) -> Speech:
-    """A sentence as a voice says it; the same whatever was said before.
+    """Synthesises a sentence; the result does not depend on earlier calls.
 
     Raises:
-        DataError: eSpeak NG is not there, or does not know the voice.
-        UtteranceError: it says something that has a phone outside of `PHONES`, or nothing.
+        DataError: eSpeak NG is not installed, or does not have the voice.
+        UtteranceError: the speech is empty, or has a phone that is not in `PHONES`.
     """
     pieces: list[bytes] = []
     events: list[tuple[int, str]] = []
 
-    def take(samples: ctypes._Pointer[ctypes.c_short], number: int, given: ctypes._Pointer[_Event]) -> int:
+    def collect(samples: ctypes._Pointer[ctypes.c_short], number: int, batch: ctypes._Pointer[_Event]) -> int:
         if number > 0:
             pieces.append(ctypes.string_at(samples, 2 * number))
         i = 0
-        while given[i].type != END_OF_LIST:
-            if given[i].type == PHONEME:
-                events.append((given[i].sample, given[i].id.string.decode("utf-8", "replace")))
+        while batch[i].type != END_OF_LIST:
+            if batch[i].type == PHONEME:
+                events.append((batch[i].sample, batch[i].id.string.decode("utf-8", "replace")))
             i += 1
         return 0
 
-    callback = _Callback(take)
+    callback = _Callback(collect)
     library = ctypes.CDLL(str(next(package().glob("libespeak-ng.so*"))))
     try:
         data = str(package() / "espeak-ng-data").encode()
         if library.espeak_Initialize(SYNCHRONOUS, 0, data, PHONEME_EVENTS | DONT_EXIT) != RATE:
-            raise DataError(f"{package()}: eSpeak NG cannot be started; install espeakng-loader anew")
+            raise DataError(f"{package()}: eSpeak NG cannot be started; reinstall the package espeakng-loader")
         library.espeak_SetSynthCallback(callback)
         if library.espeak_SetVoiceByName(voice.name.encode()):
             raise DataError(f"eSpeak NG has no voice {voice.name!r}")
@@ -143,25 +143,25 @@ def say(text: str, voice: Voice) -> Speech:
     return _speech(b"".join(pieces), events)
 
 
-def _speech(said: bytes, events: list[tuple[int, str]]) -> Speech:
-    samples = np.frombuffer(said, np.int16).astype(np.float32) / 2.0**15
+def _speech(pcm: bytes, events: list[tuple[int, str]]) -> Speech:
+    samples = np.frombuffer(pcm, np.int16).astype(np.float32) / 2.0**15
     phones: list[int] = []
     begins: list[int] = []
     for begin, symbol in events:
         phone = canonical(symbol)
         if phone not in PHONES:
-            raise UtteranceError(f"phone {symbol!r}, which is not one of the {len(PHONES)} of the corpus")
-        if begins and begin <= begins[-1]:  # the one before has no length
+            raise UtteranceError(f"phone {symbol!r} is not one of the {len(PHONES)} phones of the corpus")
+        if begins and begin <= begins[-1]:  # the previous phone has length 0
             phones.pop()
             begins.pop()
         phones.append(PHONES.index(phone))
         begins.append(begin)
     if not phones or not len(samples):
-        raise UtteranceError("eSpeak NG says nothing")
+        raise UtteranceError("eSpeak NG gave no speech")
     return Speech(samples, phones, begins)
 
 
 def canonical(symbol: str) -> str:
-    """One of eSpeak's phoneme names without stress, variant and kind of pause."""
+    """Strips stress, variant and kind of pause from a phoneme name of eSpeak."""
     bare = _VARIANT.sub("", _STRESS.sub("", symbol))
     return SILENCE if bare.startswith(SILENCE) or not bare else bare

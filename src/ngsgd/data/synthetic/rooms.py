@@ -1,4 +1,4 @@
-"""What happens to speech on its way to a microphone: another speed, a room, noise."""
+"""Augmentation of speech: resampling and speed, reverberation, noise."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ def _filter(up: int, down: int) -> Any:
 
 
 def resample(samples: Floats, rate: int, new_rate: int) -> Floats:
-    """Samples (n,) at another rate, a second; told a false rate, it makes speech faster or slower."""
+    """Resamples (n,) from one rate to another (Hz); a false ``rate`` changes the speed of speech."""
     common = int(np.gcd(rate, new_rate))
     up, down = new_rate // common, rate // common
     return np.asarray(signal.resample_poly(samples, up, down, window=_filter(up, down)), np.float32)
 
 
 def reverberate(samples: Floats, rate: int, seconds: float, share: float, rng: np.random.Generator) -> Floats:
-    """Samples (n,) as they sound in a room; what comes directly is not delayed.
+    """Adds reverberation to samples (n,); the direct sound is not delayed.
 
     Args:
-        samples: dry.
-        rate: of them, a second.
-        seconds: T60, in which the room's answer falls by 60 dB.
-        share: energy of what the walls send back, of that which comes directly.
-        rng: makes the room, an exponentially falling noise.
+        samples: dry speech.
+        rate: sampling rate, Hz.
+        seconds: T60, the time in which the impulse response decays by 60 dB.
+        share: energy of the reflections relative to that of the direct sound.
+        rng: generates the impulse response, exponentially decaying noise.
     """
     length = int(seconds * rate)
     decay = 10.0 ** (-3.0 * np.arange(length) / length)
-    walls = rng.standard_normal(length) * decay
-    walls *= np.sqrt(share / np.square(walls).sum())
-    walls[0] += 1.0
+    response = rng.standard_normal(length) * decay
+    response *= np.sqrt(share / np.square(response).sum())
+    response[0] += 1.0
     n = fft.next_fast_len(len(samples) + length - 1, real=True)
-    wet = fft.irfft(fft.rfft(samples, n) * fft.rfft(walls, n), n)[: len(samples)]
+    wet = fft.irfft(fft.rfft(samples, n) * fft.rfft(response, n), n)[: len(samples)]
     return wet.astype(np.float32)
 
 
 def add_noise(samples: Floats, slope: float, snr_db: float, rng: np.random.Generator) -> Floats:
-    """Samples (n,) with noise.
+    """Adds noise to samples (n,).
 
     Args:
-        samples: without.
-        slope: its power falls as the frequency to this power: 0 is white, 1 pink, 2 brown.
-        snr_db: energy of the samples to that of the noise, decibels.
-        rng: makes it.
+        samples: clean speech.
+        slope: exponent with which the noise power falls over frequency: 0 is white, 1 pink, 2 brown.
+        snr_db: signal-to-noise ratio, dB.
+        rng: generates the noise.
     """
     n = fft.next_fast_len(len(samples), real=True)
     spectrum = rng.standard_normal(n // 2 + 1) + 1j * rng.standard_normal(n // 2 + 1)

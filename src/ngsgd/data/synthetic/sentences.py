@@ -1,4 +1,4 @@
-"""Sentences without end: English words put into a few patterns, so that all phones come up in many neighbourhoods."""
+"""Random English sentences from a few patterns, so that all phones occur in many contexts."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ WORDS = {kind: tuple(word.replace("_", " ") for word in text.split()) for kind, 
 PATTERNS = tuple(tuple(line.split()) for line in _PATTERNS.strip().splitlines())
 
 
-def sentence(rng: np.random.Generator, wanted: Callable[[str], bool]) -> str:
-    """The first of the sentences that a generator of random numbers brings forth that is wanted.
+def sentence(rng: np.random.Generator, accept: Callable[[str], bool]) -> str:
+    """Draws random sentences until one is accepted, and returns it.
 
     Args:
-        rng: the generator.
-        wanted: whether a sentence may be taken.
+        rng: random generator.
+        accept: decides whether a sentence is accepted.
     """
     while True:
         pattern = PATTERNS[rng.integers(len(PATTERNS))]
         words = [WORDS[word][rng.integers(len(WORDS[word]))] if word in WORDS else word for word in pattern]
-        made = " ".join(words)
-        if wanted(made):
-            return made
+        text = " ".join(words)
+        if accept(text):
+            return text
