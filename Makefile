@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env run test test-all bench paper outer clean
+.PHONY: env run config test test-all bench paper outer clean
 
 env: .venv/.ready
 
@@ -16,6 +16,10 @@ env: .venv/.ready
 
 run: env
 	$(BIN)/snakemake
+
+# Writes the schema, config/config.yaml and config/README.md again, from the declarations of the settings.
+config: env
+	$(BIN)/python -m ngsgd.workflow.configuration
 
 test: env
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 -m "not slow"

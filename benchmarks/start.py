@@ -21,7 +21,7 @@ from ngsgd.data.egs import record_type
 from ngsgd.network.topology import initial_model
 from ngsgd.training.plan import Job
 from ngsgd.training.run import Run
-from ngsgd.training.settings import run_settings
+from ngsgd.workflow.configuration import run_settings
 
 CLASSES, DIM = 50, 13
 LIMIT = 1.0  # seconds beyond `import torch`
@@ -39,8 +39,7 @@ def seconds(*arguments: str) -> Callable[[], float]:
 def prepare(folder: Path, num_examples: int = 128) -> None:
     """Writes a run's folder with the files that one iteration of four jobs needs."""
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
-    settings = run_settings(config, schema)["ng-sgd"]
+    settings = run_settings(config)["ng-sgd"]
     run = Run(folder, settings, folder / "data", folder / "egs")
     run.write()
     rng = np.random.default_rng(0)

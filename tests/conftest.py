@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ngsgd.data.digits import default_file
+from ngsgd.data.corpora.digits import default_file
 
 ROOT = Path(__file__).resolve().parent.parent
 KALDI = ROOT.parent / "shared" / "kaldi"

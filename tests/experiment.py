@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import struct
 from pathlib import Path
 
 import kaldiio
 import numpy as np
 
-from ngsgd.data.corpus import Subset, read_info
-from ngsgd.data.digits import WORDS, prepare
+from ngsgd.data.corpora import Corpus
+from ngsgd.data.corpora.digits import WORDS, DigitsCorpus
+from ngsgd.data.corpus import CorpusInfo, Subset, read_info
+from ngsgd.data.parts import assemble, prepare_part
 from ngsgd.kaldi.graph import ARC, STATE
 from ngsgd.kaldi.output import Output
 from ngsgd.kaldi.transition import HmmState, TransitionModel, write_transitions
 
 STATES = 3  # per word
+
+
+def prepare(corpus: Corpus, directory: Path, num_parts: int = 1, max_bad_share: float = 0.01) -> CorpusInfo:
+    """Prepares a corpus in parts, as the workflow does."""
+    parts = [directory / f"part{part}of{num_parts}" for part in range(num_parts)]
+    for part, folder in enumerate(parts):
+        prepare_part(corpus, folder, part, num_parts)
+    assemble(parts, directory, max_bad_share)
+    for folder in parts:
+        shutil.rmtree(folder)
+    return read_info(directory)
 
 
 def digit_transitions() -> TransitionModel:
@@ -54,7 +68,7 @@ def digit_loop() -> bytes:
 
 def make_experiment(root: Path, digits: Path) -> dict[str, object]:
     """Writes the experiment and returns the settings that name its parts."""
-    prepare(root / "corpus", digits, states_per_word=STATES, num_valid=30, num_test=30, max_bad_share=0.01)
+    prepare(DigitsCorpus(digits, STATES, 30, 30), root / "corpus")
     out = Output(binary=True)
     write_transitions(digit_transitions(), out)
     assert len(read_info(root / "corpus").class_counts) == STATES * len(WORDS)

@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 
 from ngsgd.data.alignment import decode_word, equal_segments, realign_labels, train_chain, viterbi
+from ngsgd.data.corpora.digits import WORDS, DigitsCorpus, read_digits, split
 from ngsgd.data.corpus import SUBSETS, Subset, WordModel, read_info
-from ngsgd.data.digits import WORDS, prepare, read_digits, split
 from ngsgd.errors import DataError
 
+from ..experiment import prepare
 
-def do_prepare(directory: Path, path: Path, num_valid: int = 30, num_test: int = 30):
-    return prepare(directory, path, states_per_word=3, num_valid=num_valid, num_test=num_test, max_bad_share=0.01)
+
+def do_prepare(directory: Path, path: Path, num_test: int = 30, num_parts: int = 1):
+    return prepare(DigitsCorpus(path, 3, 30, num_test), directory, num_parts)
 
 
 def test_corpus_is_complete_and_reproducible(few_digits: Path, tmp_path: Path) -> None:
     info = do_prepare(tmp_path / "a", few_digits)
-    assert info == read_info(tmp_path / "a") == do_prepare(tmp_path / "b", few_digits)
+    assert info == read_info(tmp_path / "a") == do_prepare(tmp_path / "b", few_digits, num_parts=4)
     assert info.num_utterances == {"train": 240, "valid": 30, "test": 30}
     names = [name for subset in SUBSETS for name in Subset(tmp_path / "a", subset).names]
     assert len(set(names)) == 300
@@ -146,6 +148,7 @@ def test_bad_recording_is_dropped(few_digits: Path, tmp_path: Path) -> None:
     info = do_prepare(tmp_path / "out", write_digits(few_digits, tmp_path / "one.npz", X=X))
     assert len(info.dropped) == 1
     assert sum(info.num_utterances.values()) == 299
+    assert do_prepare(tmp_path / "parts", tmp_path / "one.npz", num_parts=3).dropped == info.dropped
     X[:200, 0] = np.nan
     with pytest.raises(DataError, match="more than max_bad_utterance_share"):
         do_prepare(tmp_path / "none", write_digits(few_digits, tmp_path / "many.npz", X=X))

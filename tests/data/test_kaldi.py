@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ngsgd.data import egs
+from ngsgd.data.corpora.kaldi import Directories, KaldiCorpus
 from ngsgd.data.corpus import Subset, read_info
-from ngsgd.data.kaldi import Directories, KaldiCorpus
 from ngsgd.data.kaldi_features import FeatureOptions, Features
 from ngsgd.data.parts import assemble, prepare_part
 from ngsgd.data.transform import LdaStatistics, estimate_transform

@@ -13,8 +13,8 @@ import soundfile
 from lhotse import CutSet, NumpyFilesWriter, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.supervision import AlignmentItem
 
+from ngsgd.data.corpora.lhotse import LabelOptions, LhotseCorpus, Manifests, read_manifest
 from ngsgd.data.corpus import Subset, read_info
-from ngsgd.data.lhotse import LabelOptions, LhotseCorpus, Manifests, read_manifest
 from ngsgd.data.parts import assemble, prepare_part
 from ngsgd.errors import ConfigError, DataError, NgsgdError
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ngsgd.data.corpora.synthetic import SAMPLING_RATE, VARIANTS, SyntheticCorpus, labels, part_of
 from ngsgd.data.corpus import SUBSETS, Subset, read_info
 from ngsgd.data.parts import assemble, prepare_part
-from ngsgd.data.synthetic.corpus import SAMPLING_RATE, VARIANTS, SyntheticCorpus, labels, part_of
 from ngsgd.data.synthetic.espeak import PHONES, RATE, Speech, Voice, canonical, say
 from ngsgd.data.synthetic.rooms import add_noise, resample, reverberate
 from ngsgd.data.synthetic.sentences import sentence

@@ -16,7 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from ngsgd.cli.models import load
-from ngsgd.data.lhotse import read_manifest
+from ngsgd.data.corpora.lhotse import read_manifest
 from ngsgd.errors import NgsgdError
 from ngsgd.kaldi.graph import prepare_graph
 from ngsgd.kaldi.nnet2 import write_nnet2

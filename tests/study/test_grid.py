@@ -6,7 +6,7 @@ import yaml
 
 from ngsgd.errors import ConfigError
 from ngsgd.study.grid import KEYS, Study, read_rates, tuning, write_rates
-from ngsgd.training.settings import run_settings
+from ngsgd.workflow.configuration import run_settings
 
 from .test_analysis import experiment
 
@@ -85,10 +85,9 @@ def test_runs_of_the_paper_study_are_valid(tmp_path: Path) -> None:
         write_rates(pd.DataFrame(chosen), own, tmp_path / name / "learning_rates.json")
     runs = study.runs(study.rates(tmp_path))
     settings = {name: value for name, value in config.items() if name not in KEYS} | {"runs": runs}
-    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
-    assert run_settings(settings, schema).keys() == runs.keys()
+    assert run_settings(settings).keys() == runs.keys()
     # All runs with the same seed share their examples.
-    assert len({s.egs_key() for s in run_settings(settings, schema).values()}) == 2 * config["seeds"]
+    assert len({s.egs_key() for s in run_settings(settings).values()}) == 2 * config["seeds"]
 
 
 def test_parts_of_a_study_cover_its_grids() -> None:
@@ -122,11 +121,10 @@ def test_settings_of_optimisers() -> None:
 def test_configured_studies_are_valid(name: str) -> None:
     config = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
     defaults = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
     for own in Study.of(config).experiments.values():
         runs = own.sweep_runs() | own.grid_runs({method: rates[0] for method, rates in own.rates.items()})
         rest = {key: value for key, value in config.items() if key not in KEYS}
-        assert len(run_settings(defaults | rest | {"runs": runs}, schema)) == len(runs)
+        assert len(run_settings(defaults | rest | {"runs": runs})) == len(runs)
 
 
 def test_scale_changes_the_hours_but_not_the_size_of_iterations() -> None:

@@ -6,14 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ngsgd.training.settings import Settings, run_settings
+from ngsgd.training.settings import Settings
+from ngsgd.workflow.configuration import run_settings
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="session")
-def schema() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
 
 
 @pytest.fixture
@@ -23,10 +19,10 @@ def config() -> dict[str, Any]:
 
 
 @pytest.fixture
-def make_settings(config, schema):
+def make_settings(config):
     """Returns a function that makes the settings of one run: the defaults with `changes`."""
 
     def make(**changes: Any) -> Settings:
-        return run_settings({**config, "runs": {"r": changes}}, schema)["r"]
+        return run_settings({**config, "runs": {"r": changes}})["r"]
 
     return make

@@ -70,7 +70,7 @@ def average(workplace: Path, jobs: list[Path], before: str = "0", max_gap: float
 
 @pytest.mark.parametrize("optimizer", ["ng-sgd", "ng-sgd-simple", "sgd"])
 def test_job_learns_and_is_reproducible(workplace: Path, make_settings, settings, optimizer: str) -> None:
-    settings = make_settings(**{**vars(settings), "optimizer": optimizer})
+    settings = make_settings(**{**settings.values(), "optimizer": optimizer})
     path = train(workplace, settings, make_job())
     first = path.read_bytes()
     record = load_model(path).history["job"]
@@ -106,7 +106,7 @@ def test_log_shows_progress(workplace: Path, settings, capfd: pytest.CaptureFixt
 
 
 def test_average_is_the_mean_of_every_array(workplace: Path, make_settings, settings) -> None:
-    settings = make_settings(**{**vars(settings), "normalization": "batchnorm"})
+    settings = make_settings(**{**settings.values(), "normalization": "batchnorm"})
     initial_model(settings.hidden_layers(), (np.eye(9), np.zeros(9)), np.array([5, 5, 5, 5]), 0).save(
         workplace / "0.safetensors"
     )
@@ -158,7 +158,7 @@ def test_average_that_overflows_is_an_error(workplace: Path, settings) -> None:
 
 
 def test_job_that_diverges_stops_and_is_left_out(workplace: Path, make_settings, settings) -> None:
-    unlimited = make_settings(**{**vars(settings), "optimizer": "sgd", "max_change_per_sample": 0.0})
+    unlimited = make_settings(**{**settings.values(), "optimizer": "sgd", "max_change_per_sample": 0.0})
     jobs = [train(workplace, unlimited, make_job(1, learning_rate=1e38)), train(workplace, unlimited, make_job(2))]
     assert "minibatch" in load_model(jobs[0]).history["job"]["failure"]
     _, report = average(workplace, jobs)
@@ -167,7 +167,7 @@ def test_job_that_diverges_stops_and_is_left_out(workplace: Path, make_settings,
 
 def test_bfloat16_training_is_close_to_float32(workplace: Path, make_settings, settings) -> None:
     exact, low = (
-        read_model(train(workplace, make_settings(**{**vars(settings), "precision": precision}), make_job(n)))
+        read_model(train(workplace, make_settings(**{**settings.values(), "precision": precision}), make_job(n)))
         for n, precision in ((1, "float32"), (1, "bfloat16"))
     )
     assert all(array.dtype == np.float32 for array in low[0].values())
@@ -218,7 +218,7 @@ def test_job_without_labels_is_left_out(workplace: Path, settings) -> None:
 
 
 def test_batchnorm_trains_on_a_last_minibatch_of_one_frame(workplace: Path, make_settings, settings) -> None:
-    settings = make_settings(**{**vars(settings), "normalization": "batchnorm"})
+    settings = make_settings(**{**settings.values(), "normalization": "batchnorm"})
     initial_model(settings.hidden_layers(), (np.eye(9), np.zeros(9)), np.array([5, 5, 5, 5]), 0).save(
         workplace / "0.safetensors"
     )

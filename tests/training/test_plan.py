@@ -104,13 +104,13 @@ def test_plan_is_read_as_written(make_settings, tmp_path: Path) -> None:
     [(8, 16, 4), (3, 7, 1), (40, 75, 22)],  # two thirds of the second half, but at least one model
 )
 def test_models_to_combine(reference, make_settings, epochs: int, first: int, count: int) -> None:
-    settings = make_settings(**{**vars(reference), "num_epochs": epochs, "max_models_combine": 100})
+    settings = make_settings(**{**reference.values(), "num_epochs": epochs, "max_models_combine": 100})
     layout = Layout(1, 6)
     plan = make_plan(layout, settings)
     models = models_to_combine(plan, layout, settings)
     assert models[-1] == plan[-1].iteration + 1
     assert (models[0], len(models)) == (first, count)
-    at_most_5 = make_settings(**{**vars(reference), "num_epochs": epochs, "max_models_combine": 5})
+    at_most_5 = make_settings(**{**reference.values(), "num_epochs": epochs, "max_models_combine": 5})
     assert len(models_to_combine(plan, layout, at_most_5)) == min(5, count)
 
 

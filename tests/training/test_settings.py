@@ -6,27 +6,28 @@ from pathlib import Path
 import pytest
 
 from ngsgd.errors import ConfigError
-from ngsgd.training.execution import CALL_SETTINGS, Execution
+from ngsgd.training.execution import Execution
 from ngsgd.training.run import Run
-from ngsgd.training.settings import Settings, run_settings
+from ngsgd.workflow.configuration import GENERATED, config_schema, default_configuration, run_settings
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_each_run_is_the_defaults_and_its_own(config, schema) -> None:
+def test_each_run_is_the_defaults_and_its_own(config) -> None:
     config["runs"] = {"a": None, "b": {"seed": 7, "optimizer": "sgd"}}
-    runs = run_settings(config, schema)
+    runs = run_settings(config)
     assert dataclasses.replace(runs["a"], seed=7, optimizer="sgd") == runs["b"]
     assert (runs["a"].seed, runs["a"].optimizer) == (config["seed"], config["optimizer"])
 
 
-def test_the_schema_knows_every_setting_and_no_other(schema) -> None:
-    names = {field.name for field in dataclasses.fields(Settings)} | CALL_SETTINGS | {"runs"}
-    assert set(schema["properties"]) == names == set(schema["required"])
+@pytest.mark.parametrize("path", GENERATED)
+def test_generated_files_are_up_to_date(path: str) -> None:
+    assert (ROOT / path).read_text() == GENERATED[path](), "run `make config`"
 
 
-def test_every_setting_is_explained(schema) -> None:
-    text = (Path(__file__).resolve().parents[2] / "config/README.md").read_text()
-    missing = [name for name in schema["properties"] if f"`{name}`" not in text]
-    assert missing == []
+def test_the_default_run_has_the_declared_defaults(config) -> None:
+    assert config == default_configuration()
+    assert set(config) == set(config_schema()["properties"]) == set(config_schema()["required"])
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_every_setting_is_explained(schema) -> None:
         ({"seed": True}, "seed: True is not of type 'integer'"),
         ({"optimizer": "ng-sdg"}, "did you mean 'ng-sgd'?"),
         ({"device": "gpu"}, "device: 'gpu' does not match"),
-        ({"precision": "tf32"}, "precision: tf32 is a way in which GPUs multiply"),
+        ({"precision": "tf32"}, "precision: tf32 is a number format of GPUs"),
         ({"egs_bits": 12}, "egs_bits: 12 is not one of [8, 16, 32]"),
         ({"splice_indexes": "layer0/-1:1"}, "layer0 must be given, be contiguous"),
         ({"num_hidden_layers": 2}, "splice_indexes names layer2, num_hidden_layers is 2"),
@@ -53,9 +54,9 @@ def test_every_setting_is_explained(schema) -> None:
         ({"final_effective_lrate": 0.5}, "final_effective_lrate 0.5 is above"),
     ],
 )
-def test_a_bad_setting_is_named_with_its_run(config, schema, changes, text: str) -> None:
+def test_a_bad_setting_is_named_with_its_run(config, changes, text: str) -> None:
     with pytest.raises(ConfigError) as e:
-        run_settings({**config, "runs": {"mine": changes}}, schema)
+        run_settings({**config, "runs": {"mine": changes}})
     assert str(e.value).startswith("runs: mine: ")
     assert text in str(e.value)
     assert "\n" not in str(e.value)
@@ -64,9 +65,9 @@ def test_a_bad_setting_is_named_with_its_run(config, schema, changes, text: str)
 @pytest.mark.parametrize(
     "runs", [None, {}, [], {"a": 3}, {"a b": {}}, {"data": {}}, {"../x": {}}, {"a": {"runs": {}}}, {1: {}}]
 )
-def test_malformed_runs_are_refused(config, schema, runs) -> None:
+def test_malformed_runs_are_refused(config, runs) -> None:
     with pytest.raises(ConfigError, match="runs"):
-        run_settings({**config, "runs": runs}, schema)
+        run_settings({**config, "runs": runs})
 
 
 @pytest.mark.parametrize(
@@ -80,9 +81,9 @@ def test_malformed_runs_are_refused(config, schema, runs) -> None:
         ({"resources": {"train": {"mem_mb": "1G"}}}, "resources: train: mem_mb: '1G' is not of type 'integer'"),
     ],
 )
-def test_a_bad_setting_of_the_call_is_named(config, schema, changes, text: str) -> None:
+def test_a_bad_setting_of_the_call_is_named(config, changes, text: str) -> None:
     def both() -> None:
-        run_settings(config | changes, schema)
+        run_settings(config | changes)
         Execution.of(config | changes)
 
     with pytest.raises(ConfigError) as e:
@@ -91,10 +92,10 @@ def test_a_bad_setting_of_the_call_is_named(config, schema, changes, text: str) 
     assert "\n" not in str(e.value)
 
 
-def test_a_missing_setting_is_named(config, schema) -> None:
+def test_a_missing_setting_is_named(config) -> None:
     del config["alpha"]
     with pytest.raises(ConfigError, match="'alpha' is missing"):
-        run_settings(config, schema)
+        run_settings(config)
 
 
 def test_what_is_shared_and_what_is_made_again(make_settings) -> None:
@@ -118,10 +119,12 @@ def test_a_run_survives_its_file(make_settings, tmp_path: Path) -> None:
         Run.open(tmp_path)
 
 
-def test_settings_that_came_later_change_nothing_where_they_are_as_it_was_done_before(make_settings) -> None:
-    """Or a new version would make all models of a run anew."""
-    settings = make_settings()
-    assert "outer_momentum" not in settings.of_training()
-    assert "combination_decay" not in settings.of_ending()
-    assert make_settings(outer_momentum=0.5).of_training()["outer_momentum"] == 0.5
-    assert make_settings(combination_decay=0.5).of_ending()["combination_decay"] == 0.5
+def test_a_setting_belongs_to_its_stage(make_settings) -> None:
+    base = make_settings()
+    for change in ({"beam": 3.0}, {"num_splits": 5}, {"graph": None}):
+        assert make_settings(**change).of_training() == base.of_training()
+        assert make_settings(**change).of_ending() == base.of_ending()
+    assert make_settings(num_prior_frames=7).of_training() == base.of_training()
+    realigned = make_settings(realign_times=[0.5])
+    assert make_settings(realign_times=[0.5], num_prior_frames=7).of_training() != realigned.of_training()
+    assert make_settings(num_valid_frames=7).of_scoring() != base.of_scoring()

@@ -197,7 +197,7 @@ def test_changed_data_trains_again(
 ) -> None:
     finished.config["num_test_utterances"] = 40
     outcome = finished.snakemake("--dry-run")
-    assert outcome.jobs["prepare_digits"] == outcome.jobs["activate_recipe"] == 1
+    assert outcome.jobs["assemble"] == outcome.jobs["activate_recipe"] == 1
 
 
 def test_changed_scoring_setting_does_not_train_again(finished: Workplace, undisturbed: Workplace) -> None:

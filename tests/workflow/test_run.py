@@ -78,4 +78,4 @@ def test_runs_share_data_and_examples(undisturbed: Workplace, tmp_path: Path) ->
     per_run = dict.fromkeys(("plan", "combine", "evaluate", "metrics", "convergence"), 3)
     plan = Workplace(tmp_path / "shared", config).snakemake("--dry-run")
     assert plan.status == 0, plan.text
-    assert plan.jobs == {"activate_recipe": 3, "prepare_digits": 1, "all": 1} | per_run
+    assert plan.jobs == {"activate_recipe": 3, "prepare_part": 2, "assemble": 1, "all": 1} | per_run

@@ -9,8 +9,6 @@ rule combine:
         "results/{run}/combination.json",
     log:
         "results/{run}/logs/combine.log",
-    conda:
-        "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
         **rule_resources("combine"),

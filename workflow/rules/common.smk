@@ -3,8 +3,6 @@
 import itertools
 from pathlib import Path
 
-import yaml
-
 from ngsgd.errors import NgsgdError
 from ngsgd.files import file_stamp
 from ngsgd.gpus import visible_gpus
@@ -16,11 +14,10 @@ from ngsgd.training.lost_jobs import reassign_lost_archives, read_lost_jobs
 from ngsgd.training.plan import make_plan, models_to_combine, read_plan
 from ngsgd.training.recipe import Recipe
 from ngsgd.training.run import Run
-from ngsgd.training.settings import run_settings
+from ngsgd.workflow.configuration import run_settings
 from snakemake.exceptions import WorkflowError
 
 PAPER = Path("results/paper")
-SCHEMA = Path(workflow.basedir) / "workflow/schemas/config.schema.yaml"
 
 # Snakemake merges a configuration given on the command line into the default one, key by key; one that names runs
 # means these and not the default ones beside them.
@@ -35,7 +32,7 @@ try:
         RATES = STUDY.rates(PAPER)
         config = {name: value for name, value in config.items() if name not in PAPER_KEYS}
         config["runs"] = STUDY.runs(RATES)
-    SETTINGS = run_settings(config, yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+    SETTINGS = run_settings(config)
     EXECUTION = Execution.of(config)
     # Corpora and examples belong to all runs whose settings for them agree.
     DATA = {settings.data_key(): settings for settings in SETTINGS.values()}

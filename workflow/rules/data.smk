@@ -1,35 +1,13 @@
 # The corpus: features, a class for every frame, and the subsets. Its folder is named after its settings and contents.
 
 
-rule prepare_digits:
-    output:
-        expand("results/data/{{data}}/{file}", file=CORPUS_FILES),
-        info="results/data/{data}/corpus.json",
-    log:
-        "results/logs/{data}/prepare_digits.log",
-    wildcard_constraints:
-        data="digits-[0-9a-f]+",
-    conda:
-        "../envs/ngsgd.yaml"
-    resources:
-        **rule_resources("prepare_digits"),
-    params:
-        settings=lambda wildcards: DATA[wildcards.data].of_corpus(),
-    script:
-        "../scripts/prepare_digits.py"
-
-
-# Other corpora take long: they are prepared in parts, each of which is a corpus of its own.
+# A corpus is prepared in parts, each of which is a corpus of its own.
 rule prepare_part:
     output:
         temp(expand("results/data/{{data}}/parts/{{split}}of{{num}}/{file}", file=CORPUS_FILES)),
         info=temp("results/data/{data}/parts/{split}of{num}/corpus.json"),
     log:
         "results/logs/{data}/prepare.{split}of{num}.log",
-    wildcard_constraints:
-        data="(kaldi|lhotse|synthetic)-[0-9a-f]+",
-    conda:
-        "../envs/ngsgd.yaml"
     resources:
         **rule_resources("prepare_part"),
     params:
@@ -47,13 +25,9 @@ rule assemble:
         info="results/data/{data}/corpus.json",
     log:
         "results/logs/{data}/assemble.log",
-    wildcard_constraints:
-        data="(kaldi|lhotse|synthetic)-[0-9a-f]+",
-    conda:
-        "../envs/ngsgd.yaml"
     resources:
         **rule_resources("assemble"),
     params:
-        max_bad_share=lambda wildcards: DATA[wildcards.data].max_bad_utterance_share,
+        max_bad_share=lambda wildcards: DATA[wildcards.data].corpus_settings.max_bad_utterance_share,
     script:
         "../scripts/assemble.py"

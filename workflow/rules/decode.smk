@@ -8,8 +8,6 @@ rule graph:
         "results/{run}/decoding/graph.fst",
     log:
         "results/{run}/logs/graph.log",
-    conda:
-        "../envs/ngsgd.yaml"
     resources:
         **rule_resources("graph"),
     script:
@@ -23,8 +21,6 @@ rule decode:
         "results/{run}/decoding/{split}of{num}.json",
     log:
         "results/{run}/logs/decode/{split}of{num}.log",
-    conda:
-        "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
         **rule_resources("decode"),
@@ -39,7 +35,5 @@ rule score_lm_weights:
         "results/{run}/decoding/lm_weights.tsv",
     log:
         "results/{run}/logs/score_lm_weights.log",
-    conda:
-        "../envs/ngsgd.yaml"
     script:
         "../scripts/score_lm_weights.py"

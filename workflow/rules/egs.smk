@@ -9,8 +9,6 @@ rule transform:
         transform="results/egs/{egs}/transform.npy",
     log:
         "results/logs/{egs}/transform.log",
-    conda:
-        "../envs/ngsgd.yaml"
     resources:
         **rule_resources("transform"),
     params:
@@ -26,8 +24,6 @@ rule distribute:
         distributed=temp("results/egs/{egs}/distributed/{split}of{num}.npy"),
     log:
         "results/logs/{egs}/distribute.{split}of{num}.log",
-    conda:
-        "../envs/ngsgd.yaml"
     resources:
         **rule_resources("distribute"),
     params:
@@ -44,8 +40,6 @@ rule shuffle:
         archive="results/egs/{egs}/archives/{archive}.npy",
     log:
         "results/logs/{egs}/shuffle.{archive}.log",
-    conda:
-        "../envs/ngsgd.yaml"
     resources:
         **rule_resources("shuffle"),
     params:
@@ -61,8 +55,6 @@ rule sample:
         examples="results/egs/{egs}/{subset}-{frames}.npy",
     log:
         "results/logs/{egs}/{subset}-{frames}.log",
-    conda:
-        "../envs/ngsgd.yaml"
     resources:
         **rule_resources("sample"),
     params:

@@ -8,8 +8,6 @@ rule diagnose:
         "results/{run}/diagnostics/{iteration}.json",
     log:
         "results/{run}/logs/diagnose/{iteration}.log",
-    conda:
-        "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
         **rule_resources("diagnose"),
@@ -26,8 +24,6 @@ rule metrics:
         report("results/{run}/metrics.tsv", caption="../report/metrics.rst", category="{run}"),
     log:
         "results/{run}/logs/metrics.log",
-    conda:
-        "../envs/ngsgd.yaml"
     script:
         "../scripts/metrics.py"
 
@@ -39,8 +35,6 @@ rule evaluate:
         report("results/{run}/evaluation.json", caption="../report/evaluation.rst", category="{run}"),
     log:
         "results/{run}/logs/evaluate.log",
-    conda:
-        "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
         **rule_resources("evaluate"),

@@ -8,8 +8,6 @@ rule convergence:
         report("results/{run}/figures/convergence.png", caption="../report/convergence.rst", category="{run}"),
     log:
         "results/{run}/logs/convergence.log",
-    conda:
-        "../envs/ngsgd.yaml"
     params:
         runs=list(RUNS),
     script:

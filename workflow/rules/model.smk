@@ -10,10 +10,8 @@ checkpoint activate_recipe:
         "results/{run}/recipe/{key}.json",
     log:
         "results/logs/{run}/activate_recipe.{key}.log",
-    conda:
-        "../envs/ngsgd.yaml"
     params:
-        settings=lambda wildcards: vars(RUNS[wildcards.run].settings),
+        settings=lambda wildcards: RUNS[wildcards.run].settings.values(),
         data=lambda wildcards: str(RUNS[wildcards.run].data),
         examples=lambda wildcards: str(RUNS[wildcards.run].examples),
         origin=lambda wildcards: RUNS[wildcards.run].origin,
@@ -29,8 +27,6 @@ rule plan:
         "results/{run}/settings.json",
     log:
         "results/{run}/logs/plan.log",
-    conda:
-        "../envs/ngsgd.yaml"
     script:
         "../scripts/plan.py"
 
@@ -42,8 +38,6 @@ rule initial_model:
         "results/{run}/models/0.safetensors",
     log:
         "results/{run}/logs/initial_model.log",
-    conda:
-        "../envs/ngsgd.yaml"
     params:
         origin=lambda wildcards: (
             str(initial_model_path(RUNS[wildcards.run].settings)) if RUNS[wildcards.run].origin else None

@@ -8,8 +8,6 @@ rule adjust_priors:
         "results/{run}/alignments/{alignment}/model.safetensors",
     log:
         "results/{run}/logs/align/{alignment}.priors.log",
-    conda:
-        "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
         **rule_resources("adjust_priors"),
@@ -25,8 +23,6 @@ rule align:
         "results/{run}/alignments/{alignment}/splits/{split}of{num}.valid.npy",
     log:
         "results/{run}/logs/align/{alignment}.{split}of{num}.log",
-    conda:
-        "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
         **rule_resources("align"),
@@ -41,8 +37,6 @@ rule relabel:
         "results/{run}/alignments/{alignment}/archives/{archive}.npy",
     log:
         "results/{run}/logs/align/{alignment}.archive{archive}.log",
-    conda:
-        "../envs/ngsgd.yaml"
     resources:
         **rule_resources("relabel"),
     script:
@@ -56,8 +50,6 @@ rule relabel_diagnostics:
         "results/{run}/diagnostics/labels/{alignment}.{scored}.npy",
     log:
         "results/{run}/logs/align/{alignment}.{scored}.log",
-    conda:
-        "../envs/ngsgd.yaml"
     resources:
         **rule_resources("relabel_diagnostics"),
     script:

@@ -76,8 +76,6 @@ rule choose_rates:
         table="results/paper/{experiment}/tuning.tsv",
     log:
         "results/paper/logs/{experiment}.choose_rates.log",
-    conda:
-        "../envs/ngsgd.yaml"
     params:
         experiment=lambda wildcards: STUDY.experiments[wildcards.experiment],
     script:
@@ -94,8 +92,6 @@ rule study_tables:
         summary="results/paper/{experiment}/summary.tsv",
     log:
         "results/paper/logs/{experiment}.tables.log",
-    conda:
-        "../envs/ngsgd.yaml"
     params:
         experiment=lambda wildcards: STUDY.experiments[wildcards.experiment],
         turnaround=STUDY.turnaround,
@@ -112,8 +108,6 @@ rule study_cost:
         "results/paper/{experiment}/cost.tsv",
     log:
         "results/paper/logs/{experiment}.cost.log",
-    conda:
-        "../envs/ngsgd.yaml"
     # Alone on this machine.
     threads: CORES or 1
     params:
@@ -130,8 +124,6 @@ rule study_recorded:
         "results/paper/{experiment}/recorded.tsv",
     log:
         "results/paper/logs/{experiment}.recorded.log",
-    conda:
-        "../envs/ngsgd.yaml"
     script:
         "../scripts/study_recorded.py"
 
@@ -144,8 +136,6 @@ rule study_figure:
         pdf="results/paper/{experiment}/{figure}.pdf",
     log:
         "results/paper/logs/{experiment}.{figure}.log",
-    conda:
-        "../envs/ngsgd.yaml"
     script:
         "../scripts/study_figure.py"
 
@@ -162,8 +152,6 @@ rule study_page:
         PAGE,
     log:
         "results/paper/logs/page.log",
-    conda:
-        "../envs/ngsgd.yaml"
     params:
         study=STUDY,
         tables=lambda wildcards: {name: tables_of(experiment) for name, experiment in STUDY.experiments.items()},

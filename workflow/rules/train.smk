@@ -11,8 +11,6 @@ rule train:
     # Before all that only tells how good a model is. Not so in a study, where that makes hundreds of jobs wait, all of
     # which Snakemake looks at each time that it starts some.
     priority: 0 if STUDY else 1
-    conda:
-        "../envs/ngsgd.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].settings.threads
     resources:
         **rule_resources("train"),
@@ -34,8 +32,6 @@ rule average:
         "results/{run}/logs/average/{next}.log",
     # It fails for what does not go away, or takes the jobs that it did not find again.
     retries: 0
-    conda:
-        "../envs/ngsgd.yaml"
     resources:
         **KEEP,
         min_jobs=MIN_JOBS,

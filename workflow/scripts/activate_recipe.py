@@ -12,7 +12,7 @@ with entry_point(snakemake.log[0]):
     stamp = Path(snakemake.output[0])
     run = Run(
         folder=stamp.parent.parent,
-        settings=Settings(**snakemake.params.settings),
+        settings=Settings.from_values(snakemake.params.settings),
         data=Path(snakemake.params.data),
         examples=Path(snakemake.params.examples),
         origin=snakemake.params.origin,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
+from ngsgd.data.corpora import Corpus
 from ngsgd.data.corpus import (
     SUBSETS,
     CorpusInfo,
@@ -15,39 +15,11 @@ from ngsgd.data.corpus import (
     SubsetSummary,
     Utterance,
     UtteranceFilter,
-    WordModel,
     read_info,
     write_info,
     write_subset,
 )
 from ngsgd.errors import DataError
-
-
-class Corpus(Protocol):
-    """A data source that can be read in parts; for the attributes see `CorpusInfo`."""
-
-    dim: int
-    const_dim: int
-    num_classes: int
-    silence: list[int]
-    transition_model: str | None
-    phones: tuple[str, ...]
-
-    def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
-        """Reads the utterances of one part of a subset.
-
-        The order of the utterances over all parts does not depend on the number of parts.
-
-        Args:
-            subset: train, valid or test.
-            part: index of the part, from 0.
-            num_parts: number of parts.
-            drop: called with the name of each utterance that cannot be read, and the reason.
-
-        Raises:
-            DataError: the corpus cannot be read at all.
-        """
-        ...
 
 
 def prepare_part(corpus: Corpus, directory: Path, part: int, num_parts: int) -> None:
@@ -62,7 +34,7 @@ def prepare_part(corpus: Corpus, directory: Path, part: int, num_parts: int) -> 
     for subset in SUBSETS:
         utterances = intake.accept(corpus.read(subset, part, num_parts, intake.drop), count_classes=subset == "train")
         written[subset] = write_subset(directory, subset, utterances, corpus.dim)
-    write_info(directory, _info(corpus, written, intake, []))
+    write_info(directory, _info(corpus, written, intake))
 
 
 def assemble(parts: Sequence[Path], directory: Path, max_bad_share: float) -> None:
@@ -91,12 +63,10 @@ def assemble(parts: Sequence[Path], directory: Path, max_bad_share: float) -> No
     for subset, w in written.items():
         if not w.frames:
             raise DataError(f"no utterance is left in the {subset} subset")
-    write_info(directory, _info(first, written, intake, first.words))
+    write_info(directory, _info(first, written, intake))
 
 
-def _info(
-    source: Corpus | CorpusInfo, written: dict[str, SubsetSummary], intake: UtteranceFilter, words: list[WordModel]
-) -> CorpusInfo:
+def _info(source: Corpus | CorpusInfo, written: dict[str, SubsetSummary], intake: UtteranceFilter) -> CorpusInfo:
     return CorpusInfo(
         dim=source.dim,
         class_counts=intake.class_counts.tolist(),
@@ -105,7 +75,7 @@ def _info(
         sha256={subset: w.sha256 for subset, w in written.items()},
         silence=source.silence,
         dropped=intake.dropped,
-        words=words,
+        words=source.words,
         const_dim=source.const_dim,
         transition_model=source.transition_model,
         phones=source.phones,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ngsgd.declare import setting
 from ngsgd.errors import ConfigError
 
 
@@ -34,16 +35,65 @@ class ModelRetention:
         )
 
 
+#: The rules whose jobs may be given cluster resources.
+RULES = (
+    "prepare_part", "assemble", "transform", "distribute", "shuffle", "sample", "train", "diagnose", "adjust_priors",
+    "align", "relabel", "relabel_diagnostics", "combine", "graph", "decode", "evaluate",
+)  # fmt: skip
+
+RESOURCES_SCHEMA = {
+    "type": "object",
+    "propertyNames": {"enum": list(RULES)},
+    "additionalProperties": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "mem_mb": {"type": "integer", "minimum": 1},
+            "runtime": {"type": "integer", "minimum": 1},
+            "gpus": {"type": "integer", "minimum": 0},
+            **{name: {"type": "string"} for name in ("gres", "partition", "account", "extra")},
+        },
+    },
+}
+
+
 @dataclass(frozen=True)
 class Execution:
-    """Settings of a whole call, named as in the configuration; see ``config/README.md``."""
+    """The call
 
-    min_jobs: int | None
-    straggler_timeout: float | None
-    keep_last_models: int | None
-    keep_every_model: int | None
-    keep_examples: bool
-    resources: Mapping[str, Mapping[str, Any]]
+    These settings apply to all runs of a call. Changing them makes no file again.
+    """
+
+    min_jobs: int | None = setting(
+        None,
+        "Minimum number of jobs with which an iteration goes on, at most as many as it has; null for all. A job that "
+        "has failed in all its attempts is then lost, and later jobs train on its data (`docs/clusters.md`).",
+        stage="none", minimum=1,
+    )  # fmt: skip
+    straggler_timeout: float | None = setting(
+        None,
+        "On clusters, time that an iteration with `min_jobs` models waits for one more before it goes on; null for "
+        "no limit.",
+        stage="none", minimum=0, unit="seconds",
+    )  # fmt: skip
+    keep_last_models: int | None = setting(
+        None,
+        "How many of the last models of iterations are kept. Others that `keep_every_model` does not keep, and the "
+        "jobs' models, are removed as soon as nothing needs them. null for both: all are kept.",
+        stage="none", minimum=1,
+    )  # fmt: skip
+    keep_every_model: int | None = setting(
+        None, "Models of iterations whose number is a multiple of this are kept.", stage="none", minimum=1
+    )
+    keep_examples: bool = setting(
+        True, "Whether the archives of examples are kept when all runs are finished.", stage="none"
+    )
+    resources: Mapping[str, Mapping[str, Any]] = setting(
+        {},
+        "Cluster resources of the jobs of a rule: `mem_mb`, `runtime` (minutes), `gpus`, `gres`, `partition`, "
+        "`account`, `extra`, as in `resources: {train: {mem_mb: 8000, partition: gpu}}` (`docs/clusters.md`).",
+        stage="none", schema=RESOURCES_SCHEMA,
+    )  # fmt: skip
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Execution:

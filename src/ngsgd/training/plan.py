@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ngsgd.data.egs import Layout
 from ngsgd.errors import ConfigError, DataError
 from ngsgd.files import derived_seed
+from ngsgd.training.lrate_schedules import SCHEDULES
 from ngsgd.training.settings import Settings
 
 AVERAGE = "average"  # the iteration ends with the average of its jobs' models
@@ -78,12 +79,13 @@ def make_plan(layout: Layout, s: Settings) -> list[Job]:
     if num_iters == 0:
         raise ConfigError("not a single iteration: raise num_epochs, or lower num_jobs_initial and num_jobs_final")
     realigned = realignment_iterations(s, num_iters)
+    schedule = SCHEDULES[s.lrate_schedule]
     plan: list[Job] = []
     for x in range(num_iters):
         num_jobs = math.floor(0.5 + s.num_jobs_initial + (s.num_jobs_final - s.num_jobs_initial) * x / num_iters)
         processed = len(plan)
-        decay = processed * math.log(s.final_effective_lrate / s.initial_effective_lrate) / to_process
-        effective = s.initial_effective_lrate * math.exp(decay) if x < num_iters - 1 else s.final_effective_lrate
+        rates = s.initial_effective_lrate, s.final_effective_lrate
+        effective = schedule(*rates, processed, to_process) if x < num_iters - 1 else s.final_effective_lrate
         inserts = 0 < x <= last_insertion and x % s.add_layers_period == 0
         unsettled = (x == 0 and not s.initial_model) or inserts
         for n in range(1, num_jobs + 1):

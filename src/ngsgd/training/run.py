@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,11 @@ class Run:
     def from_fields(cls, folder: Path, fields: dict[str, Any]) -> Run:
         """Makes a run from its folder and the dictionary that `fields` returned."""
         return cls(
-            folder, Settings(**fields["settings"]), Path(fields["data"]), Path(fields["examples"]), fields["origin"]
+            folder,
+            Settings.from_values(fields["settings"]),
+            Path(fields["data"]),
+            Path(fields["examples"]),
+            fields["origin"],
         )
 
     def fields(self) -> dict[str, Any]:
@@ -60,7 +64,7 @@ class Run:
             "data": str(self.data),
             "examples": str(self.examples),
             "origin": self.origin,
-            "settings": asdict(self.settings),
+            "settings": self.settings.values(),
         }
 
     def key(self) -> str:

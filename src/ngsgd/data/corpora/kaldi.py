@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, Literal, TypeVar
 
-from ngsgd.data.corpus import MAX_CLASSES, Float32s, Int32s, Utterance, split_bounds
+from ngsgd.data.corpora import CorpusSettings, FileSettings, register_corpus
+from ngsgd.data.corpus import MAX_CLASSES, Float32s, Int32s, Utterance, WordModel, split_bounds
 from ngsgd.data.holdout import hold_out, include_copies
 from ngsgd.data.kaldi_features import FeatureOptions, Features, numbered
+from ngsgd.declare import setting
 from ngsgd.errors import ConfigError, DataError, UtteranceError
 from ngsgd.files import resolve_path
 from ngsgd.kaldi.stream import Input
@@ -150,8 +152,75 @@ class Directories:
         return Side(scp, features, Labels(self.alignment), texts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class KaldiSettings(FileSettings):
+    """`corpus: kaldi`
+
+    `fsdd-kaldi.yaml` and `kaldi.yaml` in this folder are examples; `docs/kaldi.md` lists the files that are read.
+    Paths, also those inside `.scp` files, are used as given if they exist, otherwise relative to `experiment`.
+    """
+
+    train_data: str | None = setting(
+        None,
+        "Training data directory with `feats.scp` and, where present, `cmvn.scp`, `utt2spk`, `text`, `utt2uniq`.",
+        stage="corpus", is_source=True,
+    )  # fmt: skip
+    test_data: str | None = setting(None, "Test data directory, likewise.", stage="corpus", is_source=True)
+    train_alignment: str | None = setting(
+        None,
+        "Alignment directory of the training data with `ali.*.gz` and `final.mdl`, or an archive of pdf-ids.",
+        stage="corpus", is_source=True,
+    )  # fmt: skip
+    test_alignment: str | None = setting(
+        None, "Alignment directory of the test data, or an archive of pdf-ids.", stage="corpus", is_source=True
+    )
+    silence_phones: str | None = setting(
+        None,
+        "Phones that the feature transform ignores, as `1:2:3` or a file with such a line (`phones/silence.csl`); null "
+        "for none.",
+        stage="corpus", is_source=True,
+    )  # fmt: skip
+    feature_type: Literal["raw", "lda"] | None = setting(
+        None,
+        "`raw`, or `lda` for splicing and `final.mat` of the alignment directory; null for `lda` if that file exists "
+        "and `train_transforms` has no `raw_trans.1`.",
+        stage="corpus", kaldi="feat-type",
+    )  # fmt: skip
+    cmvn_opts: str | None = setting(
+        None,
+        "Options of `apply-cmvn` (`--norm-means`, `--norm-vars`, `--skip-dims`); null for the alignment directory's "
+        "`cmvn_opts`, or means only if it has none.",
+        stage="corpus",
+    )
+    delta_order: int = setting(
+        0, "Order of the time derivatives appended to raw features.", stage="corpus", minimum=0, maximum=9
+    )
+    train_transforms: str | None = setting(
+        None,
+        "Directory with `trans.*` (fMLLR by speaker) of the training data, or `raw_trans.*` for raw features.",
+        stage="corpus", is_source=True, kaldi="transform-dir",
+    )  # fmt: skip
+    test_transforms: str | None = setting(
+        None, "Directory with the transforms of the test data, likewise.", stage="corpus", is_source=True
+    )
+    train_ivectors: str | None = setting(
+        None,
+        "Directory with `ivector_online.scp` and `ivector_period` of the training data.",
+        stage="corpus", is_source=True, kaldi="online-ivector-dir",
+    )  # fmt: skip
+    test_ivectors: str | None = setting(
+        None, "Directory with the i-vectors of the test data, likewise.", stage="corpus", is_source=True
+    )
+
+    def check(self) -> None:
+        for name in ("train_data", "train_alignment", "test_data", "test_alignment"):
+            if getattr(self, name) is None:
+                raise ConfigError(f"corpus: kaldi needs {name}")
+
+
+@register_corpus("kaldi")
 class KaldiCorpus:
-    """A Kaldi experiment, read utterance by utterance; see `ngsgd.data.parts.Corpus`.
+    """A Kaldi experiment, read utterance by utterance; see `Corpus`.
 
     Args:
         train, test: input directories.
@@ -165,7 +234,31 @@ class KaldiCorpus:
         ConfigError: a setting does not match the data.
     """
 
+    settings_type: ClassVar[type[CorpusSettings]] = KaldiSettings
     phones: tuple[str, ...] = ()
+
+    @classmethod
+    def from_settings(cls, settings: KaldiSettings) -> KaldiCorpus:
+        def directories(side: str) -> Directories:
+            data, alignment = settings.path(f"{side}_data"), settings.path(f"{side}_alignment")
+            assert data is not None
+            assert alignment is not None
+            return Directories(data, alignment, settings.path(f"{side}_transforms"), settings.path(f"{side}_ivectors"))
+
+        return cls(
+            directories("train"),
+            directories("test"),
+            FeatureOptions(
+                root=Path(settings.experiment),
+                cmvn=settings.cmvn_opts,
+                feature_type=settings.feature_type,
+                delta_order=settings.delta_order,
+                allow_pipes=settings.allow_pipes,
+            ),
+            settings.path("valid_utterances"),
+            settings.num_valid_utterances,
+            settings.silence_phones,
+        )
 
     def __init__(
         self,
@@ -176,6 +269,7 @@ class KaldiCorpus:
         num_valid_utterances: int,
         silence_phones: str | None,
     ) -> None:
+        self.words: list[WordModel] = []
         # As in Kaldi, the feature options of the training alignments also apply to the test set.
         made_with = train.alignment if train.alignment.is_dir() else None
         self._sides = {"train": train.open(options, made_with), "test": test.open(options, made_with)}
@@ -208,7 +302,7 @@ class KaldiCorpus:
         self.dim, self.const_dim = self._probe(train.data)
 
     def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
-        """Reads the utterances of one part of a subset; see `ngsgd.data.parts.Corpus`."""
+        """Reads the utterances of one part of a subset; see `Corpus`."""
         side = self._sides["test" if subset == "test" else "train"]
         names = side.names()
         first, last = split_bounds(len(names), part, num_parts)

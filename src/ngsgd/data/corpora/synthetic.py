@@ -7,17 +7,22 @@ follow eSpeak's phone timing: the frames of each phone are divided equally betwe
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from ngsgd.data.corpus import SUBSETS, Int32s, Utterance, split_bounds
+from ngsgd.data.corpora import CorpusSettings, ExtractorSettings, TestSetSettings, register_corpus
+from ngsgd.data.corpus import SUBSETS, Int32s, Utterance, WordModel, split_bounds
 from ngsgd.data.extractor import Extractor
 from ngsgd.data.synthetic.espeak import PHONES, RATE, SILENCE, Speech, Voice, package, say
 from ngsgd.data.synthetic.rooms import add_noise, resample, reverberate
 from ngsgd.data.synthetic.sentences import sentence
-from ngsgd.errors import UtteranceError
+from ngsgd.declare import setting
+from ngsgd.errors import ConfigError, UtteranceError
 
 SAMPLING_RATE = 16000
 SECONDS = 2.6  # average duration of an utterance
@@ -34,8 +39,33 @@ HELD_OUT = {0: "valid", 1: "test"}  # parts of all sentences that belong to thes
 PARTS = 20
 
 
+@dataclass(frozen=True, kw_only=True)
+class SyntheticSettings(ExtractorSettings, TestSetSettings):
+    """`corpus: synthetic`
+
+    `synthetic.yaml` in this folder is an example. eSpeak NG (package `espeakng-loader`) speaks generated sentences in
+    six English accents and many voices, speeds and pitches. Rooms and noise are added to all utterances, other speeds
+    (0.9, 1.1) to training data. Test utterances have voices that the training data does not have; test and validation
+    utterances have sentences that it does not have. Labels are exact, since eSpeak reports where each phone begins.
+    Each utterance is generated from its own number: the same seed gives the same corpus for any `num_splits`. The
+    final model is scored by the phone error rate of a phone loop.
+    """
+
+    hours: float = setting(
+        1.0, "Approximate amount of training speech.", stage="corpus", above=0, maximum=100_000, unit="hours"
+    )
+    corpus_seed: int = setting(0, "Seed of sentences, voices, rooms and noise.", stage="corpus", minimum=0)
+
+    def versions(self) -> list[str]:
+        try:
+            return [f"{name} {importlib.metadata.version(name)}" for name in ("espeakng-loader", "lhotse")]
+        except importlib.metadata.PackageNotFoundError as e:
+            raise ConfigError(f"corpus: synthetic: the package {e.name} is not installed; see `make env`") from None
+
+
+@register_corpus("synthetic")
 class SyntheticCorpus:
-    """A corpus that is generated on demand; see `ngsgd.data.parts.Corpus`.
+    """A corpus that is generated on demand; see `Corpus`.
 
     Args:
         hours: approximate amount of training speech.
@@ -50,9 +80,22 @@ class SyntheticCorpus:
         ConfigError: the extractor does not exist.
     """
 
+    settings_type: ClassVar[type[CorpusSettings]] = SyntheticSettings
     const_dim = 0
     transition_model: str | None = None
     phones: tuple[str, ...] = PHONES
+
+    @classmethod
+    def from_settings(cls, settings: SyntheticSettings) -> SyntheticCorpus:
+        return cls(
+            settings.hours,
+            settings.num_valid_utterances,
+            settings.num_test_utterances,
+            settings.feature_extractor,
+            Path(settings.experiment),
+            settings.states_per_symbol,
+            settings.corpus_seed,
+        )
 
     def __init__(
         self,
@@ -65,6 +108,7 @@ class SyntheticCorpus:
         seed: int,
     ) -> None:
         package()
+        self.words: list[WordModel] = []
         num_train = max(1, round(3600.0 * hours / SECONDS))
         self._numbers = {"train": num_train, "valid": num_valid_utterances, "test": num_test_utterances}
         self._extractor = Extractor(extractor, root)
@@ -75,7 +119,7 @@ class SyntheticCorpus:
         self.dim = self._extractor(np.zeros(SAMPLING_RATE, np.float32), SAMPLING_RATE).shape[1]
 
     def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
-        """Generates the utterances of one part of a subset; see `ngsgd.data.parts.Corpus`."""
+        """Generates the utterances of one part of a subset; see `Corpus`."""
         for number in range(*split_bounds(self._numbers[subset], part, num_parts)):
             name = f"{subset}-{number:07d}"
             try:

@@ -1,0 +1,194 @@
+"""The corpora: each is a module here, with a registered class that reads it and with the declarations of its settings.
+
+To add a corpus, add a module: nothing else has a list of them. It is prepared in parts (`ngsgd.data.parts`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from ngsgd.data.corpus import Utterance, WordModel
+from ngsgd.declare import setting
+from ngsgd.errors import ConfigError
+from ngsgd.files import resolve_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSettings:
+    """The corpus
+
+    `corpus` names the source of the data; each source has settings of its own below.
+    """
+
+    experiment: str = setting(".", "Folder that paths are relative to.", stage="corpus", not_empty=True)
+    num_valid_utterances: int = setting(
+        300,
+        "Number of utterances held out for validation. They are chosen by their names alone, not by a seed; copies "
+        "of one recording (`utt2uniq`, Lhotse's `_sp0.9`) stay together.",
+        stage="corpus", minimum=1,
+    )  # fmt: skip
+    max_bad_utterance_share: float = setting(
+        0.01,
+        "Share of unusable utterances above which the run stops. Up to it they are dropped, each with a warning in the "
+        "log and its reason in `corpus.json`.",
+        stage="corpus", minimum=0, maximum=1,
+    )  # fmt: skip
+
+    def path(self, name: str) -> Path | None:
+        """The path that a setting gives: as it is if it exists, else relative to ``experiment``; None if not set."""
+        value = getattr(self, name)
+        return None if value is None else resolve_path(value, Path(self.experiment))
+
+    def check(self) -> None:
+        """Checks that the settings match each other.
+
+        Raises:
+            ConfigError: they do not.
+        """
+
+    def versions(self) -> list[str]:
+        """The packages that the data comes from, with their versions.
+
+        Raises:
+            ConfigError: a package is not installed.
+        """
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSetSettings(CorpusSettings):
+    """Settings of corpora without a test set of their own."""
+
+    __test__: ClassVar[bool] = False  # it is no test
+
+    num_test_utterances: int = setting(300, "Number of recordings held out for the test.", stage="corpus", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSettings(CorpusSettings):
+    """Settings of corpora that are read from files of the user."""
+
+    valid_utterances: str | None = setting(
+        None,
+        "File with one validation utterance per line; null to hold out `num_valid_utterances` of the training data.",
+        stage="corpus", is_source=True,
+    )  # fmt: skip
+    allow_pipes: bool = setting(
+        False,
+        "Whether to run commands that `.scp` files have instead of file names, and to open everything that Lhotse "
+        "manifests name. Anyone who can write these files can then run programs as you.",
+        stage="corpus",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorSettings(CorpusSettings):
+    """Settings of corpora whose features are extracted from audio and whose labels are symbols."""
+
+    feature_extractor: str = setting(
+        "kaldi-fbank",
+        "Extractor for audio: `kaldi-fbank` or `kaldi-mfcc` with Lhotse's defaults, or a file of settings "
+        "(`FeatureExtractor.to_yaml`).",
+        stage="corpus", not_empty=True, is_source=True,
+    )  # fmt: skip
+    states_per_symbol: int = setting(
+        3,
+        "Number of classes of each symbol, for equal parts of its frames; 1 if the symbols are states.",
+        stage="corpus", minimum=1, maximum=100,
+    )  # fmt: skip
+
+
+class Corpus(Protocol):
+    """A data source that can be read in parts; for the attributes see `CorpusInfo`.
+
+    Attributes:
+        settings_type: the class that declares its settings.
+    """
+
+    settings_type: ClassVar[type[CorpusSettings]]
+    dim: int
+    const_dim: int
+    num_classes: int
+    silence: list[int]
+    transition_model: str | None
+    phones: tuple[str, ...]
+    words: list[WordModel]
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> Corpus:
+        """Opens the corpus.
+
+        Args:
+            settings: an object of `settings_type`.
+
+        Raises:
+            DataError: a file is missing or malformed.
+            ConfigError: a setting does not match the data.
+        """
+        ...
+
+    def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
+        """Reads the utterances of one part of a subset.
+
+        The order of the utterances over all parts does not depend on the number of parts.
+
+        Args:
+            subset: train, valid or test.
+            part: index of the part, from 0.
+            num_parts: number of parts.
+            drop: called with the name of each utterance that cannot be read, and the reason.
+
+        Raises:
+            DataError: the corpus cannot be read at all.
+        """
+        ...
+
+
+CorpusType = TypeVar("CorpusType", bound=type)
+
+_corpora: dict[str, Any] = {}
+
+
+def register_corpus(name: str) -> Callable[[CorpusType], CorpusType]:
+    """Registers the decorated class as the corpus that ``corpus: <name>`` selects."""
+
+    def register(corpus_type: CorpusType) -> CorpusType:
+        _corpora[name] = corpus_type
+        return corpus_type
+
+    return register
+
+
+def corpora() -> Mapping[str, type[Corpus]]:
+    """The registered classes by name, in alphabetical order; imports the modules of this package."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return dict(sorted(_corpora.items()))
+
+
+def corpus_settings(name: str, values: Mapping[str, Any]) -> CorpusSettings:
+    """The settings of a corpus from values by name, among which others may be.
+
+    Raises:
+        ConfigError: there is no such corpus.
+    """
+    if name not in corpora():
+        raise ConfigError(f"corpus: {name!r} is not one of {', '.join(corpora())}")
+    settings_type = corpora()[name].settings_type
+    return settings_type(**{key: values[key] for key in settings_type.__dataclass_fields__ if key in values})
+
+
+def open_corpus(values: Mapping[str, Any]) -> Corpus:
+    """Opens the corpus that ``values["corpus"]`` names, with its settings among the other values.
+
+    Raises:
+        DataError: a file is missing or malformed.
+        ConfigError: a setting does not match the data.
+    """
+    name = str(values["corpus"])
+    return corpora()[name].from_settings(corpus_settings(name, values))
