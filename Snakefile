@@ -1,5 +1,7 @@
 import sys
 
+import snakemake
+
 # Snakemake's DAG recurses once a rule of a chain, and training is a chain of two rules an iteration.
 sys.setrecursionlimit(200_000)
 
@@ -9,7 +11,6 @@ configfile: f"{workflow.basedir}/config/config.yaml"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/call.smk"
-include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/egs.smk"
 include: "workflow/rules/model.smk"
@@ -26,7 +27,7 @@ if STUDY:
     include: "workflow/rules/study.smk"
 
 
-# Beside the scheduler, also where the others go to a cluster: they take a moment each.
+# These rules run next to the scheduler, also where others go to a cluster: their jobs take a moment.
 localrules:
     all,
     activate_recipe,
@@ -49,5 +50,5 @@ rule all:
         expand("results/{run}/evaluation.json", run=RUNS),
         expand("results/{run}/metrics.tsv", run=RUNS),
         expand("results/{run}/figures/convergence.png", run=RUNS),
-        all_models,
-        all_sweeps,
+        INPUTS.all_models,
+        INPUTS.all_lm_weight_scores,

@@ -14,7 +14,8 @@ import numpy as np
 from figures import Figure, in_turn, ratios, write
 
 from ngsgd.network.storage import FORMAT, Header, read_model, write_model
-from ngsgd.training.average import average_arrays, end_iteration
+from ngsgd.training.average import end_iteration
+from ngsgd.training.model_mean import average_arrays
 
 JOBS, LAYERS, WIDTH = 16, 5, 2000
 REPETITIONS = 5

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 from snakemake_interface_executor_plugins.workflow import WorkflowExecutorInterface
 
 
-class JobPolicy:
-    """Decides which jobs a workflow can do without. This default waits for every job and needs all of them."""
+class JobPolicy(Protocol):
+    """Decides which jobs a workflow can do without."""
 
     def on_failure(self, job: JobExecutorInterface, reason: str, attempts_left: int) -> bool:
         """Handles the failure of a job.
@@ -20,10 +22,18 @@ class JobPolicy:
         Returns:
             Whether the job counts as successful, so that the workflow goes on without it.
         """
-        return False
 
     def is_straggler(self, job: JobExecutorInterface) -> bool:
         """Returns whether to cancel a job that has not ended; called about once a second for each job."""
+
+
+class NeedsEveryJob:
+    """The default policy: waits for every job and needs all of them."""
+
+    def on_failure(self, job: JobExecutorInterface, reason: str, attempts_left: int) -> bool:
+        return False
+
+    def is_straggler(self, job: JobExecutorInterface) -> bool:
         return False
 
 
@@ -38,4 +48,4 @@ def job_policy(workflow: WorkflowExecutorInterface) -> JobPolicy:
     return policy
 
 
-_DEFAULT = JobPolicy()
+_DEFAULT = NeedsEveryJob()

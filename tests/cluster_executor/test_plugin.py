@@ -11,12 +11,12 @@ import pytest
 from snakemake_interface_common.exceptions import WorkflowError
 
 from ngsgd.errors import ClusterError
-from snakemake_executor_plugin_ngsgd import ExecutorSettings, JobPolicy, cancel_former_jobs, set_job_policy
+from snakemake_executor_plugin_ngsgd import ExecutorSettings, cancel_former_jobs, set_job_policy
 from snakemake_executor_plugin_ngsgd import executor as executor_module
 from snakemake_executor_plugin_ngsgd import scheduler as scheduler_module
 from snakemake_executor_plugin_ngsgd.executor import workflow_mark
 from snakemake_executor_plugin_ngsgd.gridengine import GridEngine
-from snakemake_executor_plugin_ngsgd.policy import job_policy
+from snakemake_executor_plugin_ngsgd.policy import NeedsEveryJob, job_policy
 from snakemake_executor_plugin_ngsgd.scheduler import make_scheduler, register_scheduler
 from snakemake_executor_plugin_ngsgd.slurm import Slurm, SlurmAllocation
 
@@ -81,7 +81,7 @@ def test_a_workflow_without_a_policy_needs_all_jobs() -> None:
     workflow = SimpleNamespace()
     assert not job_policy(workflow).on_failure(None, "it failed", 0)
     assert not job_policy(workflow).is_straggler(None)
-    policy = JobPolicy()
+    policy = NeedsEveryJob()
     set_job_policy(workflow, policy)
     assert job_policy(workflow) is policy
 

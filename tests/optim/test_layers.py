@@ -220,7 +220,7 @@ def test_it_works_under_autocast(linear: type[nn.Linear]) -> None:
 @all_kinds
 @pytest.mark.parametrize("preconditioner", ["online", "none"])
 def test_a_step_within_autocast_is_that_outside(preconditioner: str, linear: type[nn.Linear]) -> None:
-    apply_outer_step = []
+    results = []
     for within in (False, True):
         model = small_model(dtype=torch.float32, linear=linear)
         optimizer = NGSGD(model, lr=0.05, preconditioner=preconditioner)
@@ -228,8 +228,8 @@ def test_a_step_within_autocast_is_that_outside(preconditioner: str, linear: typ
         nn.functional.cross_entropy(model(x), y, reduction="sum").backward()
         with torch.autocast("cpu", torch.bfloat16, enabled=within):
             optimizer.step()
-        apply_outer_step.append([p.detach().clone() for p in model.parameters()])
-    assert all(torch.equal(p, q) for p, q in zip(*apply_outer_step, strict=True))
+        results.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*results, strict=True))
     x = torch.randn(20, 6)
     with torch.autocast("cpu", torch.bfloat16):
         within, _ = OnlineNaturalGradient(2).precondition(x)

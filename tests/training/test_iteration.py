@@ -15,10 +15,11 @@ from ngsgd.data import egs
 from ngsgd.errors import DataError, ModelError, TrainingError
 from ngsgd.network.storage import read_model, write_model
 from ngsgd.network.topology import initial_model
-from ngsgd.training.average import BLOCK, average_arrays, end_iteration, mean
+from ngsgd.training.average import end_iteration
 from ngsgd.training.combine import combine, rescale, suffix_lengths
 from ngsgd.training.diagnose import diagnose
 from ngsgd.training.job import run_job
+from ngsgd.training.model_mean import BLOCK, average_arrays, mean
 from ngsgd.training.plan import AVERAGE, BEST, INSERT, Job
 from ngsgd.training.run import Run
 from ngsgd.training.scoring import score

@@ -32,6 +32,7 @@ def job(path: Path, value: np.ndarray, number: int, iteration: int, frames: int 
         "log_probability": -1.0,
         "max_change_share": {},
         "failure": None,
+        "train_accuracy": 0.5,
     }
     return model(path, value, {"job": record})
 

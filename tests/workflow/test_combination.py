@@ -12,8 +12,8 @@ import torch
 from ngsgd import load_model
 from ngsgd.data.corpus import Subset
 from ngsgd.data.egs import open_archive
-from ngsgd.training.average import average_arrays
 from ngsgd.training.evaluate import score_utterances
+from ngsgd.training.model_mean import average_arrays
 from ngsgd.training.run import Run
 from ngsgd.training.scoring import score
 

@@ -3,14 +3,14 @@
 
 rule combine:
     input:
-        for_combine,
+        INPUTS.combine,
     output:
         "results/{run}/final.safetensors",
         "results/{run}/combination.json",
     log:
         "results/{run}/logs/combine.log",
-    threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    threads: RESOURCES.threads
     resources:
-        **rule_resources("combine"),
+        **RESOURCES.of("combine"),
     script:
         "../scripts/combine.py"

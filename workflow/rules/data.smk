@@ -9,25 +9,25 @@ rule prepare_part:
     log:
         "results/logs/{data}/prepare.{split}of{num}.log",
     resources:
-        **rule_resources("prepare_part"),
+        **RESOURCES.of("prepare_part"),
     params:
-        settings=lambda wildcards: DATA[wildcards.data].of_corpus(),
+        settings=lambda wildcards: CORPORA[wildcards.data].of_corpus(),
     script:
         "../scripts/prepare_part.py"
 
 
 rule assemble:
     input:
-        part_files,
-        infos=part_infos,
+        INPUTS.part_files,
+        infos=INPUTS.part_infos,
     output:
         expand("results/data/{{data}}/{file}", file=CORPUS_FILES),
         info="results/data/{data}/corpus.json",
     log:
         "results/logs/{data}/assemble.log",
     resources:
-        **rule_resources("assemble"),
+        **RESOURCES.of("assemble"),
     params:
-        max_bad_share=lambda wildcards: DATA[wildcards.data].corpus_settings.max_bad_utterance_share,
+        max_bad_share=lambda wildcards: CORPORA[wildcards.data].corpus_settings.max_bad_utterance_share,
     script:
         "../scripts/assemble.py"

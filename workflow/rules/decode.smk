@@ -3,34 +3,34 @@
 
 rule graph:
     input:
-        for_graph,
+        INPUTS.graph,
     output:
         "results/{run}/decoding/graph.fst",
     log:
         "results/{run}/logs/graph.log",
     resources:
-        **rule_resources("graph"),
+        **RESOURCES.of("graph"),
     script:
         "../scripts/make_graph.py"
 
 
 rule decode:
     input:
-        for_decode,
+        INPUTS.decode,
     output:
         "results/{run}/decoding/{split}of{num}.json",
     log:
         "results/{run}/logs/decode/{split}of{num}.log",
-    threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    threads: RESOURCES.threads
     resources:
-        **rule_resources("decode"),
+        **RESOURCES.of("decode"),
     shell:
         "ngsgd decode results/{wildcards.run} {wildcards.split} 2> {log}"
 
 
 rule score_lm_weights:
     input:
-        lm_weight_inputs,
+        INPUTS.score_lm_weights,
     output:
         "results/{run}/decoding/lm_weights.tsv",
     log:

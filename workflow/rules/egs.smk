@@ -4,60 +4,60 @@
 
 rule transform:
     input:
-        info=egs_corpus,
+        info=INPUTS.corpus_of_examples,
     output:
         transform="results/egs/{egs}/transform.npy",
     log:
         "results/logs/{egs}/transform.log",
     resources:
-        **rule_resources("transform"),
+        **RESOURCES.of("transform"),
     params:
-        settings=lambda wildcards: EGS[wildcards.egs].of_examples(),
+        settings=lambda wildcards: EXAMPLES[wildcards.egs].of_examples(),
     script:
         "../scripts/transform.py"
 
 
 rule distribute:
     input:
-        info=egs_corpus,
+        info=INPUTS.corpus_of_examples,
     output:
         distributed=temp("results/egs/{egs}/distributed/{split}of{num}.npy"),
     log:
         "results/logs/{egs}/distribute.{split}of{num}.log",
     resources:
-        **rule_resources("distribute"),
+        **RESOURCES.of("distribute"),
     params:
-        settings=lambda wildcards: EGS[wildcards.egs].of_examples(),
+        settings=lambda wildcards: EXAMPLES[wildcards.egs].of_examples(),
     script:
         "../scripts/distribute.py"
 
 
 rule shuffle:
     input:
-        info=egs_corpus,
-        distributed=distributed,
+        info=INPUTS.corpus_of_examples,
+        distributed=INPUTS.distributed,
     output:
         archive="results/egs/{egs}/archives/{archive}.npy",
     log:
         "results/logs/{egs}/shuffle.{archive}.log",
     resources:
-        **rule_resources("shuffle"),
+        **RESOURCES.of("shuffle"),
     params:
-        settings=lambda wildcards: EGS[wildcards.egs].of_examples(),
+        settings=lambda wildcards: EXAMPLES[wildcards.egs].of_examples(),
     script:
         "../scripts/shuffle.py"
 
 
 rule sample:
     input:
-        info=egs_corpus,
+        info=INPUTS.corpus_of_examples,
     output:
         examples="results/egs/{egs}/{subset}-{frames}.npy",
     log:
         "results/logs/{egs}/{subset}-{frames}.log",
     resources:
-        **rule_resources("sample"),
+        **RESOURCES.of("sample"),
     params:
-        settings=lambda wildcards: EGS[wildcards.egs].of_examples(),
+        settings=lambda wildcards: EXAMPLES[wildcards.egs].of_examples(),
     script:
         "../scripts/sample.py"

@@ -3,15 +3,15 @@
 
 rule diagnose:
     input:
-        for_diagnose,
+        INPUTS.diagnose,
     output:
         "results/{run}/diagnostics/{iteration}.json",
     log:
         "results/{run}/logs/diagnose/{iteration}.log",
-    threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    threads: RESOURCES.threads
     resources:
-        **rule_resources("diagnose"),
-        **KEEP,
+        **RESOURCES.of("diagnose"),
+        **RESOURCES.keep,
     shell:
         "ngsgd diagnose results/{wildcards.run} {wildcards.iteration}"
         " --keep-last {resources.keep_last} --keep-every {resources.keep_every} 2> {log}"
@@ -19,7 +19,7 @@ rule diagnose:
 
 rule metrics:
     input:
-        for_metrics,
+        INPUTS.metrics,
     output:
         report("results/{run}/metrics.tsv", caption="../report/metrics.rst", category="{run}"),
     log:
@@ -30,13 +30,13 @@ rule metrics:
 
 rule evaluate:
     input:
-        for_evaluate,
+        INPUTS.evaluate,
     output:
         report("results/{run}/evaluation.json", caption="../report/evaluation.rst", category="{run}"),
     log:
         "results/{run}/logs/evaluate.log",
-    threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    threads: RESOURCES.threads
     resources:
-        **rule_resources("evaluate"),
+        **RESOURCES.of("evaluate"),
     script:
         "../scripts/evaluate.py"

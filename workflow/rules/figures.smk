@@ -3,7 +3,7 @@
 
 rule convergence:
     input:
-        metrics_of_all_runs,
+        INPUTS.metrics_of_all_runs,
     output:
         report("results/{run}/figures/convergence.png", caption="../report/convergence.rst", category="{run}"),
     log:

@@ -1,11 +1,11 @@
 # The plan of a run, and the model that it starts from.
 
 
-# Sees that the run's folder holds nothing but what the settings and data in force made: everything that is made in a
-# run comes after it. Its output is named after the settings, so that its absence tells of their change.
+# Makes sure that the run's folder holds only results of the current settings and data: everything else in a run comes
+# after it. Its output is named after the settings, so that it is missing if they change.
 checkpoint activate_recipe:
     input:
-        run_corpus,
+        INPUTS.corpus_of_run,
     output:
         "results/{run}/recipe/{key}.json",
     log:
@@ -21,7 +21,7 @@ checkpoint activate_recipe:
 
 rule plan:
     input:
-        for_plan,
+        INPUTS.plan,
     output:
         "results/{run}/plan.tsv",
         "results/{run}/settings.json",
@@ -33,14 +33,12 @@ rule plan:
 
 rule initial_model:
     input:
-        for_initial_model,
+        INPUTS.initial_model,
     output:
         "results/{run}/models/0.safetensors",
     log:
         "results/{run}/logs/initial_model.log",
     params:
-        origin=lambda wildcards: (
-            str(initial_model_path(RUNS[wildcards.run].settings)) if RUNS[wildcards.run].origin else None
-        ),
+        origin=lambda wildcards: initial_model_path(RUNS[wildcards.run].settings),
     script:
         "../scripts/initial_model.py"

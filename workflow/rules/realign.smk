@@ -3,54 +3,54 @@
 
 rule adjust_priors:
     input:
-        for_adjust_priors,
+        INPUTS.adjust_priors,
     output:
         "results/{run}/alignments/{alignment}/model.safetensors",
     log:
         "results/{run}/logs/align/{alignment}.priors.log",
-    threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    threads: RESOURCES.threads
     resources:
-        **rule_resources("adjust_priors"),
+        **RESOURCES.of("adjust_priors"),
     script:
         "../scripts/adjust_priors.py"
 
 
 rule align:
     input:
-        for_align,
+        INPUTS.align,
     output:
         "results/{run}/alignments/{alignment}/splits/{split}of{num}.train.npy",
         "results/{run}/alignments/{alignment}/splits/{split}of{num}.valid.npy",
     log:
         "results/{run}/logs/align/{alignment}.{split}of{num}.log",
-    threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    threads: RESOURCES.threads
     resources:
-        **rule_resources("align"),
+        **RESOURCES.of("align"),
     shell:
         "ngsgd align results/{wildcards.run} {wildcards.alignment} {wildcards.split} 2> {log}"
 
 
 rule relabel:
     input:
-        for_relabel,
+        INPUTS.relabel,
     output:
         "results/{run}/alignments/{alignment}/archives/{archive}.npy",
     log:
         "results/{run}/logs/align/{alignment}.archive{archive}.log",
     resources:
-        **rule_resources("relabel"),
+        **RESOURCES.of("relabel"),
     script:
         "../scripts/relabel.py"
 
 
 rule relabel_diagnostics:
     input:
-        for_relabel_diagnostics,
+        INPUTS.relabel_diagnostics,
     output:
         "results/{run}/diagnostics/labels/{alignment}.{scored}.npy",
     log:
         "results/{run}/logs/align/{alignment}.{scored}.log",
     resources:
-        **rule_resources("relabel_diagnostics"),
+        **RESOURCES.of("relabel_diagnostics"),
     script:
         "../scripts/relabel_diagnostics.py"

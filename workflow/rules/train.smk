@@ -3,19 +3,18 @@
 
 rule train:
     input:
-        for_train,
+        INPUTS.train,
     output:
         "results/{run}/jobs/{iteration}.{job}.safetensors",
     log:
         "results/{run}/logs/train/{iteration}.{job}.log",
-    # Before all that only tells how good a model is. Not so in a study, where that makes hundreds of jobs wait, all of
-    # which Snakemake looks at each time that it starts some.
+    # Training goes before diagnostics. Not in a study, where hundreds of waiting diagnostics slow Snakemake's scheduler.
     priority: 0 if STUDY else 1
-    threads: lambda wildcards: RUNS[wildcards.run].settings.threads
+    threads: RESOURCES.threads
     resources:
-        **rule_resources("train"),
-        attempts_left=attempts_left,
-        min_jobs=MIN_JOBS,
+        **RESOURCES.of("train"),
+        **RESOURCES.min_jobs,
+        attempts_left=RESOURCES.attempts_left,
     shell:
         "ngsgd train results/{wildcards.run} {wildcards.iteration} {wildcards.job} 2> {log}"
         " || ngsgd failed results/{wildcards.run} {wildcards.iteration} {wildcards.job}"
@@ -24,17 +23,17 @@ rule train:
 
 rule average:
     input:
-        for_average,
+        INPUTS.average,
     output:
         "results/{run}/models/{next}.safetensors",
         "results/{run}/reports/{next}.json",
     log:
         "results/{run}/logs/average/{next}.log",
-    # It fails for what does not go away, or takes the jobs that it did not find again.
+    # Retrying cannot help: the failure is permanent, or jobs must run again first.
     retries: 0
     resources:
-        **KEEP,
-        min_jobs=MIN_JOBS,
+        **RESOURCES.keep,
+        **RESOURCES.min_jobs,
     shell:
         "ngsgd end-iteration results/{wildcards.run} $(({wildcards.next} - 1)) --min-jobs {resources.min_jobs}"
         " --keep-last {resources.keep_last} --keep-every {resources.keep_every} 2> {log}"

@@ -58,6 +58,7 @@ def _failed(arguments: argparse.Namespace) -> None:
 def _end_iteration(arguments: argparse.Namespace) -> None:
     from ngsgd.network.storage import read_header
     from ngsgd.training.average import end_iteration
+    from ngsgd.training.averaging_rules import make_averaging_rule
     from ngsgd.training.lost_jobs import jobs_after_losses, lost_jobs_in_history, record_lost_jobs
     from ngsgd.training.progress import Reporter
     from ngsgd.training.run import Run
@@ -69,9 +70,9 @@ def _end_iteration(arguments: argparse.Namespace) -> None:
     lost = record_lost_jobs(jobs, outputs, run.ledger, arguments.min_jobs or None)
     models = [output for job, output in zip(jobs, outputs, strict=True) if job.job not in lost]
     gap = run.settings.max_log_probability_gap
-    step = run.settings.outer_step()
-    momenta = (run.momentum(x), run.momentum(x + 1)) if step.momentum else None
-    end_iteration(models, run.model(x), gap, run.model(x + 1), run.report(x + 1), lost, step, momenta)
+    rule = make_averaging_rule(run.settings)
+    momenta = (run.momentum(x), run.momentum(x + 1)) if rule.has_state else None
+    end_iteration(models, run.model(x), gap, run.model(x + 1), run.report(x + 1), lost, rule, momenta)
     reporter.done()
     _prune(run, arguments, needed=[x + 1])
 

@@ -22,7 +22,7 @@ from ngsgd.network.components import Splice
 from ngsgd.network.model import AcousticModel, load_model
 from ngsgd.network.nnet2 import TRANSITIONS, from_nnet2, to_nnet2
 from ngsgd.network.storage import Rows
-from ngsgd.training.average import mean
+from ngsgd.training.model_mean import mean
 
 log = logging.getLogger(__name__)
 

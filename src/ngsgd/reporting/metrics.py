@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ngsgd.training.job_record import metric_columns
 from ngsgd.training.plan import Job, read_plan
 from ngsgd.training.progress import read_progress
 from ngsgd.training.run import Run
@@ -57,7 +58,6 @@ def metrics_table(run: Run) -> pd.DataFrame:
 def _iteration(jobs: Sequence[Job], report: dict[str, Any]) -> dict[str, Any]:
     records = report["records"]
     used = [record for record in records if record["job"] in report["jobs"]]
-    shares = [share for record in used for share in record["max_change_share"].values()]
     left_out = [f"job {record['job']} left out: {record['left_out']}" for record in records if record["left_out"]]
     lost = [f"job {n} lost: {reason}" for n, reason in report["lost"].items()]
     return {
@@ -67,8 +67,7 @@ def _iteration(jobs: Sequence[Job], report: dict[str, Any]) -> dict[str, Any]:
         "minibatch_size": jobs[0].minibatch_size,
         "action": jobs[0].action,
         "alignment": jobs[0].alignment,
-        "job_log_probability": sum(r["log_probability"] for r in used) / len(used),
-        "max_change_share": sum(shares) / max(1, len(shares)),
+        **metric_columns(used),
         "relative_change": max(report["relative_change"].values(), default=0.0),
         "warning": "; ".join([*lost, *left_out]),
     }

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from ngsgd.memory import tune_allocator
 from ngsgd.network.model import AcousticModel, load_model
 from ngsgd.network.topology import insert_hidden_layer
 from ngsgd.optim.ngsgd import NGSGD, Method
+from ngsgd.training.job_record import JobRecord
 from ngsgd.training.plan import INSERT, Job
 from ngsgd.training.progress import Reporter
 from ngsgd.training.scoring import check_fit, check_labels
@@ -96,7 +98,7 @@ def run_job(
         failure = "the parameters are not finite"
     if failure:
         log.warning("iteration %d job %d: %s", job.iteration, job.job, failure)
-    model.history = model.history | {"job": job._asdict() | monitor.summary() | {"failure": failure}}
+    model.history = model.history | {"job": job._asdict() | asdict(monitor.record(failure))}
     model.save(output)
     reporter.done(monitor.frames, monitor.objective)
 
@@ -235,14 +237,18 @@ class JobMonitor:
         )
         self._block_objective, self._block_frames, self._block_start = 0.0, 0, time.perf_counter()
 
-    def summary(self) -> dict[str, Any]:
-        """Returns the job's results for averaging and diagnostics."""
+    def record(self, failure: str | None) -> JobRecord:
+        """Returns how the job went.
+
+        Args:
+            failure: why its model must not be used; None if it can be.
+        """
         frames = max(1, self.frames)
-        return {
-            "frames": self.frames,
-            "log_probability": self.objective / frames,
-            "train_accuracy": self.correct / frames,
-            "max_change_share": {
-                name.removeprefix("components."): share for name, share in self._optimizer.max_change_share().items()
-            },
-        }
+        shares = self._optimizer.max_change_share()
+        return JobRecord(
+            frames=self.frames,
+            log_probability=self.objective / frames,
+            train_accuracy=self.correct / frames,
+            max_change_share={name.removeprefix("components."): share for name, share in shares.items()},
+            failure=failure,
+        )

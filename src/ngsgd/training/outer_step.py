@@ -14,21 +14,26 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ngsgd.errors import ModelError
 from ngsgd.network.storage import Arrays, Header, read_model, write_model
+from ngsgd.training.averaging_rules import JobModels, register_averaging_rule
+
+if TYPE_CHECKING:
+    from ngsgd.training.settings import OuterStepSettings
 
 Weights = Literal["equal", "frames", "rescaled"]
 STATISTICS = ("running_mean", "running_var")  # averaged without an outer step, since they are no parameters
 
 
+@register_averaging_rule("outer-step")
 @dataclass(frozen=True)
 class OuterStep:
-    """Settings of the outer step; see ``config/README.md``.
+    """The averaging rule ``outer-step``; its state is V_t.
 
     Attributes:
         lrate: eta.
@@ -43,6 +48,24 @@ class OuterStep:
     nesterov: bool = False
     trust_region: float | None = None
     weights: Weights = "equal"
+
+    advice: ClassVar[str] = "lower outer_lrate or outer_momentum"
+
+    @classmethod
+    def from_settings(cls, s: OuterStepSettings) -> OuterStep:
+        return cls(s.outer_lrate, s.outer_momentum, s.outer_nesterov, s.outer_trust_region, s.job_weights)
+
+    @property
+    def has_state(self) -> bool:
+        return self.momentum != 0.0
+
+    def next_model(self, before: Arrays, jobs: JobModels, state: Arrays) -> tuple[Arrays, Arrays]:
+        """Returns W_{t+1} and V_t; see `AveragingRule.next_model`."""
+        weights, factor = job_weights(self.weights, jobs.frames)
+        average = jobs.mean(weights)
+        if factor != 1.0:
+            average = scale_change(before, average, factor)
+        return (average, {}) if self.is_average else apply_outer_step(before, average, state, self)
 
     @property
     def is_average(self) -> bool:

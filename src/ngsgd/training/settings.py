@@ -17,7 +17,6 @@ from ngsgd.declare import Stage, declared, setting
 from ngsgd.errors import ConfigError
 from ngsgd.files import digest, file_stamp, resolve_path, scp_targets
 from ngsgd.network.splices import Splices, context, parse_splice_indexes
-from ngsgd.training.outer_step import OuterStep
 
 if TYPE_CHECKING:
     from ngsgd.data.corpora import CorpusSettings
@@ -234,6 +233,9 @@ class OuterStepSettings:
     the model changes by eta V. By default (eta 1, mu 0) the next model is the average itself.
     """
 
+    averaging_rule: str = setting(
+        "outer-step", "How the models of an iteration's jobs become the next model.", stage="training"
+    )
     job_weights: Literal["equal", "frames", "rescaled"] = setting(
         "equal",
         "Weights of the jobs' models in the average: `equal`; `frames`, proportional to the frames that each job was "
@@ -374,12 +376,6 @@ class Settings(
         from ngsgd.data.corpora import corpus_settings
 
         return corpus_settings(self.corpus, self.corpus_values)
-
-    def outer_step(self) -> OuterStep:
-        """What is made of the average of an iteration's jobs."""
-        return OuterStep(
-            self.outer_lrate, self.outer_momentum, self.outer_nesterov, self.outer_trust_region, self.job_weights
-        )
 
     def splices(self) -> Splices:
         return parse_splice_indexes(self.splice_indexes)

@@ -22,6 +22,7 @@ from ngsgd.data.corpora import CorpusSettings, corpora
 from ngsgd.declare import Setting, declared, defaults
 from ngsgd.errors import ConfigError
 from ngsgd.files import write_text
+from ngsgd.training.averaging_rules import averaging_rules
 from ngsgd.training.execution import CALL_SETTINGS, Execution
 from ngsgd.training.lrate_schedules import SCHEDULES
 from ngsgd.training.settings import SECTIONS, Settings
@@ -43,6 +44,7 @@ def config_schema() -> dict[str, Any]:
         for name, setting in declared(section).items():
             properties.setdefault(name, setting.schema or _property(hints[name], setting))
     properties["lrate_schedule"] = {"enum": sorted(SCHEDULES)}
+    properties["averaging_rule"] = {"enum": list(averaging_rules())}
     properties["runs"] = RUNS_SCHEMA
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -1,0 +1,54 @@
+"""What happens to training jobs that fail, or keep the others of their iteration waiting, on a cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ngsgd.training.execution import Execution
+from ngsgd.training.lost_jobs import StragglerMonitor, jobs_after_losses, read_lost_jobs, record_failure
+from ngsgd.training.run import Run
+from ngsgd.workflow.plans import Plans
+
+
+class TrainingJobPolicy:
+    """Lets iterations do without lost jobs, as ``min_jobs`` and ``straggler_timeout`` allow.
+
+    The executor calls its methods with Snakemake's jobs.
+
+    Args:
+        runs: the runs by name.
+        plans: their plans.
+        execution: the settings of the call.
+
+    Attributes:
+        failure_reasons: by the path of a job's log, why the job failed.
+    """
+
+    def __init__(self, runs: Mapping[str, Run], plans: Plans, execution: Execution) -> None:
+        self._runs, self._plans, self._execution = runs, plans, execution
+        self.failure_reasons: dict[str, str] = {}
+        self._stragglers: StragglerMonitor | None = None
+        if execution.straggler_timeout is not None and execution.min_jobs is not None:
+            self._stragglers = StragglerMonitor(execution.straggler_timeout, execution.min_jobs)
+
+    def on_failure(self, job: Any, reason: str, attempts_left: int) -> bool:
+        """Records the failure of a job, and returns whether the workflow goes on without it."""
+        if not job.is_group():
+            self.failure_reasons[str(job.log[0])] = reason
+        if job.is_group() or job.rule.name != "train":
+            return False
+        run, x, number = self._runs[job.wildcards.run], int(job.wildcards.iteration), int(job.wildcards.job)
+        # Jobs may have been lost since the call made its plan, which changes what later jobs train on.
+        lost = {(lost.iteration, lost.job) for lost in read_lost_jobs(run.ledger)}
+        row = next(row for row in jobs_after_losses(run.plan, x, lost) if row.job == number)
+        return record_failure(run, row, reason, attempts_left, self._execution.min_jobs)
+
+    def is_straggler(self, job: Any) -> bool:
+        """Returns whether the iteration of a training job has waited for it long enough."""
+        if self._stragglers is None or job.is_group() or job.rule.name != "train":
+            return False
+        run, x = self._runs[job.wildcards.run], int(job.wildcards.iteration)
+        outputs = [run.job(x, row.job) for row in self._plans.iteration(job.wildcards.run, x)]
+        return self._stragglers.overdue(outputs, time.monotonic())

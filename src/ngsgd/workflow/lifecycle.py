@@ -1,0 +1,116 @@
+"""What happens at the start and at the end of a call."""
+
+from __future__ import annotations
+
+import json
+import queue
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ngsgd.files import remove_abandoned
+from ngsgd.forkserver.server import start as start_fork_server
+from ngsgd.locks import RunLock, announce_scheduler
+from ngsgd.training.execution import Execution
+from ngsgd.training.plan import read_plan
+from ngsgd.training.pruning import prune
+from ngsgd.training.run import Run
+from ngsgd.workflow.plans import Plans
+from ngsgd.workflow.snakemake_call import SnakemakeCall
+
+RESULTS = Path("results")
+
+
+def start_call(lock: RunLock, call: SnakemakeCall, cancel_former_jobs: Any) -> None:
+    """Takes the lock of ``results``, ends jobs of a call that has died, and starts the fork server.
+
+    Args:
+        lock: the lock, made before the workflow looked at ``results``.
+        call: the call of Snakemake.
+        cancel_former_jobs: cancels what an earlier call left on the cluster, and returns whether it could.
+
+    Raises:
+        NgsgdError: another call is at work, or jobs of an earlier call cannot be cancelled.
+    """
+    handle_signal_in_thread(signal.SIGTERM)
+    lock.claim()
+    announce_scheduler()
+    cancelled = cancel_former_jobs()
+    # Unless they were cancelled, jobs of a call that has died may still be writing on other machines.
+    remove_abandoned(RESULTS, elsewhere=cancelled)
+    if not call.on_cluster:
+        start_fork_server()
+
+
+def handle_signal_in_thread(number: int) -> None:
+    """Runs Snakemake's handler of a signal in a thread.
+
+    A handler runs in the main thread, between any two of its instructions. Snakemake's handler waits for the
+    scheduler's lock, and would wait for ever if the main thread holds it.
+    """
+    handler = signal.getsignal(number)
+    if not callable(handler):  # Snakemake sets none outside of the main thread
+        return
+    received: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+
+    def listen() -> None:
+        while True:
+            handler(*received.get())
+
+    threading.Thread(target=listen, daemon=True).start()
+    signal.signal(number, lambda *arguments: received.put(arguments))
+
+
+def report_errors(snakemake_log: str | Path, reasons: Mapping[str, str]) -> None:
+    """Prints the last line of each failed job's log, so that it is the last thing that a failed call prints.
+
+    Args:
+        snakemake_log: Snakemake's log.
+        reasons: by the path of a job's log, why the job failed, where the cluster knows it.
+    """
+    text = Path(snakemake_log).read_text(encoding="utf-8", errors="replace")
+    printed: set[str] = set()
+    for log in dict.fromkeys(re.findall(r"^ *log: (\S+) \(check log", text, flags=re.MULTILINE)):
+        lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines() if Path(log).exists() else []
+        errors = [line for line in lines if line.startswith("error: ")]
+        reason = reasons.get(log, "a job was killed, or crashed")
+        # Several jobs of a fan-out may fail for the same reason.
+        for line in errors or [f"error: {reason}: its log is {log}"]:
+            if line not in printed:
+                print(line, file=sys.stderr)
+            printed.add(line)
+
+
+def finish_call(runs: Mapping[str, Run], plans: Plans, call: SnakemakeCall, execution: Execution) -> None:
+    """Removes what is not kept once everything is made, and prints the result of each run."""
+    # Snakemake forgets temporary files if it is killed before it has removed them.
+    for folder in RESULTS.glob("egs/*/distributed"):
+        shutil.rmtree(folder, ignore_errors=True)
+    planned = [run for name, run in runs.items() if plans.is_planned(name)]
+    finished = [run for run in planned if run.evaluation.exists() and run.plan.exists()]
+    for run in finished:
+        num_models = plans.num_iterations(run.folder.name) + 1
+        targets = [x for x in range(num_models) if call.is_target(str(run.model(x)))]
+        prune(run, read_plan(run.plan), execution.keeping, targets, idle=True)
+    if not execution.keep_examples and len(finished) == len(runs):
+        for run in finished:
+            shutil.rmtree(run.examples / "archives", ignore_errors=True)
+    for run in planned:
+        if run.evaluation.exists():
+            print(describe_result(run), file=sys.stderr)
+
+
+def describe_result(run: Run) -> str:
+    """One line with the test scores of a run's final model."""
+    scores = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    unit = next((unit for unit in ("word", "phone") if f"{unit}_error_rate" in scores), None)
+    words = f", {unit} error rate {scores[f'{unit}_error_rate']:.2%}" if unit else ""
+    return (
+        f"{run.folder.name}: on the test set log-probability {scores['log_probability']:.3f} per frame, "
+        f"accuracy {scores['accuracy']:.1%}{words}; {run.folder}/figures/convergence.png"
+    )
