@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env run config test test-all bench paper outer clean
+.PHONY: env run config docs test test-all bench paper outer clean
 
 env: .venv/.ready
 
@@ -20,6 +20,10 @@ run: env
 # Writes the schema, config/config.yaml and config/README.md again, from the declarations of the settings.
 config: env
 	$(BIN)/python -m ngsgd.workflow.configuration
+
+# Makes the pictures of docs/architecture.md again; needs the results of `make run`.
+docs: run
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/architecture_pictures.py
 
 test: env
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 -m "not slow"

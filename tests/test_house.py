@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import subprocess
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = ("kaldi", "ops", "optim", "network", "data", "training", "reporting", "study", "cli")
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -29,6 +27,8 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ("ruff", "check", "."),
         ("mypy", "--strict", "src"),
         ("snakefmt", "--check", "Snakefile", "workflow"),
+        ("lint-imports",),
+        ("typos",),
     ],
     ids=" ".join,
 )
@@ -44,28 +44,9 @@ def test_the_workflow_has_no_lints() -> None:
     assert lints == {"Specify a conda environment or container for each rule.:"}
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "src/ngsgd").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT / "src"))
-)
-def test_imports_go_down_the_layers(path: Path) -> None:
-    names = imports(path)
-    assert not any(name.split(".")[0] == "snakemake" for name in names)
-    layer = path.parent.name
-    if layer in LAYERS:
-        above = LAYERS[LAYERS.index(layer) + 1 :]
-        assert [name for name in names if name.startswith(tuple(f"ngsgd.{a}" for a in above))] == []
-    if layer == "optim":
-        assert [n for n in names if n.startswith("ngsgd.") and not n.startswith(("ngsgd.optim", "ngsgd.ops"))] == []
+def test_c_is_formatted() -> None:
+    outcome = run("clang-format", "--dry-run", "--Werror", *map(str, sorted(ROOT.glob("src/ngsgd/ops/cpu/*.[ch]"))))
+    assert outcome.returncode == 0, outcome.stderr
 
 
 HEAVY = {

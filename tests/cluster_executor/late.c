@@ -15,7 +15,7 @@
 
 static __thread int inside;
 
-static int own[4096][2];  // device and inode of files that this process created
+static int own[4096][2]; // device and inode of files that this process created
 static int owned;
 
 static int late(int dir, const char *path) {
@@ -44,10 +44,14 @@ static int late(int dir, const char *path) {
     return age < atof(getenv("LATE_SECONDS")) * (getenv("SLURM_JOB_ID") ? 4 : 1);
 }
 
-#define NEXT(name) \
-    static __typeof__(&name) next; \
+#define NEXT(name)                                                                                                     \
+    static __typeof__(&name) next;                                                                                     \
     if (!next) next = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
-#define HIDE(dir, path) if (late(dir, path)) { errno = ENOENT; return -1; }
+#define HIDE(dir, path)                                                                                                \
+    if (late(dir, path)) {                                                                                             \
+        errno = ENOENT;                                                                                                \
+        return -1;                                                                                                     \
+    }
 
 static int opened(int fd, int flags) {
     struct stat s;
@@ -60,26 +64,61 @@ static int opened(int fd, int flags) {
 
 static int mode_of(int flags, va_list rest) { return flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, int) : 0; }
 
-#define OPEN(name) \
-    int name(const char *path, int flags, ...) { \
-        va_list rest; va_start(rest, flags); int mode = mode_of(flags, rest); va_end(rest); \
-        NEXT(name); HIDE(AT_FDCWD, path) return opened(next(path, flags, mode), flags); }
+#define OPEN(name)                                                                                                     \
+    int name(const char *path, int flags, ...) {                                                                       \
+        va_list rest;                                                                                                  \
+        va_start(rest, flags);                                                                                         \
+        int mode = mode_of(flags, rest);                                                                               \
+        va_end(rest);                                                                                                  \
+        NEXT(name);                                                                                                    \
+        HIDE(AT_FDCWD, path) return opened(next(path, flags, mode), flags);                                            \
+    }
 OPEN(open)
 OPEN(open64)
-#define OPENAT(name) \
-    int name(int dir, const char *path, int flags, ...) { \
-        va_list rest; va_start(rest, flags); int mode = mode_of(flags, rest); va_end(rest); \
-        NEXT(name); HIDE(dir, path) return opened(next(dir, path, flags, mode), flags); }
+#define OPENAT(name)                                                                                                   \
+    int name(int dir, const char *path, int flags, ...) {                                                              \
+        va_list rest;                                                                                                  \
+        va_start(rest, flags);                                                                                         \
+        int mode = mode_of(flags, rest);                                                                               \
+        va_end(rest);                                                                                                  \
+        NEXT(name);                                                                                                    \
+        HIDE(dir, path) return opened(next(dir, path, flags, mode), flags);                                            \
+    }
 OPENAT(openat)
 OPENAT(openat64)
-int stat(const char *path, struct stat *s) { NEXT(stat); HIDE(AT_FDCWD, path) return next(path, s); }
-int stat64(const char *path, struct stat64 *s) { NEXT(stat64); HIDE(AT_FDCWD, path) return next(path, s); }
-int lstat(const char *path, struct stat *s) { NEXT(lstat); HIDE(AT_FDCWD, path) return next(path, s); }
-int lstat64(const char *path, struct stat64 *s) { NEXT(lstat64); HIDE(AT_FDCWD, path) return next(path, s); }
-int fstatat(int d, const char *path, struct stat *s, int f) { NEXT(fstatat); HIDE(d, path) return next(d, path, s, f); }
+int stat(const char *path, struct stat *s) {
+    NEXT(stat);
+    HIDE(AT_FDCWD, path) return next(path, s);
+}
+int stat64(const char *path, struct stat64 *s) {
+    NEXT(stat64);
+    HIDE(AT_FDCWD, path) return next(path, s);
+}
+int lstat(const char *path, struct stat *s) {
+    NEXT(lstat);
+    HIDE(AT_FDCWD, path) return next(path, s);
+}
+int lstat64(const char *path, struct stat64 *s) {
+    NEXT(lstat64);
+    HIDE(AT_FDCWD, path) return next(path, s);
+}
+int fstatat(int d, const char *path, struct stat *s, int f) {
+    NEXT(fstatat);
+    HIDE(d, path) return next(d, path, s, f);
+}
 int fstatat64(int d, const char *path, struct stat64 *s, int f) {
-    NEXT(fstatat64); HIDE(d, path) return next(d, path, s, f); }
-int access(const char *path, int mode) { NEXT(access); HIDE(AT_FDCWD, path) return next(path, mode); }
-int faccessat(int d, const char *path, int m, int f) { NEXT(faccessat); HIDE(d, path) return next(d, path, m, f); }
+    NEXT(fstatat64);
+    HIDE(d, path) return next(d, path, s, f);
+}
+int access(const char *path, int mode) {
+    NEXT(access);
+    HIDE(AT_FDCWD, path) return next(path, mode);
+}
+int faccessat(int d, const char *path, int m, int f) {
+    NEXT(faccessat);
+    HIDE(d, path) return next(d, path, m, f);
+}
 int statx(int d, const char *restrict path, int f, unsigned m, struct statx *restrict s) {
-    NEXT(statx); HIDE(d, path) return next(d, path, f, m, s); }
+    NEXT(statx);
+    HIDE(d, path) return next(d, path, f, m, s);
+}

@@ -21,8 +21,8 @@ void matmul(long M, long N, long K, float alpha, Factor A, Factor B, float beta,
     sgemm(&B.op, &A.op, &N, &M, &K, &alpha, B.data, &B.stride, A.data, &A.stride, &beta, C, &stride);
 }
 
-/* Computes the eigenvalues (R) of a symmetric matrix in ascending order and overwrites Z (R, R) with the eigenvectors, one
-   in each row. `work` holds 1 + 6 R + 2 R^2 elements and `integer_work` 3 + 5 R. Returns 0 on success. */
+/* Computes the eigenvalues (R) of a symmetric matrix in ascending order and overwrites Z (R, R) with the eigenvectors,
+   one in each row. `work` holds 1 + 6 R + 2 R^2 elements and `integer_work` 3 + 5 R. Returns 0 on success. */
 long eigh(double *Z, double *values, double *work, long *integer_work, long R) {
     long work_size = 1 + 6 * R + 2 * R * R, integer_work_size = 3 + 5 * R, failed = 0;
     dsyevd("V", "L", &R, Z, &R, values, work, &work_size, integer_work, &integer_work_size, &failed);

@@ -1,4 +1,5 @@
-/* The update of a Fisher estimate. ngsgd.optim.online derives the formulas; ngsgd.ops.reference is the same in PyTorch. */
+/* The update of a Fisher estimate. ngsgd.optim.online derives the formulas; ngsgd.ops.reference is the same in PyTorch.
+ */
 
 #include "kernels.h"
 
@@ -12,7 +13,8 @@ INLINE void compute_e(const double *restrict d, double rho, double alpha, long D
     for (long i = 0; i < R; i++) e[i] = 1.0 / (beta / d[i] + 1.0);
 }
 
-/* Computes Z_t (R, R), divided by its trace if that is above 1, given K_t and L_t (R, R); scratch (R). Returns the trace. */
+/* Computes Z_t (R, R), divided by its trace if that is above 1, given K_t and L_t (R, R); scratch (R). Returns the
+ * trace. */
 static KERNEL double compute_Z(const float *restrict K, const float *restrict L, const double *restrict d, double rho,
                                double alpha, double eta, long N, long D, double *restrict scratch, double *restrict Z,
                                long R) {
@@ -37,8 +39,8 @@ static KERNEL double compute_Z(const float *restrict K, const float *restrict L,
    Z_t in ascending order, its eigenvectors as the rows of U (R, R), and the trace by which it was divided; scratch (R).
    Returns rho_{t+1}. needs_reorthogonalizing says whether rounding may have cost R_{t+1} its orthonormal rows. */
 static KERNEL double solve_update(FisherUpdate *update, const double *restrict values, const double *restrict U,
-                                  double trace, double tr_XX, long N, long D, double *restrict scratch, float *restrict A,
-                                  float *restrict B, long R) {
+                                  double trace, double tr_XX, long N, long D, double *restrict scratch,
+                                  float *restrict A, float *restrict B, long R) {
     const double *restrict d = update->d_t;
     double *restrict d_1 = update->d_1, rho = update->rho_t, alpha = update->alpha;
     double l = update->eta / N, keep = 1.0 - update->eta;
@@ -91,8 +93,8 @@ static int is_orthonormal(const float *W, const double *d, double rho, double al
 }
 
 /* Computes F_{t+1} from F_t and a minibatch X (N, D), given H = X W_t^T (N, R), W_t (R, D) and tr(X X^T). */
-void update_fisher(FisherUpdate *update, const float *X, long N, long D, long stride, const float *H, const float *W, long R,
-                   double tr_XX) {
+void update_fisher(FisherUpdate *update, const float *X, long N, long D, long stride, const float *H, const float *W,
+                   long R, double tr_XX) {
     long work_size = 1 + 6 * R + 2 * R * R, integer_work_size = 3 + 5 * R;
     double *Z = allocate((R * R + 2 * R + work_size) * sizeof(double) + integer_work_size * sizeof(long) +
                          (R * D + 3 * R * R + R) * sizeof(float));
@@ -100,7 +102,8 @@ void update_fisher(FisherUpdate *update, const float *X, long N, long D, long st
     if (!Z) return;
     double *values = Z + R * R, *scratch = values + R, *work = scratch + R;
     long *integer_work = (long *)(work + work_size);
-    float *J = (float *)(integer_work + integer_work_size), *K = J + R * D, *L = K + R * R, *A = L + R * R, *B = A + R * R;
+    float *J = (float *)(integer_work + integer_work_size), *K = J + R * D, *L = K + R * R, *A = L + R * R,
+          *B = A + R * R;
 
     matmul(R, D, N, 1.0f, TRANSPOSED(H, R), MATRIX(X, stride), 0.0f, J, D);
     matmul(R, R, D, 1.0f, MATRIX(J, D), TRANSPOSED(J, D), 0.0f, K, R);
@@ -110,7 +113,8 @@ void update_fisher(FisherUpdate *update, const float *X, long N, long D, long st
         matmul(R, R, D, 1.0f, MATRIX(W, D), TRANSPOSED(J, D), 0.0f, L, R);
     double trace = compute_Z(K, L, update->d_t, update->rho_t, update->alpha, update->eta, N, D, scratch, Z, R);
     update->status = isfinite(trace) && isfinite(tr_XX) ? FISHER_UPDATED : FISHER_NOT_FINITE;
-    if (update->status == FISHER_UPDATED && eigh(Z, values, work, integer_work, R)) update->status = FISHER_NO_CONVERGENCE;
+    if (update->status == FISHER_UPDATED && eigh(Z, values, work, integer_work, R))
+        update->status = FISHER_NO_CONVERGENCE;
     if (update->status == FISHER_UPDATED) {
         update->rho_1 = solve_update(update, values, Z, trace, tr_XX, N, D, scratch, A, B, R);
         for (long i = 0; i < R; i++)

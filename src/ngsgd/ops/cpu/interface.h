@@ -1,16 +1,17 @@
 /* The interface between the kernels in C and their Python bindings. The build generates the bindings from this file
    (build_bindings.py), so that each structure and constant is declared here and nowhere else.
 
-   Matrices are float32 in row-major order; `stride` is the distance from the start of one row to the start of the next one,
-   in elements. Python allocates every array and fills in every pointer. */
+   Matrices are float32 in row-major order; `stride` is the distance from the start of one row to the start of the next
+   one, in elements. Python allocates every array and fills in every pointer. */
 
 /* The values of Layer.norm: how a layer's outputs z (N, k G) become its output. */
 enum { NO_NORM, TWO_NORM, NORMALIZED_TWO_NORM };
 
 /* The fixed transform below the lowest trained layer. */
 typedef struct {
-    long D;                /* of the input x (N, D), or x (B, T, D) where frames are spliced */
-    const long *positions; /* (P, K): the frames spliced for each of P positions of an example; NULL: x is used as it is */
+    long D; /* of the input x (N, D), or x (B, T, D) where frames are spliced */
+    const long
+        *positions; /* (P, K): the frames spliced for each of P positions of an example; NULL: x is used as it is */
     long T, P, K;
     const float *W, *b; /* (D_1, K D) and (D_1), applied to the spliced frames; NULL: there is no affine transform */
     float *spliced;     /* (B P, K D), scratch; used if there are both positions and W */
@@ -79,12 +80,12 @@ typedef struct {
 void set_blas(void *sgemm, void *dsyevd);
 void append_ones(const float *x, float *rows, long N, long D, long stride);
 void two_norm(const float *x, float *y, float *scale, long N, long k, long G, float floor);
-void two_norm_backward(float *x, const float *y, const float *scale, const float *dy, float *factor, long N, long k, long G,
-                       float floor, float tiny);
+void two_norm_backward(float *x, const float *y, const float *scale, const float *dy, float *factor, long N, long k,
+                       long G, float floor, float tiny);
 void normalize(const float *x, float *y, float *scale, long N, long D, float floor);
 void normalize_backward(const float *y, const float *scale, const float *dy, float *dx, long N, long D, float floor);
 void forward_backward(const InputTransform *transform, const Layer *layers, long num_layers, OutputLoss *output,
                       const float *x, float floor, float tiny);
 void preconditioned_step(Step *steps, long num_steps, float *scratch, double lr, double max_change);
-void update_fisher(FisherUpdate *update, const float *X, long N, long D, long stride, const float *H, const float *W, long R,
-                   double tr_XX);
+void update_fisher(FisherUpdate *update, const float *X, long N, long D, long stride, const float *H, const float *W,
+                   long R, double tr_XX);

@@ -1,8 +1,8 @@
 /* Declarations shared by the kernels.
 
-   Everything but a matrix product is computed in one pass over the rows. A sum over a row is accumulated in LANES partial
-   sums on every processor, and products are not contracted with sums (-ffp-contract=off), so that the results are the same
-   bytes everywhere. Matrix products and eigenvalues are computed by the BLAS and LAPACK inside PyTorch. */
+   Everything but a matrix product is computed in one pass over the rows. A sum over a row is accumulated in LANES
+   partial sums on every processor, and products are not contracted with sums (-ffp-contract=off), so that the results
+   are the same bytes everywhere. Matrix products and eigenvalues are computed by the BLAS and LAPACK inside PyTorch. */
 
 #pragma once
 

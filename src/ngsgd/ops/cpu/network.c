@@ -14,8 +14,8 @@ static void transform_input(const InputTransform *transform, const Layer *lowest
     if (transform->positions) {
         float *spliced = transform->W ? transform->spliced : lowest->rows;
         width = transform->K * transform->D;
-        splice(x, transform->positions, spliced, N / transform->P, transform->T, transform->D, transform->P, transform->K,
-               transform->W ? width : stride);
+        splice(x, transform->positions, spliced, N / transform->P, transform->T, transform->D, transform->P,
+               transform->K, transform->W ? width : stride);
         x = spliced;
     }
     if (transform->W) {
@@ -28,7 +28,8 @@ static void transform_input(const InputTransform *transform, const Layer *lowest
         append_ones(x, lowest->rows, N, D, stride);
 }
 
-static void forward(const InputTransform *transform, const Layer *layers, const Layer *last, const float *x, float floor) {
+static void forward(const InputTransform *transform, const Layer *layers, const Layer *last, const float *x,
+                    float floor) {
     for (const Layer *layer = layers; layer <= last; layer++) {
         if (layer == layers)
             transform_input(transform, layer, x);
@@ -45,7 +46,8 @@ static void forward(const InputTransform *transform, const Layer *layers, const 
     }
 }
 
-/* Expects the derivative with respect to the uppermost z in its place, and leaves those of the other layers in theirs. */
+/* Expects the derivative with respect to the uppermost z in its place, and leaves those of the other layers in theirs.
+ */
 static void backward(const Layer *layers, const Layer *last, float floor, float tiny) {
     for (const Layer *layer = last; layer >= layers; layer--) {
         if (layer->norm)
@@ -55,13 +57,13 @@ static void backward(const Layer *layers, const Layer *last, float floor, float 
         matmul(layer->N, layer->D, layer->k * layer->G, 1.0f, MATRIX(layer->z, layer->k * layer->G),
                MATRIX(layer->W, layer->W_stride), 0.0f, layer->dx, layer->D);
         if (layer->positions)
-            splice_backward(layer->dx, layer->positions, layer[-1].dy, layer->N / layer->P, layer->T, layer[-1].G, layer->P,
-                            layer->K);
+            splice_backward(layer->dx, layer->positions, layer[-1].dy, layer->N / layer->P, layer->T, layer[-1].G,
+                            layer->P, layer->K);
     }
 }
 
-/* Computes the loss, the rows of each layer, and the derivative with respect to each layer's z, which replaces z. There is
-   no backward pass if a label is out of range. */
+/* Computes the loss, the rows of each layer, and the derivative with respect to each layer's z, which replaces z. There
+   is no backward pass if a label is out of range. */
 void forward_backward(const InputTransform *transform, const Layer *layers, long num_layers, OutputLoss *output,
                       const float *x, float floor, float tiny) {
     const Layer *last = layers + num_layers - 1;

@@ -5,10 +5,12 @@
 #include <string.h>
 
 /* The scale that gives a row of this mean square root-mean-square 1; rows below the floor get a constant. */
-INLINE float rms_scale(float mean_square, float floor) { return 1.0f / sqrtf(mean_square < floor ? floor : mean_square); }
+INLINE float rms_scale(float mean_square, float floor) {
+    return 1.0f / sqrtf(mean_square < floor ? floor : mean_square);
+}
 
-/* Computes the 2-norms y (N, G) of the groups of x (N, k G); the k members of a group are G elements apart. If `scale` is
-   not NULL, the norms are then normalized as by `normalize`. */
+/* Computes the 2-norms y (N, G) of the groups of x (N, k G); the k members of a group are G elements apart. If `scale`
+   is not NULL, the norms are then normalized as by `normalize`. */
 KERNEL void two_norm(const float *restrict x, float *restrict y, float *restrict scale, long N, long k, long G,
                      float floor) {
     for (long n = 0; n < N; n++, y += G, x += k * G) {
@@ -23,11 +25,11 @@ KERNEL void two_norm(const float *restrict x, float *restrict y, float *restrict
     }
 }
 
-/* Overwrites x (N, k G) with the derivative with respect to x, given the y and `scale` of `two_norm` and the derivative dy
-   (N, G) with respect to y; factor (G) is scratch. */
+/* Overwrites x (N, k G) with the derivative with respect to x, given the y and `scale` of `two_norm` and the derivative
+   dy (N, G) with respect to y; factor (G) is scratch. */
 KERNEL void two_norm_backward(float *restrict x, const float *restrict y, const float *restrict scale,
-                                const float *restrict dy, float *restrict factor, long N, long k, long G, float floor,
-                                float tiny) {
+                              const float *restrict dy, float *restrict factor, long N, long k, long G, float floor,
+                              float tiny) {
     float along = 0.0f, by = 1.0f, back = 1.0f;
     for (long n = 0; n < N; n++, y += G, dy += G, x += k * G) {
         if (scale) {
@@ -44,8 +46,8 @@ KERNEL void two_norm_backward(float *restrict x, const float *restrict y, const 
     }
 }
 
-/* Scales the rows of x to root-mean-square 1, y (N, D), and stores the scales (N). A row below the floor is multiplied by a
-   constant, and its scale is stored as 0. */
+/* Scales the rows of x to root-mean-square 1, y (N, D), and stores the scales (N). A row below the floor is multiplied
+   by a constant, and its scale is stored as 0. */
 KERNEL void normalize(const float *restrict x, float *restrict y, float *restrict scale, long N, long D, float floor) {
     for (long n = 0; n < N; n++, x += D, y += D) {
         float mean_square = dot(x, x, D) / D, by = rms_scale(mean_square, floor);
@@ -56,7 +58,7 @@ KERNEL void normalize(const float *restrict x, float *restrict y, float *restric
 
 /* Computes the derivative dx (N, D) with respect to the input of `normalize`. */
 KERNEL void normalize_backward(const float *restrict y, const float *restrict scale, const float *restrict dy,
-                                 float *restrict dx, long N, long D, float floor) {
+                               float *restrict dx, long N, long D, float floor) {
     for (long n = 0; n < N; n++, y += D, dy += D, dx += D) {
         float along = scale[n] == 0.0f ? 0.0f : dot(dy, y, D) / D;
         float by = scale[n] == 0.0f ? 1.0f / sqrtf(floor) : scale[n];
@@ -64,8 +66,8 @@ KERNEL void normalize_backward(const float *restrict y, const float *restrict sc
     }
 }
 
-/* Computes the lengths (N) of the rows of X_hat = X - H W without forming it, and traces = (tr(X X^T), tr(X_hat X_hat^T)),
-   given X (N, D), H (N, R) and 2 - e (R): |x_hat|^2 = |x|^2 - sum_r (2 - e_r) h_r^2. */
+/* Computes the lengths (N) of the rows of X_hat = X - H W without forming it, and traces = (tr(X X^T), tr(X_hat
+   X_hat^T)), given X (N, D), H (N, R) and 2 - e (R): |x_hat|^2 = |x|^2 - sum_r (2 - e_r) h_r^2. */
 KERNEL void row_lengths(const float *restrict x, long N, long D, long stride, const float *restrict H,
                         const float *restrict two_minus_e, long R, float *restrict lengths, float *restrict traces) {
     double before = 0.0, after = 0.0;
@@ -90,15 +92,16 @@ KERNEL void append_ones(const float *restrict x, float *restrict rows, long N, l
 
 /* For each of B examples x (B, T, D), concatenates the K frames at each of the positions (P, K) into a row of `spliced`
    (B P, K D). */
-void splice(const float *x, const long *positions, float *spliced, long B, long T, long D, long P, long K, long stride) {
+void splice(const float *x, const long *positions, float *spliced, long B, long T, long D, long P, long K,
+            long stride) {
     for (long b = 0; b < B; b++, x += T * D)
         for (long p = 0; p < P; p++, spliced += stride)
             for (long k = 0; k < K; k++) memcpy(spliced + k * D, x + positions[p * K + k] * D, D * sizeof(float));
 }
 
 /* Computes the derivative dx (B, T, D) with respect to the input of `splice`, given dspliced (B P, K D). */
-KERNEL void splice_backward(const float *restrict dspliced, const long *restrict positions, float *restrict dx, long B, long T,
-                              long D, long P, long K) {
+KERNEL void splice_backward(const float *restrict dspliced, const long *restrict positions, float *restrict dx, long B,
+                            long T, long D, long P, long K) {
     memset(dx, 0, B * T * D * sizeof(float));
     for (long b = 0; b < B; b++, dx += T * D)
         for (long p = 0; p < P; p++)
@@ -132,8 +135,8 @@ INLINE float sum_of(const float *x, long D) {
 
 #define MIN_EXPONENT -87.3f
 
-/* e^x for x <= 0, and 0 below MIN_EXPONENT, where the result would be denormal: a power of 2 times a polynomial (Cephes,
-   expf.c). It has no branches or calls, so that the compiler can vectorise it. */
+/* e^x for x <= 0, and 0 below MIN_EXPONENT, where the result would be denormal: a power of 2 times a polynomial
+   (Cephes, expf.c). It has no branches or calls, so that the compiler can vectorise it. */
 INLINE float exponential(float x) {
     const float rounder = 12582912.0f; /* 1.5 2^23: adding it rounds to an integer */
     float within = x < MIN_EXPONENT ? MIN_EXPONENT : x;
@@ -152,12 +155,12 @@ INLINE float exponential(float x) {
     return x < MIN_EXPONENT ? 0.0f : (p * r * r + r + 1.0f) * power.real;
 }
 
-/* Returns minus the log posteriors of the labels (N), summed, under the softmax of z (N, C), whose rows are multiplied by
-   scales (C) first unless that is NULL. Overwrites z with the derivative of the result. Sets `correct` to the number of
-   labels that are the most likely class (the first one of several), or to -1 if a label is out of range; then z stays as
-   it was. */
-KERNEL double cross_entropy(float *restrict z, const float *restrict scales, const long *restrict labels, long N, long C,
-                            long *correct) {
+/* Returns minus the log posteriors of the labels (N), summed, under the softmax of z (N, C), whose rows are multiplied
+   by scales (C) first unless that is NULL. Overwrites z with the derivative of the result. Sets `correct` to the number
+   of labels that are the most likely class (the first one of several), or to -1 if a label is out of range; then z
+   stays as it was. */
+KERNEL double cross_entropy(float *restrict z, const float *restrict scales, const long *restrict labels, long N,
+                            long C, long *correct) {
     double loss = 0.0;
     *correct = -1;
     for (long n = 0; n < N; n++)

@@ -4,8 +4,8 @@
 
 #include <string.h>
 
-/* Computes H, the lengths and the traces. Without preconditioning the traces are 1, so that gamma is 1 however large the
-   rows are. */
+/* Computes H, the lengths and the traces. Without preconditioning the traces are 1, so that gamma is 1 however large
+   the rows are. */
 static void measure(const StepSide *side, long N) {
     if (side->R)
         matmul(N, side->R, side->D, 1.0f, MATRIX(side->X, side->stride), TRANSPOSED(side->W, side->D), 0.0f, side->H,
@@ -25,9 +25,9 @@ static void accumulate(const Step *step, long K, double s, Factor Y, const float
     if (step->b) matmul(step->y.D, 1, K, (float)s, Y, MATRIX(X + step->columns, X_stride), 1.0f, step->b, 1);
 }
 
-/* W,b -= s Y_hat^T X_hat for each layer, with s = lr gamma_x gamma_y, or less where max_change is above 0 and the step would
-   move the layer by more than max_change N; then updates the Fisher estimates that are due. `scratch` holds
-   max(N (x.stride + y.stride), N x.stride + y.R x.D) elements of the layer that needs most. */
+/* W,b -= s Y_hat^T X_hat for each layer, with s = lr gamma_x gamma_y, or less where max_change is above 0 and the step
+   would move the layer by more than max_change N; then updates the Fisher estimates that are due. `scratch` holds max(N
+   (x.stride + y.stride), N x.stride + y.R x.D) elements of the layer that needs most. */
 KERNEL void preconditioned_step(Step *steps, long num_steps, float *scratch, double lr, double max_change) {
     for (Step *step = steps; step < steps + num_steps; step++) {
         const StepSide *x = &step->x, *y = &step->y;

@@ -1,0 +1,1 @@
+"""Reports on runs: ``metrics.tsv``, plots and ``ngsgd status``."""
