@@ -15,9 +15,9 @@ from ngsgd.errors import ModelError, NgsgdError
 from ngsgd.kaldi.nnet2 import COMPONENTS, Nnet2, Record, read_nnet2, write_nnet2
 from ngsgd.kaldi.tables import Script, integers, matrix, read_archive
 from ngsgd.kaldi.transition import HmmState, TransitionModel, read_transition_model, transitions_to_text
-from ngsgd.network.components import BatchNorm
+from ngsgd.network.components import KALDI_KINDS, KINDS, BatchNorm
 from ngsgd.network.model import AcousticModel
-from ngsgd.network.nnet2 import NONLINEAR, from_nnet2, to_nnet2
+from ngsgd.network.nnet2 import from_nnet2, to_nnet2
 from ngsgd.network.topology import HiddenLayers, initial_model
 
 RNG = np.random.default_rng(0)
@@ -277,8 +277,9 @@ def test_malformed_history_is_refused(tmp_path: Path, components: object) -> Non
         to_nnet2(model, None, "m")
 
 
-def test_kinds_of_nonlinearities_are_unique() -> None:
-    assert len({kind.kind for kind in NONLINEAR.values()}) == len(NONLINEAR)
+def test_every_kaldi_component_can_be_read_and_every_own_one_written() -> None:
+    assert KALDI_KINDS.keys() == COMPONENTS.keys() - {"DropoutComponent"}
+    assert {kind.kaldi_kind for kind in KINDS.values()} <= COMPONENTS.keys()
 
 
 def test_every_model_of_the_experiment_survives_conversion(kaldi: Path, tmp_path: Path) -> None:

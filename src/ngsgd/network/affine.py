@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ngsgd.network.forms import KaldiFields, OnnxGraph, to_array
 from ngsgd.network.norms import InterleavedTwoNorm
 from ngsgd.ops import AffineLayer, Norm, append_ones, two_norm, two_norm_backward_
 from ngsgd.ops.layout import aligned_empty, fused_matrix
@@ -18,7 +20,31 @@ from ngsgd.optim.layers import LayerAdapter, register_adapter
 GradientHook = Callable[[Tensor, Tensor], None]
 
 
-class Affine(nn.Linear):
+class AffineForms:
+    """The Kaldi and ONNX forms of a component y = W x + b."""
+
+    weight: Tensor
+    bias: Any  # nn.Linear declares it so
+
+    @classmethod
+    def from_kaldi(cls, fields: KaldiFields) -> Self:
+        W, b = fields["LinearParams"], fields["BiasParams"]
+        if W.size == 0 or len(b) != len(W):
+            raise ValueError(f"parameters of {W.shape[0]} x {W.shape[1]} with a bias of {len(b)}")
+        affine: Any = cls(W.shape[1], W.shape[0])  # type: ignore[call-arg]
+        affine.load_state_dict({"weight": torch.from_numpy(np.array(W)), "bias": torch.from_numpy(np.array(b))})
+        component: Self = affine
+        return component
+
+    def kaldi_fields(self) -> KaldiFields:
+        return {"LinearParams": to_array(self.weight), "BiasParams": to_array(self.bias)}
+
+    def to_onnx(self, graph: OnnxGraph, x: str) -> str:
+        weight, bias = graph.constant(to_array(self.weight)), graph.constant(to_array(self.bias))
+        return graph.node("Gemm", x, weight, bias, transB=1)
+
+
+class Affine(AffineForms, nn.Linear):
     """y = W x + b.
 
     Attributes:
@@ -28,6 +54,10 @@ class Affine(nn.Linear):
     """
 
     kind = "affine"
+    kaldi_kind: ClassVar[str] = "AffineComponentPreconditionedOnline"
+    kaldi_kinds_read: ClassVar[tuple[str, ...]] = (
+        "AffineComponent", "AffineComponentPreconditioned", "AffineComponentPreconditionedOnline",
+    )  # fmt: skip
     output_order: tuple[int, ...] | None = None
     norm: Norm | None = None
 

@@ -7,23 +7,50 @@ dictionary that JSON can hold.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ngsgd.network.affine import Affine
+from ngsgd.network.affine import Affine, AffineForms
+from ngsgd.network.forms import TO_THE_END, KaldiFields, OnnxGraph, positive, to_array
 from ngsgd.network.norms import Normalized, TwoNorm
+from ngsgd.ops.records import NORM_FLOOR
 
 MAX_OFFSET = 10000  # frames
+MAX_BATCHNORM = 10_000  # dimensions of a batch normalization that Kaldi gets as a matrix
 BATCHNORM_EPSILON = 1.0e-3
 BATCHNORM_MOMENTUM = 0.1  # weight of a minibatch in the running statistics
 
 
+KINDS: dict[str, type[Component] | type[Affine]] = {Affine.kind: Affine}
+KALDI_KINDS: dict[str, type[Component] | type[Affine]] = dict.fromkeys(Affine.kaldi_kinds_read, Affine)
+
+ComponentType = TypeVar("ComponentType", bound="type[Component]")
+
+
+def register_component(component: ComponentType) -> ComponentType:
+    """Registers the decorated class by its kind, and by the kinds of Kaldi components that it reads."""
+    KINDS[component.kind] = component
+    KALDI_KINDS.update(dict.fromkeys(component.kaldi_kinds_read, component))
+    return component
+
+
 class Component(nn.Module):
-    """Base class of components; all but `Splice` keep the number of positions."""
+    """Base class of components; all but `Splice` keep the number of positions.
+
+    Attributes:
+        kind: name of the component in the model's file.
+        kaldi_kind: name of the Kaldi component that it is written as.
+        kaldi_kinds_read: names of the Kaldi components that it is made from.
+        onnx_kind: the ONNX operator that it is, if it is a single one.
+    """
 
     kind: ClassVar[str]
+    kaldi_kind: ClassVar[str]
+    kaldi_kinds_read: ClassVar[tuple[str, ...]]
+    onnx_kind: ClassVar[str]
 
     def __init__(self, input_dim: int, output_dim: int | None = None) -> None:
         super().__init__()
@@ -33,10 +60,40 @@ class Component(nn.Module):
     def spec(self) -> dict[str, Any]:
         return {"kind": self.kind, "input_dim": self.input_dim, "output_dim": self.output_dim}
 
+    @classmethod
+    def from_kaldi(cls, fields: KaldiFields) -> Self:
+        """Makes the component from the fields of a Kaldi component; the default is one with a dimension and no more.
+
+        Raises:
+            ValueError: a field is malformed.
+        """
+        return cls(positive(fields["Dim"]))
+
+    def kaldi_fields(self) -> KaldiFields:
+        """The component's own fields as a Kaldi component, apart from its dimensions.
+
+        Raises:
+            ValueError: Kaldi cannot hold the component.
+        """
+        return {}
+
+    def to_onnx(self, graph: OnnxGraph, x: str) -> str:
+        """Adds the component to an ONNX graph; the default is the operator `onnx_kind`.
+
+        Args:
+            graph: the graph.
+            x: name of the input (positions, dim).
+
+        Returns:
+            The name of the output.
+        """
+        return graph.node(self.onnx_kind, x)
+
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.spec().items() if key != "kind")
 
 
+@register_component
 class Splice(Component):
     """Concatenates the frames at ``offsets`` from each output position, the earliest first.
 
@@ -45,6 +102,8 @@ class Splice(Component):
     """
 
     kind = "splice"
+    kaldi_kind = "SpliceComponent"
+    kaldi_kinds_read = ("SpliceComponent",)
 
     def __init__(self, input_dim: int, offsets: tuple[int, ...], const_dim: int = 0) -> None:
         if not 0 <= const_dim < input_dim:
@@ -79,6 +138,24 @@ class Splice(Component):
         spliced = frames[:, :, : -self.const_dim].reshape(len(x), length, -1)
         return torch.cat((spliced, x[:, :length, -self.const_dim :]), dim=2)
 
+    @classmethod
+    def from_kaldi(cls, fields: KaldiFields) -> Self:
+        return cls(positive(fields["InputDim"]), tuple(fields["Context"].tolist()) or (1,), fields["ConstComponentDim"])
+
+    def kaldi_fields(self) -> KaldiFields:
+        return {"Context": np.array(self.offsets, np.int32), "ConstComponentDim": self.const_dim}
+
+    def to_onnx(self, graph: OnnxGraph, x: str) -> str:
+        """Splices all positions that have full context, which are as many fewer as the range of the offsets."""
+        first, last = self.offsets[0], self.offsets[-1]
+        dim = self.input_dim - self.const_dim
+        frames = graph.slice(x, 1, 0, dim) if self.const_dim else x
+        parts = [graph.slice(frames, 0, o - first, o - last if o < last else TO_THE_END) for o in self.offsets]
+        if self.const_dim:
+            const = graph.slice(x, 1, dim, TO_THE_END)
+            parts.append(graph.slice(const, 0, 0, first - last if first < last else TO_THE_END))
+        return graph.node("Concat", *parts, axis=1)
+
 
 class Elementwise(Component):
     """A component whose output has the dimension of its input."""
@@ -90,10 +167,13 @@ class Elementwise(Component):
         return {"kind": self.kind, "input_dim": self.input_dim}
 
 
-class FixedAffine(Component):
+@register_component
+class FixedAffine(AffineForms, Component):
     """y = W x + b, with W and b that are not trained."""
 
     kind = "fixed_affine"
+    kaldi_kind = "FixedAffineComponent"
+    kaldi_kinds_read = ("FixedAffineComponent",)
 
     def __init__(self, input_dim: int, output_dim: int) -> None:
         super().__init__(input_dim, output_dim)
@@ -106,6 +186,7 @@ class FixedAffine(Component):
         return nn.functional.linear(x, self.weight, self.bias)
 
 
+@register_component
 class PNorm(Component):
     """The p-norm of each group of input_dim / output_dim successive inputs.
 
@@ -114,6 +195,8 @@ class PNorm(Component):
     """
 
     kind = "pnorm"
+    kaldi_kind = "PnormComponent"
+    kaldi_kinds_read = ("PnormComponent",)
     fused = False
 
     def __init__(self, input_dim: int, output_dim: int, p: float = 2.0) -> None:
@@ -137,7 +220,23 @@ class PNorm(Component):
         y: Tensor = TwoNorm.apply(groups)  # type: ignore[no-untyped-call]
         return y
 
+    @classmethod
+    def from_kaldi(cls, fields: KaldiFields) -> Self:
+        return cls(positive(fields["InputDim"]), positive(fields["OutputDim"]), float(fields["P"]))
 
+    def kaldi_fields(self) -> KaldiFields:
+        return {"P": np.float32(self.p)}
+
+    def to_onnx(self, graph: OnnxGraph, x: str) -> str:
+        groups = graph.node("Reshape", x, graph.integers(-1, self.output_dim, self.input_dim // self.output_dim))
+        if self.p == 2.0:
+            return graph.node("ReduceL2", groups, graph.integers(2), keepdims=0)
+        power = graph.node("Pow", graph.node("Abs", groups), graph.constant(np.array(self.p, np.float32)))
+        total = graph.node("ReduceSum", power, graph.integers(2), keepdims=0)
+        return graph.node("Pow", total, graph.constant(np.array(1.0 / self.p, np.float32)))
+
+
+@register_component
 class Normalize(Elementwise):
     """Scales each row to root-mean-square 1.
 
@@ -146,6 +245,8 @@ class Normalize(Elementwise):
     """
 
     kind = "normalize"
+    kaldi_kind = "NormalizeComponent"
+    kaldi_kinds_read = ("NormalizeComponent",)
     fused = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,7 +255,13 @@ class Normalize(Elementwise):
         y: Tensor = Normalized.apply(x)  # type: ignore[no-untyped-call]
         return y
 
+    def to_onnx(self, graph: OnnxGraph, x: str) -> str:
+        mean = graph.node("ReduceMean", graph.node("Mul", x, x), graph.integers(1), keepdims=1)
+        floored = graph.node("Max", mean, graph.constant(np.array(NORM_FLOOR, np.float32)))
+        return graph.node("Div", x, graph.node("Sqrt", floored))
 
+
+@register_component
 class BatchNorm(Elementwise):
     """Scales each dimension to mean 0 and variance 1, over the minibatch in training, else by running statistics.
 
@@ -162,6 +269,8 @@ class BatchNorm(Elementwise):
     """
 
     kind = "batchnorm"
+    kaldi_kind = "FixedAffineComponent"
+    kaldi_kinds_read = ()
 
     def __init__(self, input_dim: int) -> None:
         super().__init__(input_dim)
@@ -184,32 +293,60 @@ class BatchNorm(Elementwise):
         )
         return y.reshape(x.shape)
 
+    def kaldi_fields(self) -> KaldiFields:
+        """The fixed affine component that batch normalization is after training; nnet2 has no such component."""
+        if self.input_dim > MAX_BATCHNORM:
+            raise ValueError(f"batch normalisation of {self.input_dim} dimensions is too large for a matrix")
+        scale = (self.running_var.double() + BATCHNORM_EPSILON).rsqrt()
+        bias = -self.running_mean.double() * scale
+        return {"LinearParams": to_array(torch.diag(scale)), "BiasParams": to_array(bias)}
 
+    def to_onnx(self, graph: OnnxGraph, x: str) -> str:
+        scale = (self.running_var + BATCHNORM_EPSILON).rsqrt()
+        scaled = graph.node("Mul", x, graph.constant(to_array(scale)))
+        return graph.node("Sub", scaled, graph.constant(to_array(self.running_mean * scale)))
+
+
+@register_component
 class ReLU(Elementwise):
     kind = "relu"
+    kaldi_kind = "RectifiedLinearComponent"
+    kaldi_kinds_read = ("RectifiedLinearComponent",)
+    onnx_kind = "Relu"
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(x)
 
 
+@register_component
 class Tanh(Elementwise):
     kind = "tanh"
+    kaldi_kind = "TanhComponent"
+    kaldi_kinds_read = ("TanhComponent",)
+    onnx_kind = "Tanh"
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
 
 
+@register_component
 class Sigmoid(Elementwise):
     kind = "sigmoid"
+    kaldi_kind = "SigmoidComponent"
+    kaldi_kinds_read = ("SigmoidComponent",)
+    onnx_kind = "Sigmoid"
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x)
 
 
+@register_component
 class FixedScale(Elementwise):
     """Multiplies each dimension by a number that is not trained."""
 
     kind = "fixed_scale"
+    kaldi_kind = "FixedScaleComponent"
+    kaldi_kinds_read = ("FixedScaleComponent",)
 
     def __init__(self, input_dim: int) -> None:
         super().__init__(input_dim)
@@ -219,21 +356,42 @@ class FixedScale(Elementwise):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scales
 
+    @classmethod
+    def from_kaldi(cls, fields: KaldiFields) -> Self:
+        component = cls(positive(len(fields["Scales"])))
+        component.scales = torch.from_numpy(np.array(fields["Scales"]))
+        return component
 
+    def kaldi_fields(self) -> KaldiFields:
+        return {"Scales": to_array(self.scales)}
+
+    def to_onnx(self, graph: OnnxGraph, x: str) -> str:
+        return graph.node("Mul", x, graph.constant(to_array(self.scales)))
+
+
+@register_component
 class Softmax(Elementwise):
     """The *logarithm* of the softmax; its output is log posteriors."""
 
     kind = "softmax"
+    kaldi_kind = "SoftmaxComponent"
+    kaldi_kinds_read = ("SoftmaxComponent",)
 
     def forward(self, x: Tensor) -> Tensor:
         # The objective needs float32 under autocast.
         return torch.log_softmax(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x, dim=-1)
 
+    def to_onnx(self, graph: OnnxGraph, x: str) -> str:
+        return graph.node("LogSoftmax", x, axis=1)
 
+
+@register_component
 class SumGroup(Component):
     """The logarithm of the summed probabilities of each group of successive inputs. It follows `Softmax`."""
 
     kind = "sum_group"
+    kaldi_kind = "SumGroupComponent"
+    kaldi_kinds_read = ("SumGroupComponent",)
 
     def __init__(self, input_dim: int, sizes: tuple[int, ...]) -> None:
         super().__init__(input_dim, len(sizes))
@@ -247,14 +405,18 @@ class SumGroup(Component):
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([group.logsumexp(dim=-1) for group in torch.split(x, list(self.sizes), dim=-1)], dim=-1)
 
+    @classmethod
+    def from_kaldi(cls, fields: KaldiFields) -> Self:
+        return cls(int(fields["Sizes"].sum()), tuple(fields["Sizes"].tolist()) or (0,))
 
-KINDS: dict[str, type[Component] | type[Affine]] = {
-    kind.kind: kind
-    for kind in (
-        Splice, FixedAffine, Affine, PNorm, Normalize, BatchNorm, ReLU, Tanh, Sigmoid, FixedScale, Softmax,
-        SumGroup,
-    )
-}  # fmt: skip
+    def kaldi_fields(self) -> KaldiFields:
+        return {"Sizes": np.array(self.sizes, np.int32)}
+
+    def to_onnx(self, graph: OnnxGraph, x: str) -> str:
+        ends = np.cumsum(self.sizes)
+        groups = [graph.slice(x, 1, int(e) - n, int(e)) for e, n in zip(ends, self.sizes, strict=True)]
+        sums = [graph.node("ReduceLogSumExp", group, graph.integers(1), keepdims=1) for group in groups]
+        return graph.node("Concat", *sums, axis=1)
 
 
 def from_spec(spec: dict[str, Any]) -> Component | Affine:

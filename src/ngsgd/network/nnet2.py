@@ -12,20 +12,18 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from ngsgd.errors import ModelError
 from ngsgd.kaldi.nnet2 import COMPONENTS, Fields, Nnet2, Record
 from ngsgd.kaldi.transition import TransitionModel, transitions_from_text, transitions_to_text
 from ngsgd.network import components as c
 from ngsgd.network.affine import Affine
+from ngsgd.network.forms import to_array
 from ngsgd.network.model import AcousticModel
 
 HISTORY = "kaldi"  # key of the model's history
 TRANSITIONS = "transition_model"
-MAX_BATCHNORM = 10_000  # largest dimension of a batch normalisation that is written as a matrix
 
 # Fields that are arrays or arguments of a component here, and so are not kept in the history.
 ACCEPTED = {
@@ -41,23 +39,6 @@ NEW_FIELDS: Fields = {
     "IsGradient": False, "MaxChange": np.float32(0.0),
 }  # fmt: skip
 
-NONLINEAR: dict[str, type[c.Elementwise]] = {
-    "NormalizeComponent": c.Normalize,
-    "RectifiedLinearComponent": c.ReLU,
-    "TanhComponent": c.Tanh,
-    "SigmoidComponent": c.Sigmoid,
-    "SoftmaxComponent": c.Softmax,
-}
-KINDS = {kind.kind: name for name, kind in NONLINEAR.items()} | {
-    "splice": "SpliceComponent",
-    "fixed_affine": "FixedAffineComponent",
-    "affine": "AffineComponentPreconditionedOnline",
-    "pnorm": "PnormComponent",
-    "fixed_scale": "FixedScaleComponent",
-    "sum_group": "SumGroupComponent",
-}
-
-AFFINE_KINDS = ("AffineComponent", "AffineComponentPreconditioned", "AffineComponentPreconditionedOnline")
 
 log = logging.getLogger(__name__)
 
@@ -146,72 +127,24 @@ def to_nnet2(model: AcousticModel, transitions: TransitionModel | None, name: st
         records = tuple(_record(component, kept.get(own_name, {})) for own_name, component in named)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         raise ModelError(f"{os.fspath(name)}: the Kaldi part of its history is malformed ({e!r})") from None
-    priors = np.zeros(0, np.float32) if model.priors is None else _array(model.priors)
+    priors = np.zeros(0, np.float32) if model.priors is None else to_array(model.priors)
     return Nnet2(transitions, records, priors)
 
 
 def _component(record: Record) -> c.Component | Affine:
-    f = record.fields
-    if record.kind in NONLINEAR:
-        return NONLINEAR[record.kind](_positive(f["Dim"]))
-    match record.kind:
-        case "SpliceComponent":
-            return c.Splice(_positive(f["InputDim"]), tuple(f["Context"].tolist()) or (1,), f["ConstComponentDim"])
-        case "PnormComponent":
-            return c.PNorm(_positive(f["InputDim"]), _positive(f["OutputDim"]), float(f["P"]))
-        case "FixedScaleComponent":
-            scale = c.FixedScale(_positive(len(f["Scales"])))
-            scale.scales = torch.from_numpy(np.array(f["Scales"]))
-            return scale
-        case "SumGroupComponent":
-            return c.SumGroup(int(f["Sizes"].sum()), tuple(f["Sizes"].tolist()) or (0,))
-    W, b = f["LinearParams"], f["BiasParams"]
-    if W.size == 0 or len(b) != len(W):
-        raise ValueError(f"parameters of {W.shape[0]} x {W.shape[1]} with a bias of {len(b)}")
-    affine: c.FixedAffine | Affine
-    affine = (c.FixedAffine if record.kind == "FixedAffineComponent" else Affine)(W.shape[1], W.shape[0])
-    affine.load_state_dict({"weight": torch.from_numpy(np.array(W)), "bias": torch.from_numpy(np.array(b))})
-    return affine
+    return c.KALDI_KINDS[record.kind].from_kaldi(record.fields)
 
 
 def _record(component: c.Component | Affine, kept: dict[str, Any]) -> Record:
     own: Fields = {"InputDim": component.input_dim, "OutputDim": component.output_dim, "Dim": component.input_dim}
-    kind = str(kept.get("kind", KINDS.get(component.kind)))
-    match component:
-        case c.Splice():
-            own |= {"Context": np.array(component.offsets, np.int32), "ConstComponentDim": component.const_dim}
-        case c.PNorm():
-            own |= {"P": np.float32(component.p)}
-        case c.FixedScale():
-            own |= {"Scales": _array(component.scales)}
-        case c.SumGroup():
-            own |= {"Sizes": np.array(component.sizes, np.int32)}
-        case Affine() | c.FixedAffine():
-            own |= {"LinearParams": _array(component.weight), "BiasParams": _array(component.bias)}
-        case c.BatchNorm():
-            kind = "FixedAffineComponent"
-            if component.input_dim > MAX_BATCHNORM:
-                raise ValueError(f"batch normalisation of {component.input_dim} dimensions is too large for a matrix")
-            scale = (component.running_var.double() + c.BATCHNORM_EPSILON).rsqrt()
-            bias = -component.running_mean.double() * scale
-            own |= {"LinearParams": _array(torch.diag(scale)), "BiasParams": _array(bias)}
-    possible = AFFINE_KINDS if isinstance(component, Affine) else (KINDS.get(component.kind, "FixedAffineComponent"),)
-    if kind not in possible:
+    own |= component.kaldi_fields()
+    kind = str(kept.get("kind", component.kaldi_kind))
+    if kind not in (component.kaldi_kind, *component.kaldi_kinds_read):
         raise ValueError(f"a {component.kind} cannot be {kind!r:.60}")
     fields = {
         name: own[name] if name in own else _from_json(name, kept, type_) for name, type_ in COMPONENTS[kind].items()
     }
     return Record(kind, fields)
-
-
-def _positive(dim: int) -> int:
-    if dim < 1:
-        raise ValueError(f"dimension {dim}, must be at least 1")
-    return dim
-
-
-def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
-    return tensor.detach().cpu().numpy().astype(np.float32)
 
 
 def _to_json(value: Any) -> Any:
