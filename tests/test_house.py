@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("src", "workflow", "tests", "benchmarks", "docs")
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -47,6 +48,13 @@ def test_the_workflow_has_no_lints() -> None:
 def test_c_is_formatted() -> None:
     outcome = run("clang-format", "--dry-run", "--Werror", *map(str, sorted(ROOT.glob("src/ngsgd/ops/cpu/*.[ch]"))))
     assert outcome.returncode == 0, outcome.stderr
+
+
+def test_no_docstring_or_comment_begins_with_what() -> None:
+    pattern = re.compile(r'("""|# |/\* ?)What\b')
+    files = [path for kind in ("*.py", "*.smk", "*.[ch]") for top in SOURCES for path in (ROOT / top).rglob(kind)]
+    assert len(files) > 200
+    assert [str(path) for path in files if pattern.search(path.read_text())] == []
 
 
 HEAVY = {

@@ -1,4 +1,4 @@
-"""Errors caused by the user's input; the message is one line that names the file, the key or the utterance."""
+"""Errors that are reported in one line, without a traceback. The line names the file, the key or the utterance."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import pytest
 
 from ngsgd.data.egs import Layout
 from ngsgd.errors import ConfigError, DataError
+from ngsgd.training.lrate_schedules import SCHEDULES
 from ngsgd.training.plan import AVERAGE, BEST, INSERT, Job, iteration_jobs, make_plan, models_to_combine, read_plan
 
 
@@ -139,3 +140,15 @@ def test_realignments(reference) -> None:
     for times in ([0.01], [0.5, 0.51], [0.999]):
         with pytest.raises(ConfigError, match="realign_times: "):
             make_plan(layout, dataclasses.replace(reference, realign_times=times))
+
+
+def test_learning_rate_schedules(make_settings) -> None:
+    """Each goes from the initial to the final rate; half-way they have the geometric and the arithmetic mean."""
+    for name in ("exponential", "linear"):
+        assert SCHEDULES[name](0.1, 0.004, 0, 8.0) == pytest.approx(0.1)
+        assert SCHEDULES[name](0.1, 0.004, 8, 8.0) == pytest.approx(0.004)
+    assert SCHEDULES["exponential"](0.1, 0.004, 4, 8.0) == pytest.approx(0.02)
+    assert SCHEDULES["linear"](0.1, 0.004, 4, 8.0) == pytest.approx(0.052)
+    plans = [make_plan(Layout(4, 8), make_settings(lrate_schedule=name)) for name in SCHEDULES]
+    assert plans[0] != plans[1]
+    assert plans[0][-1].learning_rate == plans[1][-1].learning_rate

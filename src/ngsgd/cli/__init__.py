@@ -1,1 +1,1 @@
-"""Top layer: the ``ngsgd`` command, and the entry point of the workflow's scripts."""
+"""The ``ngsgd`` command, and the entry point of the workflow's scripts."""

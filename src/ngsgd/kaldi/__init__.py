@@ -1,1 +1,1 @@
-"""Kaldi's files, from bytes to numpy and back: the lowest layer, which knows nothing of what they are used for."""
+"""Kaldi's file formats, read and written as numpy arrays, and its decoder."""

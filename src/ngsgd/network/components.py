@@ -19,7 +19,7 @@ from ngsgd.network.norms import Normalized, TwoNorm
 from ngsgd.ops.records import NORM_FLOOR
 
 MAX_OFFSET = 10000  # frames
-MAX_BATCHNORM = 10_000  # dimensions of a batch normalization that Kaldi gets as a matrix
+MAX_BATCHNORM = 10_000  # dimensions of a batch normalisation that Kaldi gets as a matrix
 BATCHNORM_EPSILON = 1.0e-3
 BATCHNORM_MOMENTUM = 0.1  # weight of a minibatch in the running statistics
 
@@ -294,7 +294,7 @@ class BatchNorm(Elementwise):
         return y.reshape(x.shape)
 
     def kaldi_fields(self) -> KaldiFields:
-        """The fixed affine component that batch normalization is after training; nnet2 has no such component."""
+        """The fixed affine component that batch normalisation is after training; nnet2 has no such component."""
         if self.input_dim > MAX_BATCHNORM:
             raise ValueError(f"batch normalisation of {self.input_dim} dimensions is too large for a matrix")
         scale = (self.running_var.double() + BATCHNORM_EPSILON).rsqrt()

@@ -186,7 +186,7 @@ class AcousticModel(nn.Module):
 
         - The outputs of affine components below 2-norms are reordered so that the members of a group are far apart:
           with (B, T, k, G) instead of (B, T, G, k) the norm takes a third of the time. These components compute the
-          norms, and their normalization, themselves.
+          norms, and their normalisation, themselves.
         - The bias of each affine component becomes a column of its weight matrix.
         - A chain that can be fused is computed by one operation; see `backpropagate`.
 

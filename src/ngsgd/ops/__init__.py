@@ -201,7 +201,10 @@ def preconditioned_step(
             taken to follow only without preconditioning and max_change.
         derivatives: for each layer the rows of Y (N, D_out), derivatives of the loss.
         lr: learning rate per sample.
-        max_change: largest change per sample; 0 for none.
+        max_change: largest change per sample; 0 for no limit.
+
+    Returns:
+        For each layer whether max-change limited its step, and the updated estimates.
 
     Raises:
         FloatingPointError: an estimate was to be updated from values that are not finite; parameters may have been

@@ -1,8 +1,7 @@
 """The reference backend: every function of `ngsgd.ops` in PyTorch's operators, for any device and floating-point dtype.
 
-It computes the same as the other backends up to rounding, and is what their tests compare with. On a GPU it avoids
-reading
-results: what is one number for each layer stays on the device, and R x R matrices are fetched for all layers together.
+It computes the same as the other backends up to rounding, and their tests compare with it. On a GPU it avoids reading
+results: per-layer scalars stay on the device, and R x R matrices are fetched for all layers together.
 """
 
 from __future__ import annotations
@@ -127,7 +126,7 @@ def forward_backward(
 
 
 class _PassedLayer(NamedTuple):
-    """What the backward pass needs of a layer: its rows, outputs, norms and their scales."""
+    """The arrays of a layer that the backward pass needs: its rows, outputs, norms and their scales."""
 
     rows: Tensor
     z: Tensor

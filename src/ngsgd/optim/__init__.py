@@ -1,1 +1,1 @@
-"""Layer 1, the mathematics: tensors in, tensors out. Knows no file and no acoustic model."""
+"""The optimiser: natural gradient, layer adapters and NG-SGD. Imports only ``ngsgd.ops`` from this project."""

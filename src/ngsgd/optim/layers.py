@@ -45,7 +45,7 @@ class LayerAdapter:
 
     @staticmethod
     def accepts(module: nn.Module) -> bool:
-        """Whether the module's own parameters can be updated directly.
+        """Whether the module's own parameters can be updated directly, and all require a gradient.
 
         Parameters that are computed from others (``torch.nn.utils.parametrize``) have no entry in ``_parameters``.
         """

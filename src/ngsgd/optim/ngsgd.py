@@ -3,13 +3,13 @@
 Source: Povey, Zhang, Khudanpur, arXiv:1410.7455; the update is that of Kaldi's
 ``AffineComponentPreconditionedOnline::Update`` (``nnet2/nnet-component.cc``).
 
-For an affine layer y = W x + b the gradient of the summed objective over N rows is ``Y^T X``: row i of X (N x D_in +
-1) is the layer's input with a 1 appended, and row i of Y (N x D_out) the derivative of the objective with respect to
-its output. The rows of both are preconditioned, and
+For an affine layer y = W x + b the gradient of the loss, summed over N rows, is ``Y^T X``: row i of X (N x D_in + 1) is
+the layer's input with a 1 appended, and row i of Y (N x D_out) the derivative of the loss with respect to its output.
+The rows of both are preconditioned, and
 
-    W,b <- W,b + l gamma_x gamma_y s Y^^T X^
+    W,b <- W,b - s Y^^T X^,    s = lr gamma_x gamma_y min(1, m N / change)
 
-with l the learning rate and s the limit that max-change sets.
+where max-change m limits how far a step moves the layer.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class SimpleNaturalGradient:
     """Multiplies each row by the inverse of the scatter of the *other* rows, smoothed with the identity.
 
     A row is left out of its own scatter so that it does not shrink itself. There is no history, but one factorisation
-    for each minibatch, which makes this form expensive. It serves as the yardstick of the online form.
+    for each minibatch, which makes this form expensive. The online form is measured against it.
 
     Args:
         alpha: smoothing; the identity is added with weight ``alpha / (N D) tr(X^T X)``.

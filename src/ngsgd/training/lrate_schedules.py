@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable
 
 #: The effective learning rate when ``processed`` of ``total`` expanded archives have been processed, given the rates at
-#: the start and at the end: (initial, final, processed, total) -> rate.
+#: the start and at the end: (initial, final, processed, total) -> rate. The last iteration has the final rate, whatever
+#: the schedule.
 LearningRateSchedule = Callable[[float, float, int, float], float]
 
 SCHEDULES: dict[str, LearningRateSchedule] = {}

@@ -56,7 +56,7 @@ class NetworkSettings:
     )
     normalization: Literal["normalize", "batchnorm"] = setting(
         "normalize",
-        "Normalization after the nonlinearity: `normalize` scales each frame to root-mean-square 1; `batchnorm` "
+        "Normalisation after the nonlinearity: `normalize` scales each frame to root-mean-square 1; `batchnorm` "
         "normalizes each dimension over the minibatch, and its running statistics are averaged over jobs like "
         "parameters.",
         stage="training",
@@ -176,7 +176,8 @@ class ScheduleSettings:
     )  # fmt: skip
     lrate_schedule: str = setting(
         "exponential",
-        "How the effective learning rate goes from its initial to its final value: `exponential` decay, or `linear`.",
+        "How the effective learning rate goes from its initial to its final value; the functions are in "
+        "`training/lrate_schedules.py`.",
         stage="training",
     )
     initial_effective_lrate: float = setting(
@@ -385,7 +386,7 @@ class Settings(
         return context(self.splices())
 
     def hidden_layers(self) -> HiddenLayers:
-        # Brings in torch, which those that only want to know the settings need not wait for.
+        # Imports torch, which takes long; most users of the settings do not need it.
         from ngsgd.network.topology import HiddenLayers
 
         pnorm = self.nonlinearity == "pnorm"
@@ -502,7 +503,7 @@ class Settings(
 
 
 def check_corpus(settings: Settings, info: CorpusInfo) -> None:
-    """Sees that a prepared corpus can be trained on.
+    """Checks that a prepared corpus can be trained on.
 
     Raises:
         ConfigError: it has a single class.

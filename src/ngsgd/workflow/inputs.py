@@ -1,4 +1,4 @@
-"""The input functions of the rules: what each step reads, by name, and of that what Snakemake has to make first."""
+"""The input functions of the rules: the files that each step reads, reduced to those that Snakemake must make first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ngsgd.data.corpus import SUBSETS
 from ngsgd.training.execution import Execution
 from ngsgd.training.run import Run
 from ngsgd.training.settings import Settings
@@ -14,7 +15,6 @@ from ngsgd.workflow.plans import Plans
 from ngsgd.workflow.runs import initial_model_path, recipe_path
 from ngsgd.workflow.snakemake_call import SnakemakeCall
 
-SUBSETS = ("train", "valid", "test")
 CORPUS_FILES = [f"{subset}.{part}" for subset in SUBSETS for part in ("features.npy", "labels.npy", "utterances.tsv")]
 
 #: The steps of training that follow from one another. Where one of them is forced, everything is made again.

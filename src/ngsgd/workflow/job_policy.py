@@ -1,4 +1,4 @@
-"""What happens to training jobs that fail, or keep the others of their iteration waiting, on a cluster."""
+"""The policy for training jobs that fail, or keep the others of their iteration waiting, on a cluster."""
 
 from __future__ import annotations
 

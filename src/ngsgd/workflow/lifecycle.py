@@ -1,4 +1,4 @@
-"""What happens at the start and at the end of a call."""
+"""The start and the end of a call."""
 
 from __future__ import annotations
 

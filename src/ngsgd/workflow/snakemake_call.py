@@ -1,7 +1,7 @@
-"""Everything that is used inside Snakemake and is not part of its documented interface.
+"""Access to the attributes of Snakemake's workflow object that are not part of its documented interface.
 
-Nothing else in ``ngsgd.workflow`` or in the rules reaches into Snakemake's objects, so that this module is what has to
-be checked against a new version of Snakemake.
+For a new version of Snakemake also check `missing_inputs` (signatures of input functions), `lifecycle` (its handler of
+SIGTERM, the form of its log), `job_policy` (its jobs) and the executor plugin.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class SnakemakeCall:
         return frozenset(self._workflow.dag_settings.forcerun)
 
     def force(self, paths: Iterable[str]) -> None:
-        """Has files made even if they exist: Snakemake does not look at the inputs of a target that is there
+        """Forces files to be made even if they exist: Snakemake does not look at the inputs of a target that is there
         already.
         """
         self._workflow.dag.forcefiles.update(paths)

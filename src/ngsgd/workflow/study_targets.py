@@ -1,4 +1,4 @@
-"""What the rules of a study read and make, and how a study goes on over several calls."""
+"""The inputs and targets of a study's rules, and the division of a study into several calls."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class StudyTargets:
         return [name for experiment in self._study.experiments.values() for name in figures_of(experiment)]
 
     def study(self, wildcards: Any) -> list[str]:
-        """What this call makes: learning rates that are not chosen yet, else a part of a grid, else the page."""
+        """The targets of this call: learning rates that are not chosen yet, else a part of a grid, else the page."""
         open_experiments = sorted(self._study.experiments.keys() - self._rates.keys())
         if open_experiments:
             rates = [f"{FOLDER}/{name}/learning_rates.json" for name in open_experiments]

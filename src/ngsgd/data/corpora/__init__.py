@@ -64,7 +64,7 @@ class CorpusSettings:
 class TestSetSettings(CorpusSettings):
     """Settings of corpora without a test set of their own."""
 
-    __test__: ClassVar[bool] = False  # it is no test
+    __test__: ClassVar[bool] = False  # pytest collects classes named Test*
 
     num_test_utterances: int = setting(300, "Number of recordings held out for the test.", stage="corpus", minimum=1)
 
@@ -107,7 +107,8 @@ class Corpus(Protocol):
     """A data source that can be read in parts; for the attributes see `CorpusInfo`.
 
     Attributes:
-        settings_type: the class that declares its settings.
+        settings_type: the class that declares its settings; its docstring is its section of ``config/README.md``.
+        num_classes: number of classes (pdf-ids).
     """
 
     settings_type: ClassVar[type[CorpusSettings]]

@@ -69,7 +69,7 @@ class SyntheticCorpus:
 
     Args:
         hours: approximate amount of training speech.
-        num_valid_utterances, num_test_utterances: numbers of utterances, of about 2.5 s each.
+        num_valid_utterances, num_test_utterances: numbers of utterances, of about 2.6 s each.
         extractor: ``kaldi-fbank``, ``kaldi-mfcc``, or a YAML file of extractor settings written by Lhotse.
         root: folder for a relative path to that file that does not exist in the working directory.
         states_per_symbol: number of classes of each phone.

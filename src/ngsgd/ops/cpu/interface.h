@@ -2,7 +2,8 @@
    (build_bindings.py), so that each structure and constant is declared here and nowhere else.
 
    Matrices are float32 in row-major order; `stride` is the distance from the start of one row to the start of the next
-   one, in elements. Python allocates every array and fills in every pointer. */
+   one, in elements. Python allocates every array, except for the scratch of update_fisher, and
+   fills in every pointer. */
 
 /* The values of Layer.norm: how a layer's outputs z (N, k G) become its output. */
 enum { NO_NORM, TWO_NORM, NORMALIZED_TWO_NORM };
