@@ -78,6 +78,8 @@ HEAVY = {
         ("ngsgd.training.diagnose", HEAVY),
         ("ngsgd.training.average", HEAVY | {"torch"}),
         ("ngsgd.cli.commands", HEAVY | {"torch"}),
+        ("ngsgd.workflow.inputs", {"torch", "matplotlib", "lhotse", "scipy", "onnx"}),
+        ("ngsgd.workflow.configuration", {"torch", "matplotlib", "lhotse", "onnx"}),
         ("ngsgd.cli.main", HEAVY | {"torch", "numpy", "typing", "argparse", "logging", "subprocess"}),
     ],
 )

@@ -159,3 +159,34 @@ def test_shapes_that_do_not_fit_are_an_error() -> None:
     for chosen in (torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1]] * 2)):
         refused(random(4, 2, 7), [lower, upper._replace(positions=chosen)])
     refused(random(4, 2, 7), [lower._replace(positions=torch.tensor([[0, 1]])), upper])
+
+
+def test_results_have_no_autograd_graph(backend: ModuleType) -> None:
+    """A graph would keep each minibatch's arrays for as long as its loss."""
+    layers = [
+        layer._replace(weight=torch.nn.Parameter(layer.weight), bias=torch.nn.Parameter(layer.bias))
+        for layer in two_layers(7, Norm(5, normalized=True))
+    ]
+    output = OutputLoss(None, torch.tensor([1, 4, 0, 2]))
+    result = backend.forward_backward(random(4, 2, 7), layers, InputTransform(), output)
+    assert not result.loss.requires_grad
+    assert not any(t.requires_grad for rows in result.rows for t in rows)
+
+
+@needs_cpu_backend
+def test_a_transform_without_bias_is_left_to_the_reference() -> None:
+    transform = InputTransform(None, random(7, 8), None)
+    args = (
+        random(4, 2, 8),
+        two_layers(7, Norm(5, normalized=True)),
+        transform,
+        OutputLoss(None, torch.tensor([1, 4, 0, 2])),
+    )
+    assert not cpu.supports_forward_backward(*args)
+    ops.forward_backward(*args)
+
+
+def test_an_empty_minibatch_below_positions_is_an_error() -> None:
+    layers = two_layers(7, None, torch.tensor([[0, 1]]))
+    with pytest.raises(ValueError, match="its positions do not fit"):
+        ops.forward_backward(random(0, 2, 7), layers, InputTransform(), OutputLoss(None, torch.zeros(0).long()))

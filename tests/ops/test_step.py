@@ -148,6 +148,9 @@ def test_each_layer_goes_to_a_backend_that_supports_it() -> None:
         (layer._replace(bias=torch.zeros(8)), x, y),  # the column of ones is missing
         (layer, x._replace(X=random(5, 8).double()), y),
         (layer, x, y._replace(X=random(8, 5).T)),
+        (layer, x, y._replace(X=random(4, 8))),
+        (layer, x, y._replace(X=random(5, 9))),
+        (layer, x._replace(fisher=random_fisher(3, 9)), y),
     ]
     for case in unsupported:
         assert not cpu.supports_step(*case)

@@ -7,7 +7,7 @@ from ngsgd.workflow.job_policy import TrainingJobPolicy
 from ngsgd.workflow.lifecycle import finish_call, report_errors, start_call
 from snakemake_executor_plugin_ngsgd import cancel_former_jobs, set_job_policy
 
-# Before anything looks at results/.
+# Made before the graph of jobs looks at results/.
 RESULTS_LOCK = RunLock("results")
 
 JOB_POLICY = TrainingJobPolicy(RUNS, PLANS, EXECUTION)

@@ -5,6 +5,7 @@ from snakemake.exceptions import WorkflowError
 from ngsgd.errors import NgsgdError
 from ngsgd.gpus import visible_gpus
 from ngsgd.memory import LARGE_PAGES
+from ngsgd.study.grid import FOLDER as STUDY_FOLDER
 from ngsgd.study.grid import KEYS as STUDY_KEYS
 from ngsgd.study.grid import Study
 from ngsgd.training.execution import Execution
@@ -14,7 +15,6 @@ from ngsgd.workflow.plans import Plans
 from ngsgd.workflow.resources import JobResources
 from ngsgd.workflow.runs import initial_model_path, make_runs
 from ngsgd.workflow.snakemake_call import SnakemakeCall
-from ngsgd.workflow.study_targets import FOLDER as STUDY_FOLDER
 
 try:
     CALL = SnakemakeCall(workflow, snakemake.__version__, WorkflowError)

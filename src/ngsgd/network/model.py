@@ -187,7 +187,7 @@ class AcousticModel(nn.Module):
         - The outputs of affine components below 2-norms are reordered so that the members of a group are far apart:
           with (B, T, k, G) instead of (B, T, G, k) the norm takes a third of the time. These components compute the
           norms, and their normalisation, themselves.
-        - The bias of each affine component becomes a column of its weight matrix.
+        - On the CPU the bias of each affine component becomes a column of its weight matrix.
         - A chain that can be fused is computed by one operation; see `backpropagate`.
 
         The model computes the same up to rounding. At the end of the block everything is as before; the model cannot
@@ -196,7 +196,8 @@ class AcousticModel(nn.Module):
         only, because that overwrites the outputs of affine components.
         """
         chain = self.chain()
-        affines = [c for c in chain if isinstance(c, Affine)]
+        # On a GPU products may be rounded to tf32, which biases must not be.
+        affines = [c for c in chain if isinstance(c, Affine) and c.weight.is_cpu]
         above = [*chain[2:], None, None]
         norms = [
             (affine, pnorm, follower if isinstance(follower, Normalize) else None)

@@ -167,7 +167,7 @@ def _check_shapes(x: Tensor, layers: Sequence[AffineLayer], transform: InputTran
     for depth, (weight, _, norm, positions) in enumerate(layers):
         D_out, D_in = weight.shape
         if positions is not None:
-            if not depth or N % B or positions.shape[1] * D != D_in:
+            if not depth or not B or N % B or positions.shape[1] * D != D_in:
                 raise ValueError(f"layer {depth} takes {D_in} dimensions, its positions do not fit the layer below")
             N = B * positions.shape[0]
         elif (N * D) % D_in or (not depth and D_in != D):

@@ -76,6 +76,7 @@ def normalize_backward(y: Tensor, scale: Tensor, dy: Tensor) -> Tensor:
     return torch.addcmul(dy, y, along[..., None], value=-1).mul_(factor[..., None])
 
 
+@torch.no_grad()  # the derivatives are computed here; a graph of them would only take memory
 def forward_backward(
     x: Tensor,
     layers: Sequence[AffineLayer],
@@ -99,7 +100,9 @@ def forward_backward(
         passed.append(_PassedLayer(append_ones(x), z, y, scale))
         x = y
     logits = x if output.scales is None else x * output.scales
-    log_posteriors = torch.log_softmax(logits, dim=1)
+    # The objective needs float32.
+    precise = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    log_posteriors = torch.log_softmax(precise, dim=1)
     labels = output.labels
     num_classes = logits.shape[1]
     # On a GPU the check would wait for the device, which reports such a label itself.
@@ -112,6 +115,7 @@ def forward_backward(
     dz.scatter_add_(1, labels[:, None], dz.new_full((1, 1), -1.0).expand(len(labels), 1))
     if output.scales is not None:
         dz *= output.scales
+    dz = dz.to(logits.dtype)
     rows: list[tuple[Tensor, Tensor]] = []
     dy = dz
     for depth in reversed(range(len(layers))):
@@ -226,11 +230,12 @@ _limits: dict[tuple[tuple[int, ...], float, torch.device, torch.dtype], Tensor] 
 def _change_limit(num_rows: tuple[int, ...], max_change: float, like: Tensor) -> Tensor:
     """max_change N for each layer; cached, because copying numbers to a GPU waits for it."""
     key = (num_rows, max_change, like.device, like.dtype)
-    if key not in _limits:
+    limit = _limits.get(key)
+    if limit is None:
         if len(_limits) > MAX_CACHED_LIMITS:
             _limits.clear()
-        _limits[key] = like.new_tensor([max_change * N for N in num_rows])
-    return _limits[key]
+        limit = _limits[key] = like.new_tensor([max_change * N for N in num_rows])
+    return limit
 
 
 def gamma(before: Tensor, after: Tensor) -> Tensor:
@@ -281,7 +286,12 @@ def _subtract(layer: AffineLayer, Y: Tensor, X: Tensor, step: float) -> None:
 
 
 def update_fisher(inputs: Sequence[PreconditionerInput]) -> list[UpdatedFisher]:
-    return _update_fisher([_measure(side) for side in inputs])
+    # A single update needs tr(X X^T) alone, in double precision.
+    measured = []
+    for side in inputs:
+        tr_XX = torch.linalg.vector_norm(side.X, dtype=torch.float64).square()
+        measured.append(_measure(side)._replace(traces=tr_XX[None]))
+    return _update_fisher(measured)
 
 
 class _Products(NamedTuple):

@@ -63,7 +63,8 @@ class NGSGD(torch.optim.Optimizer):
 
     Do not use it with DistributedDataParallel, gradient clipping or anything else that works on the ``.grad`` of affine
     layers, which is never formed; with a second NGSGD for the same layers; or for second derivatives. Parameters that a
-    module uses without calling the ``nn.Linear`` that owns them (as ``nn.MultiheadAttention`` does) get plain SGD.
+    module uses without calling the ``nn.Linear`` that owns them (as ``nn.MultiheadAttention`` does) get plain SGD. For
+    other kinds of layers register an adapter (`ngsgd.optim.layers.register_adapter`).
 
     The rows of all affine layers, and the preconditioned rows, are in memory at the same time. The statistics are not
     part of ``state_dict()``: in the training procedure of the paper each job starts them from scratch.

@@ -18,6 +18,7 @@ from ngsgd.errors import ConfigError
 from ngsgd.files import digest, write_text
 from ngsgd.training.execution import CALL_SETTINGS
 
+FOLDER = Path("results/paper")  # the results of a study
 KEYS = ("paper", "scale", "seeds", "turnaround_seconds")  # of the configuration; the other keys are settings of runs
 
 

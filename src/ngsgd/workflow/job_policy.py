@@ -42,7 +42,9 @@ class TrainingJobPolicy:
         run, x, number = self._runs[job.wildcards.run], int(job.wildcards.iteration), int(job.wildcards.job)
         # Jobs may have been lost since the call made its plan, which changes what later jobs train on.
         lost = {(lost.iteration, lost.job) for lost in read_lost_jobs(run.ledger)}
-        row = next(row for row in jobs_after_losses(run.plan, x, lost) if row.job == number)
+        row = next((row for row in jobs_after_losses(run.plan, x, lost) if row.job == number), None)
+        if row is None:
+            return False
         return record_failure(run, row, reason, attempts_left, self._execution.min_jobs)
 
     def is_straggler(self, job: Any) -> bool:

