@@ -104,7 +104,7 @@ class Scheduler(Protocol):
         """
 
     def cancel(self, numbers: Sequence[str]) -> None:
-        """Cancels jobs, ignoring those that have ended.
+        """Cancels jobs, ignoring jobs that have ended.
 
         Raises:
             ClusterError: the scheduler does not answer.
