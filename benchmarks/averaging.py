@@ -5,6 +5,7 @@ It is compared with reading these models once; both read from the page cache.
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from figures import Figure, in_turn, ratios, write
 
 from ngsgd.network.storage import FORMAT, Header, read_model, write_model
 from ngsgd.training.average import end_iteration
+from ngsgd.training.job_record import JobRecord
 from ngsgd.training.model_mean import average_arrays
 
 JOBS, LAYERS, WIDTH = 16, 5, 2000
@@ -30,11 +32,9 @@ def make(folder: Path) -> tuple[Path, list[Path]]:
         arrays = {
             f"components.affine{i}.weight": rng.normal(size=(WIDTH, WIDTH)).astype(np.float32) for i in range(LAYERS)
         }
-        record = {
-            "iteration": 0, "job": n, "action": "average", "frames": 1, "log_probability": -1.0, "max_change_share": {},
-            "failure": None,
-        }  # fmt: skip
-        history = {"iterations": []} | ({"job": record} if n else {})
+        record = JobRecord(frames=1, log_probability=-1.0, train_accuracy=0.5, max_change_share={}, failure=None)
+        job = {"iteration": 0, "job": n, "action": "average", **dataclasses.asdict(record)}
+        history = {"iterations": []} | ({"job": job} if n else {})
         paths.append(folder / f"{n}.safetensors")
         write_model(paths[-1], arrays, Header(format=FORMAT, architecture=architecture, history=history))
     return paths[0], paths[1:]

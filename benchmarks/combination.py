@@ -23,14 +23,14 @@ from ngsgd.training.scoring import score
 
 def compare(folder: str) -> dict[str, float | str]:
     run = Run.open(folder)
-    combination = json.loads(run.combination.read_text())
-    last = max(int(path.stem) for path in run.model(0).parent.iterdir())
+    combination = json.loads(run.combination_file.read_text())
+    last = max(int(path.stem) for path in run.model_file(0).parent.iterdir())
     models = {
-        "last": load_model(run.model(last)),
-        "final": load_model(run.final),
-        "average": load_model(run.model(last)),
+        "last": load_model(run.model_file(last)),
+        "final": load_model(run.final_model_file),
+        "average": load_model(run.model_file(last)),
     }
-    paths = [run.model(x) for x in range(last - combination["candidates"] + 1, last + 1)]
+    paths = [run.model_file(x) for x in range(last - combination["candidates"] + 1, last + 1)]
     average = {name: torch.from_numpy(array) for name, array in average_arrays(paths).items()}
     models["average"].load_state_dict(average)
     row: dict[str, float | str] = {
@@ -39,7 +39,7 @@ def compare(folder: str) -> dict[str, float | str]:
     }
     for name in ("last", "average", "final"):
         model = models[name].eval()
-        valid = score(model, open_archive(run.valid), run.settings.context(), str(run.valid))
+        valid = score(model, open_archive(run.valid_file), run.settings.context(), str(run.valid_file))
         row[f"{name}, validation"] = valid.log_probability
         row[f"{name}, test"] = score_utterances(model, Subset(run.data, "test")).log_probability
     return row

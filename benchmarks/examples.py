@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import commands
 import numpy as np
 import torch
 from figures import Figure, as_a_job, in_turn, ratios, write
@@ -22,6 +23,7 @@ from step import network, step, timed
 
 from ngsgd.data.egs import minibatches, open_archive, record_type
 from ngsgd.data.quantized import encode
+from ngsgd.training.run import Run
 
 NUM_EXAMPLES, CONTEXT, DIM, MINIBATCH = 40_000, (7, 6), 13, 128
 FEW, MANY = 4_000, 64_000  # numbers of examples; one takes 1.1 kB with the default network
@@ -64,7 +66,8 @@ def copying() -> Callable[[], float]:
 
 def anonymous_memory(folder: Path) -> float:
     """Returns the peak anonymous memory of a job, in MB."""
-    process = subprocess.Popen([sys.executable, "-m", "ngsgd", "train", str(folder), "0", "1"], stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "ngsgd", *commands.train(Run.open(folder), 0, 1)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
     peak = 0
     while process.poll() is None:
         try:

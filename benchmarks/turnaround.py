@@ -7,6 +7,7 @@ itself, which is compared with a loop that runs the same commands without Snakem
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,6 +19,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import commands
+
+from ngsgd.training.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -202,27 +207,29 @@ def workflow(jobs: int, cluster: Slurm) -> tuple[list[float], float, float]:
                 [*command, *targets, "--configfile", config], cwd=name, env=cluster.env, check=True, capture_output=True
             )
 
-        run = Path(name) / "results/run"
         make("results/run/final.safetensors")
-        times = progress(run)
+        with contextlib.chdir(name):
+            run = Run.open("results/run")
+        folder = Path(name) / run.folder
+        times = progress(folder)
         last = max(times)
         result = gaps(times), max(e for _, e in times[last]) - min(b for b, _ in times[0])
-        for path in [*(run / "jobs").iterdir(), *(run / "progress").iterdir()]:
+        for path in [*(folder / "jobs").iterdir(), *(folder / "progress").iterdir()]:
             path.unlink()
         for x in range(1, last + 2):
-            (run / f"models/{x}.safetensors").unlink()
+            (folder / f"models/{x}.safetensors").unlink()
 
         def train(x: int, n: int) -> None:
             subprocess.run(
-                ["srun", "--nodes=1", "--ntasks=1", f"--mem={MEMORY}M", BIN / "ngsgd", "train", run, str(x), str(n)],
+                ["srun", "--nodes=1", "--ntasks=1", f"--mem={MEMORY}M", BIN / "ngsgd", *commands.train(run, x, n)],
                 cwd=name, env=cluster.env, check=True, capture_output=True,
             )  # fmt: skip
 
         with ThreadPoolExecutor(jobs) as pool:
             for x in range(last + 1):
                 list(pool.map(lambda n, x=x: train(x, n + 1), range(jobs)))
-                subprocess.run([BIN / "ngsgd", "end-iteration", run, str(x)], cwd=name, check=True)
-        times = progress(run)
+                subprocess.run([BIN / "ngsgd", *commands.end_iteration(run, x, jobs)], cwd=name, check=True)
+        times = progress(folder)
         return *result, max(e for _, e in times[last]) - min(b for b, _ in times[0])
 
 

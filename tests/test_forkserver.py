@@ -20,10 +20,10 @@ SO_ACCEPTCON = 0x10000  # from <linux/net.h>
 SERVER_PROGRAM = """
 import os, sys, time
 from ngsgd.forkserver.server import serve
-from ngsgd.locks import exit_with_scheduler
+from ngsgd.locks import exit_with_snakemake_process
 
 def run(arguments):
-    exit_with_scheduler()
+    exit_with_snakemake_process()
     print(*arguments, os.getcwd(), os.environ["JOB_VALUE"], os.environ.get("WORD"))
     print("a message", file=sys.stderr)
     if arguments[0] == "sleep":
@@ -43,10 +43,10 @@ serve(run, lambda: time.sleep(0.5))
 """
 SCHEDULER_PROGRAM = """
 import os, subprocess, sys, time
-from ngsgd.locks import announce_scheduler
-announce_scheduler()
+from ngsgd.locks import announce_snakemake_process
+announce_snakemake_process()
 server = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE, start_new_session=True)
-print(os.environ["NGSGD_SCHEDULER"], server.pid, flush=True)
+print(os.environ["NGSGD_SNAKEMAKE_PROCESS"], server.pid, flush=True)
 sys.stdin.readline()
 os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)"])
 """
@@ -71,7 +71,7 @@ class Call:
         assert self.scheduler.stdout is not None
         announced, server = self.scheduler.stdout.readline().split()
         self.server = int(server)
-        self.environment |= {"NGSGD_SCHEDULER": announced, "JOB_VALUE": "here"}
+        self.environment |= {"NGSGD_SNAKEMAKE_PROCESS": announced, "JOB_VALUE": "here"}
         wait_until(self.address)
 
     def job(self, *arguments: object, **options: object) -> subprocess.Popen[str]:
@@ -213,8 +213,8 @@ def test_started_server_runs_ngsgd_commands(tmp_path: Path) -> None:
         (
             "import sys, time",
             "from ngsgd.forkserver.client import delegate",
-            "from ngsgd.forkserver.server import start",
-            "start()",
+            "from ngsgd.forkserver.server import start_server",
+            "start_server()",
             "statuses = (time.sleep(0.1) or delegate(['train', '--help']) for _ in range(600))",
             "sys.exit(next(status for status in statuses if status is not None))",
         )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-STAMPED = 16 * 2**20  # bytes; larger files are not hashed
+MAX_HASHED_BYTES = 16 * 2**20  # bytes; larger files are not hashed
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def scp_targets(script: Path, root: Path) -> set[Path]:
     return {path for path in found if path.is_file()}
 
 
-def file_stamp(path: str | os.PathLike[str], hashed: int = STAMPED) -> str:
+def file_stamp(path: str | os.PathLike[str], hashed: int = MAX_HASHED_BYTES) -> str:
     """Returns a fingerprint of a file's contents: its SHA-256, or "missing" if it cannot be read.
 
     Hashing files larger than ``hashed`` bytes in every call would take too long; their fingerprint is size and

@@ -16,7 +16,9 @@ from typing import IO
 
 from ngsgd.errors import NgsgdError
 
-SCHEDULER = "NGSGD_SCHEDULER"  # environment variable with the scheduler's `_identity`
+SNAKEMAKE_PROCESS = (
+    "NGSGD_SNAKEMAKE_PROCESS"  # environment variable with the `_identity` of the process that runs Snakemake
+)
 
 
 class RunLock:
@@ -94,17 +96,17 @@ def lock_holder(directory: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def announce_scheduler() -> None:
-    """Makes this process the scheduler of the jobs that it starts from now on; see `exit_with_scheduler`."""
-    os.environ[SCHEDULER] = _identity(os.getpid())
+def announce_snakemake_process() -> None:
+    """Makes this process the scheduler of the jobs that it starts from now on; see `exit_with_snakemake_process`."""
+    os.environ[SNAKEMAKE_PROCESS] = _identity(os.getpid())
 
 
-def exit_with_scheduler() -> None:
+def exit_with_snakemake_process() -> None:
     """Exits this process, with status 143, when the scheduler that started it ends.
 
     Does nothing without a scheduler or on another machine. No clean-up takes place; temporary files are left behind.
     """
-    announced = os.environ.get(SCHEDULER)
+    announced = os.environ.get(SNAKEMAKE_PROCESS)
     if not announced or not announced.startswith(_boot() + ":"):
         return
     pid = int(announced.split(":")[1])

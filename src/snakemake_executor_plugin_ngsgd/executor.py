@@ -22,7 +22,7 @@ from snakemake_interface_executor_plugins.workflow import WorkflowExecutorInterf
 
 from ngsgd.errors import ClusterError
 from ngsgd.files import digest
-from ngsgd.locks import SCHEDULER
+from ngsgd.locks import SNAKEMAKE_PROCESS
 from snakemake_executor_plugin_ngsgd.policy import job_policy
 from snakemake_executor_plugin_ngsgd.scheduler import Failure, Resources, make_scheduler
 from snakemake_executor_plugin_ngsgd.settings import ExecutorSettings
@@ -135,7 +135,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         job, tracked = info.job, self.tracked[info.external_jobid]
         environment = self.scheduler.environment(os.environ)
         # A job with this variable ends with this process if both run on one machine, which is meant for local jobs.
-        environment.pop(SCHEDULER, None)
+        environment.pop(SNAKEMAKE_PROCESS, None)
         environment |= {f"{library}_NUM_THREADS": str(job.threads) for library in THREAD_VARIABLES}
         try:
             tracked.submission = Submission(

@@ -43,7 +43,7 @@ def test_killed_job_is_retried(place: Workplace, reference: Workplace) -> None:
     process = start_snakemake(place, "--ngsgd-retry-wait", "4")
     wait_until_running(place, 1, 2)
     killed = time.time()
-    kill(place, signal.SIGKILL, "train", "results/run", "1", "2")
+    kill(place, signal.SIGKILL, "train", "1", "2")
     assert wait_until_running(place, 1, 2, attempt=2).started >= killed + 4.0
     outcome = wait_for_end(process)
     assert outcome.status == 0, outcome.text
@@ -55,7 +55,7 @@ def test_job_over_its_time_limit_is_retried_with_more(place: Workplace, referenc
     place.config["resources"] = {"train": {"runtime": 1}}
     process = start_snakemake(place)
     wait_until_running(place, 0, 1)
-    kill(place, signal.SIGSTOP, "train", "results/run", "0", "1")
+    kill(place, signal.SIGSTOP, "train", "0", "1")
     outcome = wait_for_end(process)
     assert outcome.status == 0, outcome.text
     assert "it reached its limit of time" in outcome.text

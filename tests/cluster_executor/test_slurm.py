@@ -213,7 +213,7 @@ def keep_killing(place: Workplace, iteration: int, job: int) -> threading.Event:
 
     def kill_attempts() -> None:
         while not stop.wait(0.1):
-            for pid in processes(place, "train", "results/run", str(iteration), str(job)):
+            for pid in processes(place, "train", str(iteration), str(job)):
                 os.kill(pid, signal.SIGKILL)
 
     threading.Thread(target=kill_attempts, daemon=True).start()
@@ -266,7 +266,7 @@ def test_straggler_is_given_up_after_its_timeout(place: Workplace, slurm: Slurm)
     place.config |= {"min_jobs": 1, "straggler_timeout": 2.0}
     process = start_snakemake(place)
     progress = wait_until_running(place, 1, 1)
-    kill(place, signal.SIGSTOP, "train", "results/run", "1", "1")
+    kill(place, signal.SIGSTOP, "train", "1", "1")
     outcome = wait_for_end(process)
     assert outcome.status == 0, outcome.text
     assert outcome.jobs["train"] == 4

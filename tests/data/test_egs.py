@@ -48,7 +48,7 @@ def make(subset: Subset, layout: egs.Layout, num_splits: int, folder: Path, seed
     ],
 )
 def test_layout(frames: int, frames_per_eg: int, samples: int, expected: tuple[int, int]) -> None:
-    assert egs.Layout.of(frames, frames_per_eg, samples) == egs.Layout(*expected)
+    assert egs.Layout.for_frames(frames, frames_per_eg, samples) == egs.Layout(*expected)
 
 
 @pytest.mark.parametrize("num_archives", [1, 3, 5])

@@ -142,11 +142,11 @@ X = RNG.normal(size=(9, DIM))
 
 def test_variances_and_skipped_dimensions(root: Path) -> None:
     x = np.concatenate([m for n, m in kaldiio.load_ark(f"{root}/train/feats.ark") if n.startswith("s0-")])
-    found, _ = features(root, cmvn="--norm-means=true --norm-vars=true --skip-dims=1:3").of("s0-00", x)
+    found, _ = features(root, cmvn="--norm-means=true --norm-vars=true --skip-dims=1:3").process("s0-00", x)
     np.testing.assert_allclose(found[:, [0, 2]].mean(axis=0), 0.0, atol=1e-4)
     np.testing.assert_allclose(found[:, [0, 2]].std(axis=0), 1.0, atol=1e-3)
     np.testing.assert_allclose(found[:, [1, 3]], x[:, [1, 3]], atol=1e-6)
-    found, _ = features(root, cmvn="--norm-means=false").of("s0-00", x)
+    found, _ = features(root, cmvn="--norm-means=false").process("s0-00", x)
     np.testing.assert_array_equal(found, x)
     for wrong in ("--norm-var=true", "--norm-vars=yes", "norm-vars", "--norm-means=false --norm-vars=true"):
         with pytest.raises(ConfigError, match="cmvn_opts: "):
@@ -155,7 +155,7 @@ def test_variances_and_skipped_dimensions(root: Path) -> None:
 
 def test_deltas(root: Path) -> None:
     """Compares with the definition: a regression over two frames on each side, with edges repeated."""
-    found, _ = features(root, cmvn="--norm-means=false", delta_order=2).of("s0-00", X)
+    found, _ = features(root, cmvn="--norm-means=false", delta_order=2).process("s0-00", X)
 
     def at(t: int) -> np.ndarray:
         return X[min(max(t, 0), len(X) - 1)]
@@ -178,15 +178,15 @@ def test_splice_and_transforms(root: Path) -> None:
     kaldiio.save_ark(str(transforms / "trans.2"), {"s0": fmllr})
     spliced = np.array([np.concatenate([X[max(t - 2, 0)], X[max(t - 1, 0)], X[t]]) for t in range(len(X))])
     expected = spliced @ T.T
-    found, _ = features(root, alignment=alignment).of("s0-00", X)
+    found, _ = features(root, alignment=alignment).process("s0-00", X)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    found, _ = features(root, alignment=alignment, transforms=transforms).of("s0-00", X)
+    found, _ = features(root, alignment=alignment, transforms=transforms).process("s0-00", X)
     np.testing.assert_allclose(found, expected @ fmllr[:, :-1].T + fmllr[:, -1], atol=1e-5)
     (alignment / "trans.1").write_bytes((transforms / "trans.2").read_bytes())
-    assert np.array_equal(features(root, alignment=alignment, own=alignment).of("s0-00", X)[0], found)
+    assert np.array_equal(features(root, alignment=alignment, own=alignment).process("s0-00", X)[0], found)
     with pytest.raises(DataError, match="no fMLLR transform for s2"):
-        features(root, alignment=alignment, transforms=transforms).of("s2-00", X)
-    found, _ = features(root, alignment=alignment, feature_type="raw").of("s0-00", X)
+        features(root, alignment=alignment, transforms=transforms).process("s2-00", X)
+    found, _ = features(root, alignment=alignment, feature_type="raw").process("s0-00", X)
     np.testing.assert_allclose(found, X, atol=1e-6)
     with pytest.raises(ConfigError, match="delta_order"):
         features(root, alignment=alignment, delta_order=1)
@@ -200,12 +200,12 @@ def test_ivectors(root: Path) -> None:
         str(folder / "i.ark"), {"s0-00": ivectors, "s0-01": ivectors[:1]}, scp=str(folder / "ivector_online.scp")
     )
     (folder / "ivector_period").write_text("4\n")
-    found, const_dim = features(root, cmvn="--norm-means=false", ivectors=folder).of("s0-00", X)
+    found, const_dim = features(root, cmvn="--norm-means=false", ivectors=folder).process("s0-00", X)
     assert const_dim == 2
     np.testing.assert_allclose(found, np.hstack((X, np.repeat(ivectors, 4, axis=0)[:9])), atol=1e-6)
     for name, reason in (("s0-01", "i-vectors for 4"), ("s0-02", "it has no i-vectors")):
         with pytest.raises(DataError, match=reason):
-            features(root, ivectors=folder).of(name, X)
+            features(root, ivectors=folder).process(name, X)
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -356,7 +356,7 @@ def test_options_of_the_training_data_apply_to_the_test_data(root: Path) -> None
     sides = [Directories(root / side, root / f"ali_{side}", None, None) for side in ("train", "test")]
     source = KaldiCorpus(*sides, FeatureOptions(root, None, None, 0, False), None, 10, None)
     raw = dict(kaldiio.load_ark(str(root / "test/feats.ark")))
-    found, _ = source._sides["test"].features.of("t0-10", np.concatenate(list(raw.values())))
+    found, _ = source._sides["test"].features.process("t0-10", np.concatenate(list(raw.values())))
     np.testing.assert_allclose(found.std(axis=0), 1.0, atol=1e-3)
     (root / "ali_train/num_jobs").write_text("3\n")
     with pytest.raises(DataError, match=r"2 files ali\.1, \.\.\., where num_jobs says 3"):

@@ -129,7 +129,7 @@ def test_crash_of_the_decoder_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_endless_search_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the check the graph gets an epsilon cycle of negative cost, so that the search does not end."""
-    monkeypatch.setattr(decoder_module, "PATIENCE", 3.0)
+    monkeypatch.setattr(decoder_module, "TIMEOUT", 3.0)
     monkeypatch.setattr(decoder_module, "num_inputs", lambda path: 4)
     graph = folder(tmp_path / "graph", const_fst())
     (tmp_path / "g.fst").write_bytes(const_fst(arcs=NEGATIVE_CYCLE))

@@ -78,7 +78,7 @@ def test_rate_that_diverges_is_not_chosen() -> None:
 
 def test_runs_of_the_paper_study_are_valid(tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text()) | paper()
-    study = Study.of(config)
+    study = Study.from_config(config)
     assert study.rates(tmp_path) == {}
     for name, own in study.experiments.items():
         chosen = [{"method": m, "rate": r, "chosen": r == rates[0]} for m, rates in own.rates.items() for r in rates]
@@ -91,7 +91,7 @@ def test_runs_of_the_paper_study_are_valid(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_study_cover_its_grids() -> None:
-    study = Study.of(paper())
+    study = Study.from_config(paper())
     rates = {name: {m: r[0] for m, r in own.rates.items()} for name, own in study.experiments.items()}
     assert study.parts({}) == []
     assert {run for part in study.parts({"digits": rates["digits"]}) for run in part} == {
@@ -121,17 +121,18 @@ def test_settings_of_optimisers() -> None:
 def test_configured_studies_are_valid(name: str) -> None:
     config = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
     defaults = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    for own in Study.of(config).experiments.values():
+    for own in Study.from_config(config).experiments.values():
         runs = own.sweep_runs() | own.grid_runs({method: rates[0] for method, rates in own.rates.items()})
         rest = {key: value for key, value in config.items() if key not in KEYS}
         assert len(run_settings(defaults | rest | {"runs": runs})) == len(runs)
 
 
 def test_scale_changes_the_hours_but_not_the_size_of_iterations() -> None:
-    one, ten = (Study.of(paper() | {"scale": scale}).experiments["synthetic"].settings for scale in (1, 10))
+    one, ten = (Study.from_config(paper() | {"scale": scale}).experiments["synthetic"].settings for scale in (1, 10))
     assert ten["hours"] == 10 * one["hours"]
     assert ten["samples_per_iter"] == one["samples_per_iter"]
-    assert Study.of(paper() | {"scale": 10}).experiments["digits"] == Study.of(paper()).experiments["digits"]
+    scaled = Study.from_config(paper() | {"scale": 10})
+    assert scaled.experiments["digits"] == Study.from_config(paper()).experiments["digits"]
 
 
 @pytest.mark.parametrize(
@@ -155,4 +156,4 @@ def test_experiments_without_a_possible_comparison_are_refused(changes: dict, me
 @pytest.mark.parametrize("wrong", [{"scale": 0}, {"seeds": 0}, {"seeds": None}, {"paper": {"x": {}}}, {"paper": []}])
 def test_malformed_studies_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError):
-        Study.of(paper() | wrong)
+        Study.from_config(paper() | wrong)

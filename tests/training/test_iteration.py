@@ -348,14 +348,24 @@ def test_suffix_lengths() -> None:
 
 def test_diagnostics_are_the_scores_on_both_subsets(workplace: Path, settings) -> None:
     run = Run(workplace / "run", settings, data=workplace, examples=workplace / "egs")
-    for path, name in ((run.model(0), "0.safetensors"), (run.valid, "valid.npy"), (run.train_subset, "prior.npy")):
+    for path, name in (
+        (run.model_file(0), "0.safetensors"),
+        (run.valid_file, "valid.npy"),
+        (run.train_subset_file, "prior.npy"),
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(workplace / name, path)
-    diagnose(run, 0)
-    scores = json.loads(run.diagnostics(0).read_text())
+
+    def diagnose_initial() -> None:
+        diagnose(
+            settings, run.model_file(0), (run.valid_file, None), (run.train_subset_file, None), run.diagnostics_file(0)
+        )
+
+    diagnose_initial()
+    scores = json.loads(run.diagnostics_file(0).read_text())
     assert scores["valid"]["log_probability"] == pytest.approx(np.log(1 / CLASSES))
     assert scores["valid"]["frames"] == 300
     assert scores["train"]["frames"] == 200
-    np.save(run.valid, np.zeros(3, egs.record_type(1, (1, 1), DIM)))
+    np.save(run.valid_file, np.zeros(3, egs.record_type(1, (1, 1), DIM)))
     with pytest.raises(DataError, match="do not have the context"):
-        diagnose(run, 0)
+        diagnose_initial()

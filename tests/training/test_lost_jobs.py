@@ -34,17 +34,22 @@ def plan(make_settings) -> list[Job]:
 @pytest.fixture
 def run(make_settings, plan, tmp_path: Path) -> Run:
     run = Run(tmp_path, make_settings(), Path("data"), Path("egs"))
-    run.plan.write_text("\n".join("\t".join(map(str, row)) for row in [Job._fields, *plan]) + "\n")
+    run.plan_file.write_text("\n".join("\t".join(map(str, row)) for row in [Job._fields, *plan]) + "\n")
     return run
 
 
 def write_job_model(run: Run, job: Job) -> None:
     history = {"job": job._asdict()}
-    write_model(run.job(job.iteration, job.job), {}, Header(format=FORMAT, architecture=[], history=history))
+    write_model(run.job_file(job.iteration, job.job), {}, Header(format=FORMAT, architecture=[], history=history))
 
 
-def outputs(run: Run, jobs: list[Job]) -> list[Path]:
-    return [run.job(job.iteration, job.job) for job in jobs]
+def outputs(run: Run, jobs: list[Job]) -> dict[int, Path]:
+    return {job.job: run.job_file(job.iteration, job.job) for job in jobs}
+
+
+def fail(run: Run, job: Job, reason: str, attempts_left: int, min_jobs: int | None) -> bool:
+    output, progress = run.job_file(job.iteration, job.job), run.progress_file(job.iteration, job.job)
+    return record_failure(job, run.plan_file, output, progress, reason, attempts_left, min_jobs)
 
 
 def archives_of(jobs: list[Job]) -> list[tuple[int, int]]:
@@ -78,19 +83,19 @@ def test_lost_job_is_recorded_in_the_ledger_for_good(run: Run, plan: list[Job]) 
     jobs = plan[3:6]
     write_job_model(run, jobs[0])
     write_job_model(run, jobs[2])
-    assert record_failure(run, jobs[1], "killed\ttwice", attempts_left=1, min_jobs=2) is False
-    assert not run.job(1, 2).exists()
-    assert record_failure(run, jobs[1], "killed\ttwice", attempts_left=0, min_jobs=2) is True
-    assert record_lost_jobs(jobs, outputs(run, jobs), run.ledger, 2) == {2: "killed twice"}
-    assert read_lost_jobs(run.ledger) == [LostJob(1, 2, jobs[1].archive, jobs[1].frame, "killed twice")]
-    before = run.ledger.read_bytes()
-    for path in outputs(run, jobs):
+    assert fail(run, jobs[1], "killed\ttwice", attempts_left=1, min_jobs=2) is False
+    assert not run.job_file(1, 2).exists()
+    assert fail(run, jobs[1], "killed\ttwice", attempts_left=0, min_jobs=2) is True
+    assert record_lost_jobs(jobs, outputs(run, jobs), run.lost_jobs_file, 2) == {2: "killed twice"}
+    assert read_lost_jobs(run.lost_jobs_file) == [LostJob(1, 2, jobs[1].archive, jobs[1].frame, "killed twice")]
+    before = run.lost_jobs_file.read_bytes()
+    for path in outputs(run, jobs).values():
         path.unlink()
     write_job_model(run, jobs[0])
     write_job_model(run, jobs[2])
     # A loss in the ledger holds whatever `min_jobs` is now.
-    assert record_lost_jobs(jobs, outputs(run, jobs), run.ledger, None) == {2: "killed twice"}
-    assert run.ledger.read_bytes() == before
+    assert record_lost_jobs(jobs, outputs(run, jobs), run.lost_jobs_file, None) == {2: "killed twice"}
+    assert run.lost_jobs_file.read_bytes() == before
 
 
 def test_model_of_another_plan_is_refused(run: Run, plan: list[Job]) -> None:
@@ -98,53 +103,53 @@ def test_model_of_another_plan_is_refused(run: Run, plan: list[Job]) -> None:
     for job in jobs:
         write_job_model(run, job._replace(learning_rate=0.5) if job.job == 2 else job)
     with pytest.raises(ModelError, match=r"0\.2\.safetensors: not the model of job 2 of iteration 0"):
-        record_lost_jobs(jobs, outputs(run, jobs), run.ledger, None)
+        record_lost_jobs(jobs, outputs(run, jobs), run.lost_jobs_file, None)
 
 
 def test_too_many_lost_jobs_are_an_error(run: Run, plan: list[Job]) -> None:
     jobs = plan[:3]
     write_job_model(run, jobs[0])
     for job in jobs[1:]:
-        assert record_failure(run, job, "gone", attempts_left=0, min_jobs=2)
+        assert fail(run, job, "gone", attempts_left=0, min_jobs=2)
     with pytest.raises(TrainingError, match="iteration 0: 2 of 3 jobs are lost"):
-        record_lost_jobs(jobs, outputs(run, jobs), run.ledger, 2)
-    assert [path.exists() for path in outputs(run, jobs)] == [True, False, False]
-    assert not run.ledger.exists()
+        record_lost_jobs(jobs, outputs(run, jobs), run.lost_jobs_file, 2)
+    assert [path.exists() for path in outputs(run, jobs).values()] == [True, False, False]
+    assert not run.lost_jobs_file.exists()
 
 
 def test_no_job_may_be_lost_by_default(run: Run, plan: list[Job]) -> None:
-    assert record_failure(run, plan[0], "gone", attempts_left=0, min_jobs=None) is False
-    assert record_failure(run, plan[0], "gone", attempts_left=0, min_jobs=3) is False
-    assert not run.job(0, 1).exists()
-    progress = read_progress(run.progress(0, 1))
+    assert fail(run, plan[0], "gone", attempts_left=0, min_jobs=None) is False
+    assert fail(run, plan[0], "gone", attempts_left=0, min_jobs=3) is False
+    assert not run.job_file(0, 1).exists()
+    progress = read_progress(run.progress_file(0, 1))
     assert progress is not None
     assert (progress.state, progress.attempt, progress.reason) == ("failed", 1, "gone")
 
 
 def test_lost_marker_does_not_replace_a_model(run: Run, plan: list[Job]) -> None:
     write_job_model(run, plan[0])
-    write_lost_marker(plan[0], run.job(0, 1), "too slow")
-    assert "lost" not in read_header(run.job(0, 1))["history"]["job"]
+    write_lost_marker(plan[0], run.job_file(0, 1), "too slow")
+    assert "lost" not in read_header(run.job_file(0, 1))["history"]["job"]
 
 
 def test_lost_jobs_are_read_from_the_history_of_a_model(run: Run, plan: list[Job]) -> None:
     history = {"iterations": [{"iteration": 0, "jobs": [1, 2, 3]}, {"iteration": 1, "jobs": [1, 3], "lost": [2]}]}
     assert lost_jobs_in_history(history) == {(1, 2)}
     assert lost_jobs_in_history({}) == set()
-    assert jobs_after_losses(run.plan, 2, set()) == plan[6:9]
-    assert jobs_after_losses(run.plan, 2, {(1, 2)}) == reassign_lost_archives(plan, {(1, 2)})[6:9]
+    assert jobs_after_losses(run.plan_file, 2, set()) == plan[6:9]
+    assert jobs_after_losses(run.plan_file, 2, {(1, 2)}) == reassign_lost_archives(plan, {(1, 2)})[6:9]
 
 
 @pytest.mark.parametrize("text", ["", "iteration\tjob\n", "iteration\tjob\tarchive\tframe\treason\n1\t2\n"])
 def test_damaged_ledger_is_refused(run: Run, text: str) -> None:
-    run.ledger.write_text(text)
+    run.lost_jobs_file.write_text(text)
     with pytest.raises(DataError, match=r"lost\.tsv: not a ledger"):
-        read_lost_jobs(run.ledger)
+        read_lost_jobs(run.lost_jobs_file)
 
 
 def test_stragglers(run: Run, make_settings) -> None:
     jobs = make_plan(Layout(5, 8), make_settings(num_jobs_initial=5, num_jobs_final=5))[:5]
-    paths = outputs(run, jobs)
+    paths = list(outputs(run, jobs).values())
     stragglers = StragglerMonitor(timeout=10.0, min_jobs=2)
     assert not stragglers.overdue(paths, 0.0)
     assert not stragglers.overdue(paths, 100.0)  # there is no finished job yet
@@ -162,14 +167,14 @@ def test_stragglers(run: Run, make_settings) -> None:
 
 
 def test_failure_is_written_to_the_progress_file(run: Run, plan: list[Job]) -> None:
-    path = run.progress(0, 1)
+    path = run.progress_file(0, 1)
     path.parent.mkdir()
     running = {
         "state": "running", "attempt": 2, "started": 1.0, "updated": 9.0, "host": "n1", "number": "77", "frames": 5,
         "of": 10, "log_probability": -1.5, "reason": None,
     }  # fmt: skip
     path.write_text(json.dumps(running))
-    record_failure(run, plan[0], "killed", attempts_left=1, min_jobs=None)
+    fail(run, plan[0], "killed", attempts_left=1, min_jobs=None)
     after = read_progress(path)
     assert after is not None
     assert (after.state, after.attempt, after.host, after.frames, after.reason) == ("failed", 2, "n1", 5, "killed")

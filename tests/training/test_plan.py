@@ -23,7 +23,7 @@ def reference(make_settings):
 
 def test_plan_is_that_of_the_reference_run(kaldi: Path, reference) -> None:
     """Compares jobs, learning rates, minibatch sizes, frames and archives with Kaldi's log."""
-    plan = make_plan(Layout.of(118_305, 8, 20_000), reference)
+    plan = make_plan(Layout.for_frames(118_305, 8, 20_000), reference)
     with open(kaldi / "fsdd/exp/nnet/metrics.tsv", newline="") as f:
         rows = list(csv.DictReader(f, delimiter="\t"))
     assert plan[-1].iteration + 1 == len(rows) == 19

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ngsgd.data.egs import Layout
-from ngsgd.training.execution import ModelRetention
+from ngsgd.training.call_settings import ModelRetention
 from ngsgd.training.plan import Job, make_plan
 from ngsgd.training.pruning import prune
 from ngsgd.training.run import Run
@@ -36,16 +36,16 @@ def plan(run: Run) -> list[Job]:
 def write_models(run: Run, models: int, scored: int) -> None:
     """Creates empty models 0 to `models`, two job models for each, and diagnostics of the first `scored` models."""
     for x in range(models + 1):
-        for path in [run.model(x), run.job(x, 1), run.job(x, 2)]:
+        for path in [run.model_file(x), run.job_file(x, 1), run.job_file(x, 2)]:
             path.parent.mkdir(exist_ok=True)
             path.touch()
         if x < scored:
-            run.diagnostics(x).parent.mkdir(exist_ok=True)
-            run.diagnostics(x).touch()
+            run.diagnostics_file(x).parent.mkdir(exist_ok=True)
+            run.diagnostics_file(x).touch()
 
 
 def kept(run: Run) -> list[int]:
-    return sorted(int(path.stem) for path in run.model(0).parent.iterdir())
+    return sorted(int(path.stem) for path in run.model_file(0).parent.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_models_kept_during_a_run(run: Run, plan: list[Job], retention: ModelRet
     write_models(run, models=10, scored=7)  # models 7 to 10 have not been scored yet
     prune(run, plan, retention)
     assert kept(run) == expected
-    jobs = {int(path.name.split(".")[0]) for path in run.job(0, 1).parent.iterdir()}
+    jobs = {int(path.name.split(".")[0]) for path in run.job_file(0, 1).parent.iterdir()}
     assert jobs == (set(range(11)) if retention.all else {10})  # jobs that have not been averaged yet
 
 
@@ -69,7 +69,7 @@ def test_needed_models_are_kept(run: Run, plan: list[Job]) -> None:
     write_models(run, models=80, scored=81)
     prune(run, plan, ModelRetention(last=1), needed=[5])
     assert kept(run) == [5, *range(61, 81)]  # the final model is combined from these
-    run.final.touch()
+    run.final_model_file.touch()
     prune(run, plan, ModelRetention(last=1))
     assert kept(run) == [5, 80]
     prune(run, plan, ModelRetention(last=1), idle=True)
@@ -79,9 +79,9 @@ def test_needed_models_are_kept(run: Run, plan: list[Job]) -> None:
 def test_model_without_its_successor_is_kept(run: Run, plan: list[Job]) -> None:
     """Missing models are made again from the nearest earlier one, so the chain after a kept model must not break."""
     write_models(run, models=80, scored=81)
-    run.final.touch()
+    run.final_model_file.touch()
     for x in range(31, 60):
-        run.model(x).unlink()
+        run.model_file(x).unlink()
     prune(run, plan, ModelRetention(every=60))
     assert kept(run) == [0, 30, 60, 80]
 
@@ -93,7 +93,7 @@ def test_model_for_a_coming_realignment_is_kept(make_settings, tmp_path: Path) -
     write_models(run, models=20, scored=21)
     prune(run, plan, ModelRetention(last=2))
     assert kept(run) == [8, 19, 20]
-    run.alignment_model(1).parent.mkdir(parents=True)
-    run.alignment_model(1).touch()
+    run.alignment_model_file(1).parent.mkdir(parents=True)
+    run.alignment_model_file(1).touch()
     prune(run, plan, ModelRetention(last=2), idle=True)
     assert kept(run) == [19, 20]

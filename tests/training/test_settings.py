@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ngsgd.errors import ConfigError
-from ngsgd.training.execution import Execution
+from ngsgd.training.call_settings import CallSettings
 from ngsgd.training.run import Run
 from ngsgd.workflow.configuration import GENERATED, config_schema, default_configuration, run_settings
 
@@ -84,7 +84,7 @@ def test_malformed_runs_are_refused(config, runs) -> None:
 def test_a_bad_setting_of_the_call_is_named(config, changes, text: str) -> None:
     def both() -> None:
         run_settings(config | changes)
-        Execution.of(config | changes)
+        CallSettings.from_config(config | changes)
 
     with pytest.raises(ConfigError) as e:
         both()
@@ -105,14 +105,14 @@ def test_what_is_shared_and_what_is_made_again(make_settings) -> None:
     assert make_settings(samples_per_iter=999).data_key() == base.data_key()
     assert make_settings(digits_file="nowhere").data_key() != base.data_key()
     assert make_settings(states_per_word=4).egs_key() != base.egs_key()
-    assert make_settings(max_models_combine=3).of_training() == base.of_training()
-    assert make_settings(max_models_combine=3).of_ending() != base.of_ending()
-    assert make_settings(initial_effective_lrate=0.01).of_training() != base.of_training()
+    assert make_settings(max_models_combine=3).values_for_training() == base.values_for_training()
+    assert make_settings(max_models_combine=3).values_for_final_model() != base.values_for_final_model()
+    assert make_settings(initial_effective_lrate=0.01).values_for_training() != base.values_for_training()
 
 
 def test_a_run_survives_its_file(make_settings, tmp_path: Path) -> None:
     run = Run(tmp_path, make_settings(seed=3), Path("results/data/x"), Path("results/egs/y"))
-    run.write()
+    run.write(run.settings_file)
     assert Run.open(tmp_path) == run
     (tmp_path / "settings.json").write_text('{"settings": {"seed": 1}}')
     with pytest.raises(ConfigError, match=r"settings\.json: not the settings of a run"):
@@ -122,9 +122,9 @@ def test_a_run_survives_its_file(make_settings, tmp_path: Path) -> None:
 def test_a_setting_belongs_to_its_stage(make_settings) -> None:
     base = make_settings()
     for change in ({"beam": 3.0}, {"num_splits": 5}, {"graph": None}):
-        assert make_settings(**change).of_training() == base.of_training()
-        assert make_settings(**change).of_ending() == base.of_ending()
-    assert make_settings(num_prior_frames=7).of_training() == base.of_training()
-    realigned = make_settings(realign_times=[0.5])
-    assert make_settings(realign_times=[0.5], num_prior_frames=7).of_training() != realigned.of_training()
-    assert make_settings(num_valid_frames=7).of_scoring() != base.of_scoring()
+        assert make_settings(**change).values_for_training() == base.values_for_training()
+        assert make_settings(**change).values_for_final_model() == base.values_for_final_model()
+    assert make_settings(num_prior_frames=7).values_for_training() == base.values_for_training()
+    realigned, other_priors = ({"realign_times": [0.5]} | more for more in ({}, {"num_prior_frames": 7}))
+    assert make_settings(**other_priors).values_for_training() != make_settings(**realigned).values_for_training()
+    assert make_settings(num_valid_frames=7).values_for_scoring() != base.values_for_scoring()

@@ -32,13 +32,13 @@ def test_final_model_is_no_worse_than_the_plain_average(undisturbed: Workplace, 
     differences = []
     for name in runs:
         run = Run.open(place.folder / "results" / name)
-        data, examples = place.folder / run.data, place.folder / run.examples / run.valid.name
-        candidates = json.loads(run.combination.read_text())["candidates"]
+        data, examples = place.folder / run.data, place.folder / run.examples / run.valid_file.name
+        candidates = json.loads(run.combination_file.read_text())["candidates"]
         assert candidates >= 3
         last = max(int(path.stem) for path in (run.folder / "models").iterdir())
-        paths = [run.model(x) for x in range(last - candidates + 1, last + 1)]
+        paths = [run.model_file(x) for x in range(last - candidates + 1, last + 1)]
         final, newest, average = (
-            load_model(run.final).eval(),
+            load_model(run.final_model_file).eval(),
             load_model(paths[-1]).eval(),
             load_model(paths[-1]).eval(),
         )

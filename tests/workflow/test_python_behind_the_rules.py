@@ -4,6 +4,7 @@ arguments.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,11 @@ import yaml
 
 from ngsgd.data.egs import Layout
 from ngsgd.errors import ConfigError, NgsgdError
-from ngsgd.training.execution import Execution
+from ngsgd.training.call_settings import CallSettings
 from ngsgd.training.lost_jobs import jobs_after_losses, read_lost_jobs, record_lost_jobs
 from ngsgd.training.recipe import Recipe
 from ngsgd.workflow.configuration import run_settings
-from ngsgd.workflow.inputs import Inputs
+from ngsgd.workflow.inputs import Inputs, Step
 from ngsgd.workflow.job_policy import TrainingJobPolicy
 from ngsgd.workflow.lifecycle import report_errors
 from ngsgd.workflow.plans import Plans
@@ -46,13 +47,28 @@ def make_inputs(config: dict[str, Any], **dag_settings: Any) -> Inputs:
     for run in runs.values():
         Recipe(run, Layout(4, 8)).write(Path(recipe_path(run)))
     plans = Plans(runs, call, lambda **wildcards: None)
-    return Inputs(runs, plans, call, Execution.of(config), {}, {})
+    return Inputs(runs, plans, call, CallSettings.from_config(config), {}, {})
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     return yaml.safe_load((ROOT / "config/config.yaml").read_text()) | {"runs": {"r": {}}}
+
+
+def train_step(inputs: Inputs) -> Step:
+    """The step of the rule `train`, in short."""
+    return inputs.step(
+        "train",
+        reads={
+            "settings": "results/{run}/settings.json",
+            "plan": "results/{run}/plan.tsv",
+            "model": "results/{run}/models/{iteration}.safetensors",
+            "archive": inputs.archive,
+        },
+        writes={"model": "results/{run}/jobs/{iteration}.{job}.safetensors"},
+        updates={"progress": "results/{run}/progress/{iteration}.{job}.json"},
+    )
 
 
 def touch(*paths: str) -> None:
@@ -73,44 +89,66 @@ def test_a_missing_output_asks_for_the_inputs_that_are_missing(config: dict[str,
     inputs = make_inputs(config)
     run = inputs.runs["r"]
     job = inputs.plans.job(JOB)
-    reads = [run.plan, run.settings_file, run.model(2), run.archive(job.archive)]
-    assert inputs.train(JOB) == [str(path) for path in reads]
-    touch(str(run.model(2)), str(run.archive(job.archive)))
-    assert inputs.train(JOB) == [str(path) for path in reads[:2]]
+    reads = [run.settings_file, run.plan_file, run.model_file(2), run.archive_file(job.archive)]
+    assert train_step(inputs).missing(JOB) == [str(path) for path in reads]
+    touch(str(run.model_file(2)), str(run.archive_file(job.archive)))
+    assert train_step(inputs).missing(JOB) == [str(path) for path in reads[:2]]
 
 
 def test_an_existing_output_asks_for_nothing_unless_forced(config: dict[str, Any]) -> None:
     output = "results/r/jobs/2.1.safetensors"
     touch(output)
-    assert make_inputs(config).train(JOB) == []
-    everything = make_inputs(config, forceall=True).train(JOB)
+    assert train_step(make_inputs(config)).missing(JOB) == []
+    everything = train_step(make_inputs(config, forceall=True)).missing(JOB)
     assert len(everything) == 4
     for forced in ({"forcetargets": True}, {"forcerun": frozenset({output})}, {"forcerun": frozenset({"train"})}):
-        assert make_inputs(config, **forced).train(JOB) == everything
+        assert train_step(make_inputs(config, **forced)).missing(JOB) == everything
     touch(*everything[2:])
-    assert make_inputs(config, forcetargets=True).train(JOB) == everything[:2]
+    assert train_step(make_inputs(config, forcetargets=True)).missing(JOB) == everything[:2]
     # A step of training that is forced makes all of them again.
-    assert make_inputs(config, forcerun=frozenset({"average"})).train(JOB) == everything
-    assert make_inputs(config, forcerun=frozenset({everything[2]})).train(JOB) == []  # the output exists
+    assert train_step(make_inputs(config, forcerun=frozenset({"average"}))).missing(JOB) == everything
+    assert train_step(make_inputs(config, forcerun=frozenset({everything[2]}))).missing(JOB) == []  # the output exists
+
+
+def test_a_command_gets_every_path_of_its_step(config: dict[str, Any]) -> None:
+    inputs = make_inputs(config)
+    params = {name: function(JOB, []) for name, function in train_step(inputs).params.items()}
+    assert params == {
+        "settings": "results/r/settings.json",
+        "plan": "results/r/plan.tsv",
+        "model": "results/r/models/2.safetensors",
+        "archive": str(inputs.runs["r"].archive_file(inputs.plans.job(JOB).archive)),
+        "progress": "results/r/progress/2.1.json",
+    }
+
+
+def test_a_new_final_model_is_used_again(config: dict[str, Any]) -> None:
+    inputs = make_inputs(config)
+    final, output, settings = (f"results/r/{name}" for name in ("final.safetensors", "out.json", "settings.json"))
+    step = inputs.step("s", {"settings": settings, "model": final}, {"out": output}, follows_final=True)
+    touch(output, final)
+    for age, expected in ((-5, [final]), (5, [settings, final])):
+        os.utime(final, ns=(0, os.stat(output).st_mtime_ns + age * 10**9))
+        assert step.missing(JOB) == expected
 
 
 def test_jobs_that_the_plan_does_not_have_are_errors(config: dict[str, Any]) -> None:
     inputs = make_inputs(config)
     num_iters = inputs.plans.num_iterations("r")
     with pytest.raises(ValueError, match=rf"r: its plan has {num_iters} iterations, there is no {num_iters}"):
-        inputs.train(Wildcards({"run": "r", "iteration": str(num_iters), "job": "1"}))
+        train_step(inputs).missing(Wildcards({"run": "r", "iteration": str(num_iters), "job": "1"}))
     with pytest.raises(ValueError, match="no job 9 in iteration 2"):
-        inputs.train(Wildcards({"run": "r", "iteration": "2", "job": "9"}))
+        train_step(inputs).missing(Wildcards({"run": "r", "iteration": "2", "job": "9"}))
 
 
 def test_a_plan_of_other_settings_is_an_error(config: dict[str, Any]) -> None:
     inputs = make_inputs(config)
     run = inputs.runs["r"]
-    run.plan.parent.mkdir(parents=True, exist_ok=True)
+    run.plan_file.parent.mkdir(parents=True, exist_ok=True)
     rows = [job for jobs in inputs.plans.plan_for("r") for job in jobs][:-1]
-    run.plan.write_text("\n".join("\t".join(map(str, row)) for row in [rows[0]._fields, *rows]) + "\n")
+    run.plan_file.write_text("\n".join("\t".join(map(str, row)) for row in [rows[0]._fields, *rows]) + "\n")
     with pytest.raises(ValueError, match=r"plan\.tsv is not the plan of the run's settings"):
-        make_inputs(config).train(JOB)
+        train_step(make_inputs(config)).missing(JOB)
 
 
 def test_runs_come_after_the_run_whose_model_they_start_from(config: dict[str, Any]) -> None:
@@ -146,8 +184,8 @@ def test_jobs_of_successive_iterations_can_be_lost_in_one_call(config: dict[str,
     inputs = make_inputs(config | {"min_jobs": 1, "num_jobs_initial": 2})
     run, plans = inputs.runs["r"], inputs.plans
     rows = [job for jobs in plans.plan_for("r") for job in jobs]
-    run.plan.parent.mkdir(parents=True, exist_ok=True)
-    run.plan.write_text("\n".join("\t".join(map(str, row)) for row in [rows[0]._fields, *rows]) + "\n")
+    run.plan_file.parent.mkdir(parents=True, exist_ok=True)
+    run.plan_file.write_text("\n".join("\t".join(map(str, row)) for row in [rows[0]._fields, *rows]) + "\n")
     policy = TrainingJobPolicy(inputs.runs, plans, inputs.execution)
     for x, job in ((1, 2), (2, 1)):
         named = Wildcards({"run": "r", "iteration": str(x), "job": str(job)})
@@ -155,8 +193,8 @@ def test_jobs_of_successive_iterations_can_be_lost_in_one_call(config: dict[str,
             is_group=lambda: False, rule=SimpleNamespace(name="train"), log=["log"], wildcards=named
         )
         assert policy.on_failure(failed, "it was cancelled", attempts_left=0)
-        lost = {(lost.iteration, lost.job) for lost in read_lost_jobs(run.ledger)}
-        row = next(row for row in jobs_after_losses(run.plan, x, lost) if row.job == job)
-        record_lost_jobs([row], [run.job(x, job)], run.ledger, 0)
-    assert [(lost.iteration, lost.job) for lost in read_lost_jobs(run.ledger)] == [(1, 2), (2, 1)]
+        lost = {(lost.iteration, lost.job) for lost in read_lost_jobs(run.lost_jobs_file)}
+        row = next(row for row in jobs_after_losses(run.plan_file, x, lost) if row.job == job)
+        record_lost_jobs([row], {job: run.job_file(x, job)}, run.lost_jobs_file, 0)
+    assert [(lost.iteration, lost.job) for lost in read_lost_jobs(run.lost_jobs_file)] == [(1, 2), (2, 1)]
     assert policy.failure_reasons == {"log": "it was cancelled"}

@@ -269,9 +269,9 @@ def test_terminated_snakemake_leaves_no_job_behind(empty: Workplace, number: sig
 def test_job_ends_with_its_scheduler(tmp_path: Path) -> None:
     program = (
         "import subprocess, sys, time\n"
-        "from ngsgd.locks import announce_scheduler\n"
-        "announce_scheduler()\n"
-        "job = 'import time; from ngsgd.locks import exit_with_scheduler; exit_with_scheduler(); '\n"
+        "from ngsgd.locks import announce_snakemake_process\n"
+        "announce_snakemake_process()\n"
+        "job = 'import time; from ngsgd.locks import exit_with_snakemake_process; exit_with_snakemake_process(); '\n"
         "job += 'print(1, flush=True); time.sleep(60)'\n"
         "subprocess.run(['sh', '-c', f'{sys.executable} -c \"{job}\"; true'])\n"
     )

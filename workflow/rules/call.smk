@@ -10,7 +10,7 @@ from snakemake_executor_plugin_ngsgd import cancel_former_jobs, set_job_policy
 # Made before the graph of jobs looks at results/.
 RESULTS_LOCK = RunLock("results")
 
-JOB_POLICY = TrainingJobPolicy(RUNS, PLANS, EXECUTION)
+JOB_POLICY = TrainingJobPolicy(RUNS, PLANS, CALL_SETTINGS)
 
 
 onstart:
@@ -21,7 +21,7 @@ onstart:
 
 
 onsuccess:
-    finish_call(RUNS, PLANS, CALL, EXECUTION)
+    finish_call(RUNS, PLANS, CALL, CALL_SETTINGS)
     if STUDY and STUDY_TARGETS.needs_another_call():
         print("Going on with the study.", file=sys.stderr)
         # At the very end, when this call has cleaned up.

@@ -8,7 +8,7 @@ from ngsgd.memory import LARGE_PAGES
 from ngsgd.study.grid import FOLDER as STUDY_FOLDER
 from ngsgd.study.grid import KEYS as STUDY_KEYS
 from ngsgd.study.grid import Study
-from ngsgd.training.execution import Execution
+from ngsgd.training.call_settings import CallSettings
 from ngsgd.workflow.configuration import run_settings
 from ngsgd.workflow.inputs import CORPUS_FILES, Inputs
 from ngsgd.workflow.plans import Plans
@@ -22,14 +22,14 @@ try:
     # ones instead.
     if "runs" in CALL.command_line_config:
         config["runs"] = CALL.command_line_config["runs"]
-    STUDY = Study.of(config) if "paper" in config else None
+    STUDY = Study.from_config(config) if "paper" in config else None
     if STUDY:
         # Read once: this call changes the files.
         RATES = STUDY.rates(STUDY_FOLDER)
         config = {name: value for name, value in config.items() if name not in STUDY_KEYS}
         config["runs"] = STUDY.runs(RATES)
     SETTINGS = run_settings(config)
-    EXECUTION = Execution.of(config)
+    CALL_SETTINGS = CallSettings.from_config(config)
     # Runs share a corpus, or examples, if their settings for it agree.
     CORPORA = {settings.data_key(): settings for settings in SETTINGS.values()}
     EXAMPLES = {settings.egs_key(): settings for settings in SETTINGS.values()}
@@ -38,8 +38,8 @@ except NgsgdError as e:
     sys.exit(f"error: {e}")
 
 PLANS = Plans(RUNS, CALL, lambda **wildcards: checkpoints.activate_recipe.get(**wildcards))
-RESOURCES = JobResources(RUNS, CALL, EXECUTION)
-INPUTS = Inputs(RUNS, PLANS, CALL, EXECUTION, CORPORA, EXAMPLES)
+RESOURCES = JobResources(RUNS, CALL, CALL_SETTINGS)
+INPUTS = Inputs(RUNS, PLANS, CALL, CALL_SETTINGS, CORPORA, EXAMPLES)
 
 if not CALL.on_cluster:
     # As many jobs train at once as there are GPUs, if they want one.

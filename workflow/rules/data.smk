@@ -9,9 +9,9 @@ rule prepare_part:
     log:
         "results/logs/{data}/prepare.{split}of{num}.log",
     resources:
-        **RESOURCES.of("prepare_part"),
+        **RESOURCES.for_rule("prepare_part"),
     params:
-        settings=lambda wildcards: CORPORA[wildcards.data].of_corpus(),
+        settings=lambda wildcards: CORPORA[wildcards.data].values_for_corpus(),
     script:
         "../scripts/prepare_part.py"
 
@@ -26,7 +26,7 @@ rule assemble:
     log:
         "results/logs/{data}/assemble.log",
     resources:
-        **RESOURCES.of("assemble"),
+        **RESOURCES.for_rule("assemble"),
     params:
         max_bad_share=lambda wildcards: CORPORA[wildcards.data].corpus_settings.max_bad_utterance_share,
     script:

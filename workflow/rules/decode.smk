@@ -1,39 +1,64 @@
 # Words, where the settings have a decoding graph.
 
+GRAPH = INPUTS.step(
+    "graph",
+    reads=dict(settings="results/{run}/settings.json", corpus=INPUTS.corpus),
+    writes=dict(graph="results/{run}/decoding/graph.fst"),
+)
+DECODE = INPUTS.step(
+    "decode",
+    reads=dict(
+        settings="results/{run}/settings.json",
+        model="results/{run}/final.safetensors",
+        graph="results/{run}/decoding/graph.fst",
+        corpus=INPUTS.corpus,
+    ),
+    writes=dict(words="results/{run}/decoding/{split}of{num}.json"),
+    follows_final=True,
+)
+
 
 rule graph:
     input:
-        INPUTS.graph,
+        GRAPH.missing,
     output:
-        "results/{run}/decoding/graph.fst",
+        **GRAPH.writes,
     log:
         "results/{run}/logs/graph.log",
     resources:
-        **RESOURCES.of("graph"),
+        **RESOURCES.for_rule("graph"),
+    params:
+        **GRAPH.params,
     script:
         "../scripts/make_graph.py"
 
 
 rule decode:
     input:
-        INPUTS.decode,
+        DECODE.missing,
     output:
-        "results/{run}/decoding/{split}of{num}.json",
+        **DECODE.writes,
     log:
         "results/{run}/logs/decode/{split}of{num}.log",
     threads: RESOURCES.threads
     resources:
-        **RESOURCES.of("decode"),
+        **RESOURCES.for_rule("decode"),
+    params:
+        **DECODE.params,
     shell:
-        "ngsgd decode results/{wildcards.run} {wildcards.split} 2> {log}"
+        "ngsgd decode {wildcards.split} --settings {params.settings} --model {params.model} --graph {params.graph}"
+        " --corpus {params.corpus} --output {output.words} 2> {log}"
 
 
 rule score_lm_weights:
     input:
-        INPUTS.score_lm_weights,
+        words=INPUTS.decoded_words,
     output:
-        "results/{run}/decoding/lm_weights.tsv",
+        table="results/{run}/decoding/lm_weights.tsv",
     log:
         "results/{run}/logs/score_lm_weights.log",
+    params:
+        settings="results/{run}/settings.json",
+        corpus=INPUTS.corpus,
     script:
         "../scripts/score_lm_weights.py"

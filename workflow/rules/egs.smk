@@ -10,9 +10,9 @@ rule transform:
     log:
         "results/logs/{egs}/transform.log",
     resources:
-        **RESOURCES.of("transform"),
+        **RESOURCES.for_rule("transform"),
     params:
-        settings=lambda wildcards: EXAMPLES[wildcards.egs].of_examples(),
+        settings=lambda wildcards: EXAMPLES[wildcards.egs].values_for_examples(),
     script:
         "../scripts/transform.py"
 
@@ -25,9 +25,9 @@ rule distribute:
     log:
         "results/logs/{egs}/distribute.{split}of{num}.log",
     resources:
-        **RESOURCES.of("distribute"),
+        **RESOURCES.for_rule("distribute"),
     params:
-        settings=lambda wildcards: EXAMPLES[wildcards.egs].of_examples(),
+        settings=lambda wildcards: EXAMPLES[wildcards.egs].values_for_examples(),
     script:
         "../scripts/distribute.py"
 
@@ -41,9 +41,9 @@ rule shuffle:
     log:
         "results/logs/{egs}/shuffle.{archive}.log",
     resources:
-        **RESOURCES.of("shuffle"),
+        **RESOURCES.for_rule("shuffle"),
     params:
-        settings=lambda wildcards: EXAMPLES[wildcards.egs].of_examples(),
+        settings=lambda wildcards: EXAMPLES[wildcards.egs].values_for_examples(),
     script:
         "../scripts/shuffle.py"
 
@@ -56,8 +56,8 @@ rule sample:
     log:
         "results/logs/{egs}/{subset}-{frames}.log",
     resources:
-        **RESOURCES.of("sample"),
+        **RESOURCES.for_rule("sample"),
     params:
-        settings=lambda wildcards: EXAMPLES[wildcards.egs].of_examples(),
+        settings=lambda wildcards: EXAMPLES[wildcards.egs].values_for_examples(),
     script:
         "../scripts/sample.py"

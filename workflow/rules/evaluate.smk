@@ -1,19 +1,44 @@
 # How good the models are: the diagnostics of each while training goes on, and the final one on the test set.
 
+DIAGNOSE = INPUTS.step(
+    "diagnose",
+    reads=dict(
+        settings="results/{run}/settings.json",
+        plan="results/{run}/plan.tsv",
+        model="results/{run}/models/{iteration}.safetensors",
+        examples=INPUTS.diagnostic_examples,
+        labels=INPUTS.diagnostic_labels,
+    ),
+    writes=dict(scores="results/{run}/diagnostics/{iteration}.json"),
+)
+EVALUATE = INPUTS.step(
+    "evaluate",
+    reads=dict(
+        settings="results/{run}/settings.json",
+        model="results/{run}/final.safetensors",
+        corpus=INPUTS.corpus,
+    ),
+    writes=dict(scores="results/{run}/evaluation.json"),
+    follows_final=True,
+)
+
 
 rule diagnose:
     input:
-        INPUTS.diagnose,
+        DIAGNOSE.missing,
     output:
-        "results/{run}/diagnostics/{iteration}.json",
+        **DIAGNOSE.writes,
     log:
         "results/{run}/logs/diagnose/{iteration}.log",
     threads: RESOURCES.threads
     resources:
-        **RESOURCES.of("diagnose"),
+        **RESOURCES.for_rule("diagnose"),
         **RESOURCES.keep,
+    params:
+        **DIAGNOSE.params,
     shell:
-        "ngsgd diagnose results/{wildcards.run} {wildcards.iteration}"
+        "ngsgd diagnose --settings {params.settings} --plan {params.plan} --model {params.model}"
+        " --examples {params.examples} --labels {params.labels} --output {output.scores}"
         " --keep-last {resources.keep_last} --keep-every {resources.keep_every} 2> {log}"
 
 
@@ -24,19 +49,24 @@ rule metrics:
         report("results/{run}/metrics.tsv", caption="../report/metrics.rst", category="{run}"),
     log:
         "results/{run}/logs/metrics.log",
+    params:
+        settings="results/{run}/settings.json",
     script:
         "../scripts/metrics.py"
 
 
 rule evaluate:
     input:
-        INPUTS.evaluate,
+        EVALUATE.missing,
+        words=INPUTS.decoded,
     output:
-        report("results/{run}/evaluation.json", caption="../report/evaluation.rst", category="{run}"),
+        scores=report(EVALUATE.writes["scores"], caption="../report/evaluation.rst", category="{run}"),
     log:
         "results/{run}/logs/evaluate.log",
     threads: RESOURCES.threads
     resources:
-        **RESOURCES.of("evaluate"),
+        **RESOURCES.for_rule("evaluate"),
+    params:
+        **EVALUATE.params,
     script:
         "../scripts/evaluate.py"

@@ -1,11 +1,22 @@
 # The plan of a run, and the model that it starts from.
 
+PLAN = INPUTS.step(
+    "plan",
+    reads=dict(recipe=INPUTS.recipe),
+    writes=dict(plan="results/{run}/plan.tsv", settings="results/{run}/settings.json"),
+)
+INITIAL_MODEL = INPUTS.step(
+    "initial_model",
+    reads=dict(settings="results/{run}/settings.json", corpus=INPUTS.corpus, origin=INPUTS.origin),
+    writes=dict(model="results/{run}/models/0.safetensors"),
+)
+
 
 # Makes sure that the run's folder holds only results of the current settings and data: everything else in a run comes
 # after it. Its output is named after the settings, so that it is missing if they change.
 checkpoint activate_recipe:
     input:
-        INPUTS.corpus_of_run,
+        INPUTS.corpus,
     output:
         "results/{run}/recipe/{key}.json",
     log:
@@ -21,24 +32,25 @@ checkpoint activate_recipe:
 
 rule plan:
     input:
-        INPUTS.plan,
+        PLAN.missing,
     output:
-        "results/{run}/plan.tsv",
-        "results/{run}/settings.json",
+        **PLAN.writes,
     log:
         "results/{run}/logs/plan.log",
+    params:
+        **PLAN.params,
     script:
         "../scripts/plan.py"
 
 
 rule initial_model:
     input:
-        INPUTS.initial_model,
+        INITIAL_MODEL.missing,
     output:
-        "results/{run}/models/0.safetensors",
+        **INITIAL_MODEL.writes,
     log:
         "results/{run}/logs/initial_model.log",
     params:
-        origin=lambda wildcards: initial_model_path(RUNS[wildcards.run].settings),
+        **INITIAL_MODEL.params,
     script:
         "../scripts/initial_model.py"

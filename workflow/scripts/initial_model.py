@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 
 from ngsgd.cli.entry_point import entry_point
@@ -10,16 +12,17 @@ from ngsgd.training.run import Run
 from ngsgd.training.warm_start import warm_start_model
 
 with entry_point(snakemake.log[0]):
-    run = Run.open(f"results/{snakemake.wildcards.run}")
-    info = read_info(run.data)
-    if snakemake.params.origin:
-        model = warm_start_model(load(snakemake.params.origin), snakemake.params.origin, run.settings, info)
+    p = snakemake.params
+    s = Run.read(Path(p.settings)).settings
+    info = read_info(Path(p.corpus).parent)
+    if s.initial_model is not None:
+        model = warm_start_model(load(p.origin), p.origin, s, info)
     else:
         model = initial_model(
-            run.settings.hidden_layers(),
-            read_transform(run.transform),
+            s.hidden_layers(),
+            read_transform(p.origin),
             np.array(info.class_counts),
-            derived_seed(run.settings.seed, "initial"),
+            derived_seed(s.seed, "initial"),
             info.const_dim,
         )
-    model.save(run.model(0))
+    model.save(snakemake.output.model)

@@ -8,9 +8,8 @@ from ngsgd.training.plan import Job, make_plan
 from ngsgd.training.recipe import Recipe
 
 with entry_point(snakemake.log[0]):
-    (stamp,) = Path(f"results/{snakemake.wildcards.run}/recipe").glob("*.json")
-    recipe = Recipe.read(stamp)
+    recipe = Recipe.read(snakemake.params.recipe)
     plan = pd.DataFrame(make_plan(recipe.layout, recipe.run.settings), columns=Job._fields)
-    recipe.run.write()
-    with atomic_write(recipe.run.plan) as temporary:
+    recipe.run.write(Path(snakemake.output.settings))
+    with atomic_write(snakemake.output.plan) as temporary:
         plan.to_csv(temporary, sep="\t", index=False)

@@ -5,6 +5,8 @@ from ngsgd.training.realign import relabel_archive
 from ngsgd.training.run import Run
 
 with entry_point(snakemake.log[0]):
-    run, w = Run.open(f"results/{snakemake.wildcards.run}"), snakemake.wildcards
-    output = Path(snakemake.output[0])
-    relabel_archive(run, int(w.alignment), int(w.archive), output)
+    p = snakemake.params
+    run = Run.read(Path(p.settings))
+    splits = [Path(path) for path in p.splits]
+    archive = int(snakemake.wildcards.archive)
+    relabel_archive(run.settings, Path(p.corpus).parent, splits, archive, Path(snakemake.output.labels))

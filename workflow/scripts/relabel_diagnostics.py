@@ -5,5 +5,8 @@ from ngsgd.training.realign import relabel_diagnostics
 from ngsgd.training.run import Run
 
 with entry_point(snakemake.log[0]):
-    run, w = Run.open(f"results/{snakemake.wildcards.run}"), snakemake.wildcards
-    relabel_diagnostics(run, int(w.alignment), w.scored, Path(snakemake.output[0]))
+    p = snakemake.params
+    run = Run.read(Path(p.settings))
+    splits = [Path(path) for path in p.splits]
+    subset = snakemake.wildcards.scored
+    relabel_diagnostics(run.settings, Path(p.corpus).parent, splits, subset, Path(snakemake.output.labels))

@@ -21,78 +21,99 @@ def _train(arguments: argparse.Namespace) -> None:
     from ngsgd.training.job import run_job
     from ngsgd.training.run import Run
 
-    run = Run.open(arguments.run)
-    job = _job(run, arguments.iteration, arguments.job)
-    output, progress = run.job(job.iteration, job.job), run.progress(job.iteration, job.job)
-    labels = run.labels(job.alignment, job.archive)
-    run_job(run.settings, job, run.model(job.iteration), run.archive(job.archive), output, progress, labels)
+    job = _job(arguments)
+    # A job that makes up for a lost one trains on another archive than the plan has for it.
+    name = f"{job.archive}.npy"
+    archive = arguments.archive.with_name(name)
+    labels = arguments.labels[0].with_name(name) if arguments.labels else None
+    settings = Run.read(arguments.settings).settings
+    run_job(settings, job, arguments.model, archive, arguments.output, arguments.progress, labels)
 
 
-def _job(run: Run, iteration: int, number: int) -> Job:
+def _job(arguments: argparse.Namespace) -> Job:
     """Returns a job of the plan, adjusted for jobs that were lost before it.
 
     Raises:
         DataError: the iteration has no such job.
     """
     from ngsgd.errors import DataError
+
+    for job in _jobs(arguments.plan, arguments.iteration, arguments.model):
+        if job.job == arguments.job:
+            return job
+    raise DataError(f"{arguments.plan}: no job {arguments.job} in iteration {arguments.iteration}")
+
+
+def _jobs(plan: Path, iteration: int, model: Path) -> list[Job]:
+    """Returns an iteration's jobs, adjusted for those lost in the history of the model that they start from."""
     from ngsgd.network.storage import read_header
     from ngsgd.training.lost_jobs import jobs_after_losses, lost_jobs_in_history
 
-    for job in jobs_after_losses(
-        run.plan, iteration, lost_jobs_in_history(read_header(run.model(iteration))["history"])
-    ):
-        if job.job == number:
-            return job
-    raise DataError(f"{run.plan}: no job {number} in iteration {iteration}")
+    return jobs_after_losses(plan, iteration, lost_jobs_in_history(read_header(model)["history"]))
 
 
 def _failed(arguments: argparse.Namespace) -> None:
     from ngsgd.training.lost_jobs import record_failure
-    from ngsgd.training.run import Run
 
-    run, x, n = Run.open(arguments.run), arguments.iteration, arguments.job
-    if not record_failure(run, _job(run, x, n), arguments.reason, arguments.attempts_left, arguments.min_jobs or None):
+    can_do_without = record_failure(
+        _job(arguments),
+        arguments.plan,
+        arguments.output,
+        arguments.progress,
+        arguments.reason,
+        arguments.attempts_left,
+        arguments.min_jobs or None,
+    )
+    if not can_do_without:
         raise SystemExit(1)
 
 
 def _end_iteration(arguments: argparse.Namespace) -> None:
-    from ngsgd.network.storage import read_header
     from ngsgd.training.average import end_iteration
     from ngsgd.training.averaging_rules import make_averaging_rule
-    from ngsgd.training.lost_jobs import jobs_after_losses, lost_jobs_in_history, record_lost_jobs
+    from ngsgd.training.lost_jobs import record_lost_jobs
     from ngsgd.training.progress import Reporter
     from ngsgd.training.run import Run
 
-    run, x = Run.open(arguments.run), arguments.iteration
-    reporter = Reporter(run.progress(x, 0))
-    jobs = jobs_after_losses(run.plan, x, lost_jobs_in_history(read_header(run.model(x))["history"]))
-    outputs = [run.job(x, job.job) for job in jobs]
-    lost = record_lost_jobs(jobs, outputs, run.ledger, arguments.min_jobs or None)
-    models = [output for job, output in zip(jobs, outputs, strict=True) if job.job not in lost]
-    gap = run.settings.max_log_probability_gap
+    run, x = Run.read(arguments.settings), arguments.iteration
+    reporter = Reporter(arguments.progress)
+    jobs = _jobs(arguments.plan, x, arguments.previous)
+    outputs = {int(path.stem.removeprefix(f"{x}.")): path for path in arguments.jobs}
+    lost = record_lost_jobs(jobs, outputs, arguments.lost_jobs, arguments.min_jobs or None)
+    models = [outputs[job.job] for job in jobs if job.job not in lost]
     rule = make_averaging_rule(run.settings)
-    momenta = (run.momentum(x), run.momentum(x + 1)) if rule.has_state else None
-    end_iteration(models, run.model(x), gap, run.model(x + 1), run.report(x + 1), lost, rule, momenta)
+    end_iteration(
+        models,
+        arguments.previous,
+        run.settings.max_log_probability_gap,
+        arguments.output,
+        arguments.report,
+        lost,
+        rule,
+        tuple(arguments.momenta) if rule.has_state else None,
+    )
     reporter.done()
     _prune(run, arguments, needed=[x + 1])
 
 
 def _prune(run: Run, arguments: argparse.Namespace, needed: Sequence[int] = ()) -> None:
-    from ngsgd.training.execution import ModelRetention
+    from ngsgd.training.call_settings import ModelRetention
     from ngsgd.training.plan import read_plan
     from ngsgd.training.pruning import prune
 
     retention = ModelRetention(arguments.keep_last or None, arguments.keep_every or None)
     if not retention.all:
-        prune(run, read_plan(run.plan), retention, needed)
+        prune(run, read_plan(arguments.plan), retention, needed)
 
 
 def _diagnose(arguments: argparse.Namespace) -> None:
     from ngsgd.training.diagnose import diagnose
     from ngsgd.training.run import Run
 
-    run = Run.open(arguments.run)
-    diagnose(run, arguments.iteration)
+    run = Run.read(arguments.settings)
+    valid, train = arguments.examples
+    valid_labels, train_labels = arguments.labels or (None, None)
+    diagnose(run.settings, arguments.model, (valid, valid_labels), (train, train_labels), arguments.output)
     _prune(run, arguments)
 
 
@@ -112,14 +133,17 @@ def _align(arguments: argparse.Namespace) -> None:
     from ngsgd.training.realign import align
     from ngsgd.training.run import Run
 
-    align(Run.open(arguments.run), arguments.alignment, arguments.split)
+    settings = Run.read(arguments.settings).settings
+    outputs = {"train": arguments.train, "valid": arguments.valid}
+    align(settings, arguments.model, arguments.corpus.parent, arguments.split, outputs)
 
 
 def _decode(arguments: argparse.Namespace) -> None:
     from ngsgd.training.decoding import decode
     from ngsgd.training.run import Run
 
-    decode(Run.open(arguments.run), arguments.split)
+    settings = Run.read(arguments.settings).settings
+    decode(settings, arguments.model, arguments.graph, arguments.corpus.parent, arguments.split, arguments.output)
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -210,48 +234,85 @@ def _add_run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
             help="keep every N-th model as well; if both are 0, all are kept",
         )
 
-    train = command("train", _train, "Runs one training job of a run's plan.")
-    train.add_argument("run", help="folder of the run")
-    train.add_argument("iteration", type=int)
-    train.add_argument("job", type=int)
+    def add_path(subparser: argparse.ArgumentParser, name: str, text: str, nargs: int | str | None = None) -> None:
+        subparser.add_argument(
+            f"--{name}", type=Path, required=nargs is None, nargs=nargs, default=[], metavar="PATH", help=text
+        )
 
-    end = command(
-        "end-iteration", _end_iteration, "Writes the next model: the average of an iteration's jobs, or the best one."
-    )
-    end.add_argument("run", help="folder of the run")
-    end.add_argument("iteration", type=int)
-    end.add_argument(
-        "--min-jobs", type=int, default=0, metavar="N", help="accept an iteration with at least N finished jobs; 0: all"
-    )
-    add_retention_options(end)
+    def add_settings(subparser: argparse.ArgumentParser) -> None:
+        add_path(subparser, "settings", "settings.json of the run")
+
+    def add_plan(subparser: argparse.ArgumentParser) -> None:
+        add_path(subparser, "plan", "plan.tsv of the run")
+
+    def add_job(subparser: argparse.ArgumentParser) -> None:
+        subparser.add_argument("iteration", type=int)
+        subparser.add_argument("job", type=int)
+        add_plan(subparser)
+        add_path(subparser, "model", "model that the job starts from")
+        add_path(subparser, "output", "model to be written")
+        add_path(subparser, "progress", "progress file of the job")
+
+    train = command("train", _train, "Runs one training job of a run's plan.")
+    add_job(train)
+    add_settings(train)
+    add_path(train, "archive", "archive of examples of the job; other archives are next to it")
+    add_path(train, "labels", "new labels of the archive, after a realignment; those of others are next to them", "*")
 
     failed = command(
         "failed",
         _failed,
         "Records that a training job has failed; status 0 if the iteration can do without it, else 1.",
     )
-    failed.add_argument("run", help="folder of the run")
-    failed.add_argument("iteration", type=int)
-    failed.add_argument("job", type=int)
+    add_job(failed)
     failed.add_argument("--reason", default="it failed, see its log")
     failed.add_argument("--attempts-left", type=int, default=0, metavar="N", help="number of retries that remain")
     failed.add_argument(
         "--min-jobs", type=int, default=0, metavar="N", help="minimum number of finished jobs of an iteration; 0: all"
     )
 
+    end = command(
+        "end-iteration", _end_iteration, "Writes the next model: the average of an iteration's jobs, or the best one."
+    )
+    end.add_argument("iteration", type=int)
+    add_settings(end)
+    add_plan(end)
+    add_path(end, "jobs", "models of the iteration's jobs, named ITERATION.JOB.safetensors", "*")
+    add_path(end, "previous", "model that the jobs started from")
+    add_path(end, "momenta", "momentum of the outer step before and after the iteration", "*")
+    add_path(end, "output", "model to be written")
+    add_path(end, "report", "report to be written (JSON)")
+    add_path(end, "lost-jobs", "ledger of the run's lost jobs")
+    add_path(end, "progress", "progress file of the averaging")
+    end.add_argument(
+        "--min-jobs", type=int, default=0, metavar="N", help="accept an iteration with at least N finished jobs; 0: all"
+    )
+    add_retention_options(end)
+
     diagnose = command("diagnose", _diagnose, "Scores a model of a run on the validation and training subsets.")
-    diagnose.add_argument("run", help="folder of the run")
-    diagnose.add_argument("iteration", type=int, help="iteration that starts from the model")
+    add_settings(diagnose)
+    add_plan(diagnose)
+    add_path(diagnose, "model", "model to be scored")
+    add_path(diagnose, "examples", "validation frames and training frames", 2)
+    add_path(diagnose, "labels", "their new labels, after a realignment", "*")
+    add_path(diagnose, "output", "scores to be written (JSON)")
     add_retention_options(diagnose)
 
     align = command("align", _align, "Realigns one split of a run's training and validation utterances.")
-    align.add_argument("run", help="folder of the run")
-    align.add_argument("alignment", type=int, help="number of the realignment, from 1")
     align.add_argument("split", type=int)
+    add_settings(align)
+    add_path(align, "model", "model with priors")
+    add_path(align, "corpus", "corpus.json of the prepared corpus")
+    add_path(align, "train", "labels of the training utterances to be written")
+    add_path(align, "valid", "labels of the validation utterances to be written")
 
     decode = command("decode", _decode, "Decodes one split of a run's validation and test utterances to words.")
-    decode.add_argument("run", help="folder of the run")
     decode.add_argument("split", type=int)
+    add_settings(decode)
+    add_path(decode, "model", "final model")
+    add_path(decode, "graph", "decoding graph with pdf-ids")
+    add_path(decode, "corpus", "corpus.json of the prepared corpus")
+    add_path(decode, "output", "words to be written (JSON)")
 
 
 def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from ngsgd.errors import NgsgdError
-from ngsgd.locks import exit_with_scheduler
+from ngsgd.locks import exit_with_snakemake_process
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def entry_point(log_path: str | None = None) -> Iterator[None]:
     Args:
         log_path: file to which standard error is redirected; None to leave it unchanged.
     """
-    exit_with_scheduler()
+    exit_with_snakemake_process()
     # Freezing skips the garbage collection at exit, which with torch takes a quarter of the time of a start.
     atexit.register(gc.freeze)
     if log_path:

@@ -20,7 +20,7 @@ from ngsgd.kaldi.transition import read_transition_model
 from ngsgd.network.affine import Affine
 from ngsgd.network.components import Splice
 from ngsgd.network.model import AcousticModel, load_model
-from ngsgd.network.nnet2 import TRANSITIONS, from_nnet2, to_nnet2
+from ngsgd.network.nnet2 import TRANSITION_MODEL, from_nnet2, to_nnet2
 from ngsgd.network.storage import Rows
 from ngsgd.training.model_mean import mean
 
@@ -108,7 +108,7 @@ def describe(model: AcousticModel, name: str) -> str:
     kaldi, iterations = model.history.get("kaldi", {}), model.history.get("iterations", [])
     try:
         trained = f"{len(iterations)} iterations, {sum(entry['frames'] for entry in iterations):,} frames"
-        transitions = "present" if TRANSITIONS in kaldi else "missing"
+        transitions = "present" if TRANSITION_MODEL in kaldi else "missing"
     except (TypeError, KeyError):
         raise ModelError(f"{name}: the history is malformed") from None
     lines += [
@@ -144,7 +144,7 @@ def compute(model: AcousticModel, matrices: Iterator[tuple[str, Array]], feature
     with atomic_write(output) as temporary, open(temporary, "wb") as f:
         for name, raw in matrices:
             try:
-                x, _ = features.of(name, raw)
+                x, _ = features.process(name, raw)
                 if x.shape[1] != model.input_dim:
                     raise UtteranceError(f"features have dimension {x.shape[1]}, the model expects {model.input_dim}")
                 if not torch.isfinite(torch.from_numpy(x)).all():

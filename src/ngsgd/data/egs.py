@@ -50,7 +50,7 @@ class Layout:
     frames_per_eg: int
 
     @classmethod
-    def of(cls, num_frames: int, frames_per_eg: int, samples_per_iter: int) -> Layout:
+    def for_frames(cls, num_frames: int, frames_per_eg: int, samples_per_iter: int) -> Layout:
         """Returns the layout for a number of training frames.
 
         If the data does not fill one archive, frames_per_eg is lowered to get more examples. As in Kaldi, utterances
@@ -68,7 +68,7 @@ def corpus_layout(corpus: str | os.PathLike[str], frames_per_eg: int, samples_pe
     Raises:
         DataError: the corpus cannot be read.
     """
-    return Layout.of(read_info(corpus).num_frames["train"], frames_per_eg, samples_per_iter)
+    return Layout.for_frames(read_info(corpus).num_frames["train"], frames_per_eg, samples_per_iter)
 
 
 def record_type(frames_per_eg: int, context: tuple[int, int], dim: int, bits: int = 32) -> np.dtype[np.void]:

@@ -230,7 +230,7 @@ class Features:
             if not 0 < self._period < MAX_PERIOD:
                 raise DataError(f"{period}: {self._period} is not a number of frames from 1 to {MAX_PERIOD - 1}")
 
-    def of(self, utterance: str, raw: Array) -> tuple[Float32s, int]:
+    def process(self, utterance: str, raw: Array) -> tuple[Float32s, int]:
         """Processes one utterance.
 
         Args:

@@ -30,7 +30,7 @@ def delegate(arguments: Sequence[str]) -> int | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(address(token))
-            if user(connection) != os.getuid():
+            if peer_uid(connection) != os.getuid():
                 return None
             socket.send_fds(connection, [struct.pack("!I", len(request))], list(range(STREAMS)))
             connection.sendall(request)
@@ -53,7 +53,7 @@ def address(token: str) -> str:
     return f"\0ngsgd-{token}-{zlib.crc32(repr((sys.prefix, sys.version, __file__)).encode()):08x}"
 
 
-def user(connection: socket.socket) -> int:
+def peer_uid(connection: socket.socket) -> int:
     """Returns the user id of the process at the other end of a connection."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     user: int = struct.unpack("3i", credentials)[1]

@@ -18,14 +18,14 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from ngsgd.forkserver.client import ACCEPTED, LARGEST_REQUEST, SERVER, STREAMS, address, user
+from ngsgd.forkserver.client import ACCEPTED, LARGEST_REQUEST, SERVER, STREAMS, address, peer_uid
 
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 _servers: list[subprocess.Popen[bytes]] = []  # keeps the servers' standard input open until this program ends
 
 
-def start() -> None:
+def start_server() -> None:
     """Starts a server for the jobs that this process starts from now on; the server ends with this process."""
     os.environ[SERVER] = secrets.token_hex(8)
     # The server ends when its standard input does: only this program has the other end of that pipe. It has a session
@@ -105,7 +105,7 @@ def _accept_job(listener: socket.socket, run: Callable[[Sequence[str]], None]) -
         time.sleep(0.1)
         return None
     try:
-        if user(connection) != os.getuid():
+        if peer_uid(connection) != os.getuid():
             raise PermissionError("the request comes from another user")
         request = _receive_request(connection, streams)
         server = os.getpid()

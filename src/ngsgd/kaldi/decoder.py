@@ -20,7 +20,7 @@ from ngsgd.errors import DataError
 from ngsgd.kaldi.graph import num_inputs, read_words
 from ngsgd.kaldi.stream import Array
 
-PATIENCE = 600.0  # seconds after which decoding of an utterance is given up
+TIMEOUT = 600.0  # seconds after which decoding of an utterance is given up
 
 
 class Words(NamedTuple):
@@ -92,9 +92,9 @@ class Decoder:
             )
         try:
             self._connection.send((log_likelihoods.astype(np.float32), list(scales)))
-            if not self._connection.poll(PATIENCE):
+            if not self._connection.poll(TIMEOUT):
                 raise DataError(
-                    f"utterance {utterance}: the decoder has not come to an end on {self._graph} in {PATIENCE:g} s; "
+                    f"utterance {utterance}: the decoder has not come to an end on {self._graph} in {TIMEOUT:g} s; "
                     "the graph may have a cycle without input; or lower beam and max_active"
                 )
             results: list[tuple[list[int], bool]] = self._connection.recv()

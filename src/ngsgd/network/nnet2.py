@@ -22,17 +22,17 @@ from ngsgd.network.affine import Affine
 from ngsgd.network.forms import to_array
 from ngsgd.network.model import AcousticModel
 
-HISTORY = "kaldi"  # key of the model's history
-TRANSITIONS = "transition_model"
+HISTORY_KEY = "kaldi"  # key of the model's history
+TRANSITION_MODEL = "transition_model"
 
 # Fields that are arrays or arguments of a component here, and so are not kept in the history.
-ACCEPTED = {
+COMPONENT_FIELDS = {
     "InputDim", "OutputDim", "Dim", "P", "Context", "ConstComponentDim", "Sizes", "Scales", "LinearParams",
     "BiasParams",
 }  # fmt: skip
 
 # Fields of models that do not come from Kaldi: the defaults of the reference.
-NEW_FIELDS: Fields = {
+NEW_COMPONENT_FIELDS: Fields = {
     "LearningRate": np.float32(0.001), "RankIn": 20, "RankOut": 80, "UpdatePeriod": 4,
     "NumSamplesHistory": np.float32(2000.0), "Alpha": np.float32(4.0), "MaxChangePerSample": np.float32(0.075),
     "ValueSum": np.zeros(0, np.float32), "DerivSum": np.zeros(0, np.float32), "Count": np.float64(0.0),
@@ -70,7 +70,7 @@ def from_nnet2(source: Nnet2, name: str | os.PathLike[str]) -> AcousticModel:
         numbers[component.kind] += 1
         named.append((own_name, component))
         kept[own_name] = {"kind": record.kind} | {
-            field: _to_json(value) for field, value in record.fields.items() if field not in ACCEPTED
+            field: _to_json(value) for field, value in record.fields.items() if field not in COMPONENT_FIELDS
         }
     if not named or not isinstance(named[-1][1], c.Softmax | c.SumGroup):
         raise ModelError(f"{os.fspath(name)}: the network does not end with a softmax, so that it gives no posteriors")
@@ -78,9 +78,9 @@ def from_nnet2(source: Nnet2, name: str | os.PathLike[str]) -> AcousticModel:
         raise ModelError(f"{os.fspath(name)}: a softmax in the middle of the network is not supported")
     kaldi: dict[str, Any] = {"components": kept}
     if source.transitions:
-        kaldi[TRANSITIONS] = transitions_to_text(source.transitions)
+        kaldi[TRANSITION_MODEL] = transitions_to_text(source.transitions)
     try:
-        model = AcousticModel(named, {"iterations": [], HISTORY: kaldi})
+        model = AcousticModel(named, {"iterations": [], HISTORY_KEY: kaldi})
     except ValueError as e:
         raise ModelError(f"{os.fspath(name)}: {e}") from None
     if len(source.priors):
@@ -105,11 +105,11 @@ def to_nnet2(model: AcousticModel, transitions: TransitionModel | None, name: st
     Raises:
         ModelError: there is no transition model, or the numbers of pdf-ids and of the model's outputs differ.
     """
-    kaldi = model.history.get(HISTORY, {})
+    kaldi = model.history.get(HISTORY_KEY, {})
     if not isinstance(kaldi, dict):
         raise ModelError(f"{os.fspath(name)}: the Kaldi part of its history is malformed")
-    if transitions is None and TRANSITIONS in kaldi:
-        transitions = transitions_from_text(kaldi[TRANSITIONS], name)
+    if transitions is None and TRANSITION_MODEL in kaldi:
+        transitions = transitions_from_text(kaldi[TRANSITION_MODEL], name)
     bare = transitions is None and bool(kaldi.get("components"))  # read from a network without transition model
     if transitions is None and not bare:
         raise ModelError(
@@ -154,7 +154,7 @@ def _to_json(value: Any) -> Any:
 
 def _from_json(name: str, kept: dict[str, Any], type_: str) -> Any:
     if name not in kept:
-        return NEW_FIELDS[name]
+        return NEW_COMPONENT_FIELDS[name]
     value = kept[name]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if type_ in ("float", "double") and is_number:

@@ -160,7 +160,7 @@ class OnlineNaturalGradient:
 
     def _first_state(self, x: Tensor, order: Sequence[int] | None, update: FisherUpdate) -> FisherState:
         """The estimate from the first minibatch alone, which is passed several times."""
-        state = start(x, min(self.rank, x.shape[1] - 1), self.alpha, order)
+        state = initial_fisher_state(x, min(self.rank, x.shape[1] - 1), self.alpha, order)
         for _ in range(NUM_START_PASSES):
             state = self._repaired(*update_fisher([PreconditionerInput(x, state, update)]))
         return state
@@ -174,7 +174,7 @@ class OnlineNaturalGradient:
         return state._replace(W_t=orthonormalize(state.W_t, e_1))
 
 
-def start(X: Tensor, rank: int, alpha: float, order: Sequence[int] | None = None) -> FisherState:
+def initial_fisher_state(X: Tensor, rank: int, alpha: float, order: Sequence[int] | None = None) -> FisherState:
     """The arbitrary estimate F_0 from which the first updates start.
 
     Row r of R_0 has entries in the columns r, r + R, r + 2R, ..., the first one 1.1 times as large as the others: no

@@ -35,18 +35,18 @@ def metrics_table(run: Run) -> pd.DataFrame:
     """
     layout = run.layout()
     expanded = layout.num_archives * layout.frames_per_eg
-    jobs = [list(rows) for _, rows in itertools.groupby(read_plan(run.plan), key=lambda job: job.iteration)]
+    jobs = [list(rows) for _, rows in itertools.groupby(read_plan(run.plan_file), key=lambda job: job.iteration)]
     rows: list[dict[str, Any]] = []
     processed = 0
     for x in range(len(jobs) + 1):
-        scores = json.loads(run.diagnostics(x).read_text(encoding="utf-8"))
+        scores = json.loads(run.diagnostics_file(x).read_text(encoding="utf-8"))
         row: dict[str, Any] = {"iteration": x, "epochs": processed / expanded}
         for subset in ("valid", "train"):
             row[f"{subset}_log_probability"] = scores[subset]["log_probability"]
             row[f"{subset}_accuracy"] = scores[subset]["accuracy"]
         if x < len(jobs):
-            row |= _iteration(jobs[x], json.loads(run.report(x + 1).read_text(encoding="utf-8")))
-            job_progress = [read_progress(run.progress(x, n)) for n in range(len(jobs[x]) + 1)]
+            row |= _iteration(jobs[x], json.loads(run.report_file(x + 1).read_text(encoding="utf-8")))
+            job_progress = [read_progress(run.progress_file(x, n)) for n in range(len(jobs[x]) + 1)]
             averaging, *training = (progress.seconds if progress else float("nan") for progress in job_progress)
             row["seconds"] = max(training) + averaging
             processed += len(jobs[x])

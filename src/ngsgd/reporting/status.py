@@ -30,9 +30,9 @@ def describe(run: Run, now: float) -> str:
     Raises:
         DataError: the plan or the ledger cannot be read.
     """
-    plan = read_plan(run.plan)
+    plan = read_plan(run.plan_file)
     num_iters = plan[-1].iteration + 1
-    x = max((int(path.stem) for path in run.model(0).parent.glob("[0-9]*.safetensors")), default=0)
+    x = max((int(path.stem) for path in run.model_file(0).parent.glob("[0-9]*.safetensors")), default=0)
     scheduler = lock_holder(run.folder.parent)
     return "\n".join(
         [
@@ -55,21 +55,21 @@ def follow(run: Run) -> None:
     while True:
         clear = "\033[H\033[J" if sys.stdout.isatty() else ""
         print(clear + describe(run, time.time()), flush=True)
-        if run.final.exists():
+        if run.final_model_file.exists():
             return
         time.sleep(PERIOD)
 
 
 def _stage(run: Run, x: int, num_iters: int) -> str:
-    if run.evaluation.exists():
-        scores = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    if run.evaluation_file.exists():
+        scores = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
         unit = next((unit for unit in ("word", "phone") if f"{unit}_error_rate" in scores), None)
         words = f", {unit} error rate {scores[f'{unit}_error_rate']:.2%}" if unit else ""
         return (
             f"finished; on the test set log-probability {scores['log_probability']:.3f} per frame, "
             f"accuracy {scores['accuracy']:.1%}{words}"
         )
-    if run.final.exists():
+    if run.final_model_file.exists():
         return "the final model is written, its evaluation is pending"
     return (
         f"iteration {x} of 0 – {num_iters - 1}"
@@ -80,8 +80,8 @@ def _stage(run: Run, x: int, num_iters: int) -> str:
 
 def _jobs(run: Run, jobs: list[Job], now: float) -> Iterator[str]:
     for job in jobs:
-        progress = read_progress(run.progress(job.iteration, job.job))
-        yield f"  job {job.job}: {_job(progress, run.job(job.iteration, job.job), now)}"
+        progress = read_progress(run.progress_file(job.iteration, job.job))
+        yield f"  job {job.job}: {_job(progress, run.job_file(job.iteration, job.job), now)}"
 
 
 def _job(progress: Progress | None, model: Path, now: float) -> str:
@@ -103,8 +103,8 @@ def _job(progress: Progress | None, model: Path, now: float) -> str:
 
 def _scores(run: Run, x: int) -> Iterator[str]:
     for y in range(x, max(-1, x - RECENT), -1):
-        if run.diagnostics(y).exists():
-            scores = json.loads(run.diagnostics(y).read_text(encoding="utf-8"))
+        if run.diagnostics_file(y).exists():
+            scores = json.loads(run.diagnostics_file(y).read_text(encoding="utf-8"))
             yield f"  model {y}: " + "; ".join(
                 f"{subset} log-probability {scores[subset]['log_probability']:.3f}, "
                 f"accuracy {scores[subset]['accuracy']:.1%}"
@@ -118,12 +118,12 @@ def _pace(run: Run, x: int, num_iters: int) -> Iterator[str]:
     ends: list[float] = []
     frames, retried = [], 0
     for y in range(max(0, x - RECENT), x):
-        averaging = read_progress(run.progress(y, 0))
-        if averaging is not None and run.report(y + 1).exists():
+        averaging = read_progress(run.progress_file(y, 0))
+        if averaging is not None and run.report_file(y + 1).exists():
             ends.append(averaging.updated)
-            records: list[dict[str, Any]] = json.loads(run.report(y + 1).read_text(encoding="utf-8"))["records"]
+            records: list[dict[str, Any]] = json.loads(run.report_file(y + 1).read_text(encoding="utf-8"))["records"]
             frames.append(sum(record["frames"] for record in records))
-            job_progress = (read_progress(run.progress(y, record["job"])) for record in records)
+            job_progress = (read_progress(run.progress_file(y, record["job"])) for record in records)
             retried += sum(progress.attempt > 1 for progress in job_progress if progress is not None)
     if retried:
         yield f"  {retried} jobs of the last {len(ends)} iterations were retried"
@@ -138,10 +138,10 @@ def _pace(run: Run, x: int, num_iters: int) -> Iterator[str]:
 
 
 def _lost_jobs(run: Run) -> Iterator[str]:
-    lost_jobs = read_lost_jobs(run.ledger)
+    lost_jobs = read_lost_jobs(run.lost_jobs_file)
     if lost_jobs:
         last = lost_jobs[-1]
         yield (
             f"  {len(lost_jobs)} jobs were lost, most recently job {last.job} of iteration {last.iteration}: "
-            f"{last.reason} ({run.ledger})"
+            f"{last.reason} ({run.lost_jobs_file})"
         )

@@ -40,15 +40,15 @@ def costs(runs: Mapping[str, Run]) -> pd.DataFrame:
     run = next(iter(runs.values()))
     torch.set_num_threads(run.settings.threads)
     size, context = run.settings.minibatch_size, run.settings.context()
-    models = {name: load_model(run.final).train() for name in runs}
+    models = {name: load_model(run.final_model_file).train() for name in runs}
     model = next(iter(models.values()))
     needed = (model.left_context, model.right_context)
     examples: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for features, labels in minibatches(open_archive(run.archive(0)), 0, context, needed, size, 0):
+    for features, labels in minibatches(open_archive(run.archive_file(0)), 0, context, needed, size, 0):
         if len(labels) == size and len(examples) < MINIBATCHES:
             examples.append((torch.from_numpy(features), torch.from_numpy(labels).long()))
     if not examples:
-        raise DataError(f"{run.archive(0)}: fewer than {size} examples, the minibatch size")
+        raise DataError(f"{run.archive_file(0)}: fewer than {size} examples, the minibatch size")
     rows = []
     with contextlib.ExitStack() as stack:
         for model in models.values():

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ngsgd.errors import ConfigError
 from ngsgd.files import digest, write_text
-from ngsgd.training.execution import CALL_SETTINGS
+from ngsgd.training.call_settings import CALL_SETTINGS
 
 FOLDER = Path("results/paper")  # the results of a study
 KEYS = ("paper", "scale", "seeds", "turnaround_seconds")  # of the configuration; the other keys are settings of runs
@@ -149,7 +149,7 @@ class Study:
     turnaround: float
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Self:
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Builds the study of a configuration with the `KEYS`; ``config/paper.yaml`` explains them.
 
         ``scale`` multiplies the hours of synthetic speech. The size of archives stays the same, so that there are more

@@ -24,7 +24,7 @@ from ngsgd.training.lost_jobs import LOST
 from ngsgd.training.outer_step import OuterStep, read_momentum, write_momentum
 from ngsgd.training.plan import AVERAGE
 
-AVERAGING = OuterStep()
+PLAIN_AVERAGING = OuterStep()
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def end_iteration(
     output: str | os.PathLike[str],
     report: str | os.PathLike[str],
     lost: Mapping[int, str] | None = None,
-    rule: AveragingRule = AVERAGING,
+    rule: AveragingRule = PLAIN_AVERAGING,
     momenta: tuple[Path, Path] | None = None,
 ) -> None:
     """Writes the next model and the iteration's report.

@@ -27,7 +27,7 @@ from ngsgd.files import write_text
 from ngsgd.network.affine import Affine
 from ngsgd.network.components import Normalize, PNorm
 from ngsgd.network.model import PRIOR_FLOOR, AcousticModel, load_model
-from ngsgd.network.nnet2 import HISTORY, TRANSITIONS
+from ngsgd.network.nnet2 import HISTORY_KEY, TRANSITION_MODEL
 from ngsgd.network.storage import Arrays, read_model
 from ngsgd.training.scoring import BATCH, check_fit, score
 
@@ -117,7 +117,7 @@ def combine(
     combination = {"models": chosen, "candidates": len(models)}
     model.history = model.history | {"combination": combination}
     if transition_model is not None:
-        model.history[HISTORY] = {TRANSITIONS: transition_model}
+        model.history[HISTORY_KEY] = {TRANSITION_MODEL: transition_model}
     scores = {str(count): log_probability for count, log_probability in log_probabilities.items()}
     write_text(report, json.dumps(combination | {"valid_log_probability": scores}, indent=1) + "\n")
     model.save(output)

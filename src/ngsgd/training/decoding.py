@@ -18,8 +18,8 @@ from ngsgd.kaldi.decoder import Decoder, Words
 from ngsgd.kaldi.graph import prepare_graph
 from ngsgd.kaldi.transition import transitions_from_text
 from ngsgd.network.model import load_model
-from ngsgd.training.run import Run
 from ngsgd.training.scoring import check_corpus_fits
+from ngsgd.training.settings import Settings
 
 DECODED = ("valid", "test")  # the language-model weight is chosen on the first
 
@@ -42,15 +42,20 @@ class WordErrors(NamedTuple):
         return self.errors / self.words
 
 
-def make_graph(run: Run) -> None:
-    """Writes the run's graph with pdf-ids instead of transition-ids.
+def make_graph(settings: Settings, data: Path, output: Path) -> None:
+    """Writes the graph of the settings with pdf-ids instead of transition-ids.
+
+    Args:
+        settings: of the run.
+        data: folder of the prepared corpus, which holds the transition model.
+        output: path of the graph to be written.
 
     Raises:
         DataError: the graph is damaged, or does not match the corpus's transition model.
         ConfigError: the run has no graph.
     """
-    info = read_info(run.data)
-    graph = run.settings.path("graph")
+    info = read_info(data)
+    graph = settings.path("graph")
     if graph is None:
         raise ConfigError("graph: not set in the run's settings")
     if info.transition_model is None:
@@ -58,44 +63,56 @@ def make_graph(run: Run) -> None:
             "graph: its transition-ids mean nothing without the model of the alignments; train_alignment must be an "
             "alignment directory with final.mdl"
         )
-    prepare_graph(graph, transitions_from_text(info.transition_model, run.data / "corpus.json").pdf_ids, run.graph)
+    prepare_graph(graph, transitions_from_text(info.transition_model, data / "corpus.json").pdf_ids, output)
 
 
-def lm_weights(run: Run) -> list[int]:
+def lm_weights(settings: Settings) -> list[int]:
     """Returns the language-model weights to score; acoustic log-likelihoods are divided by them."""
-    return list(range(run.settings.min_lmwt, run.settings.max_lmwt + 1))
+    return list(range(settings.min_lmwt, settings.max_lmwt + 1))
 
 
-def decode(run: Run, split: int) -> None:
+def decode(settings: Settings, model: Path, graph: Path, data: Path, split: int, output: Path) -> None:
     """Decodes one split of the validation and test utterances at each weight, and writes the words (JSON).
+
+    Args:
+        settings: of the run.
+        model: path of a model with priors.
+        graph: path of the graph that `make_graph` wrote.
+        data: folder of the prepared corpus.
+        split: from 0.
+        output: path of the words to be written.
 
     Raises:
         DataError: the corpus or the graph cannot be read, or the decoder crashed.
         ModelError: the model cannot be read, or has no priors.
         ConfigError: the run has no graph.
     """
-    s = run.settings
-    torch.set_num_threads(s.threads)
-    model = load_model(run.final).eval()
-    check_corpus_fits(model, read_info(run.data), run.data)
-    graph = s.path("graph")
-    if graph is None:
+    torch.set_num_threads(settings.threads)
+    scored = load_model(model).eval()
+    check_corpus_fits(scored, read_info(data), data)
+    source = settings.path("graph")
+    if source is None:
         raise ConfigError("graph: not set in the run's settings")
-    scales = [1.0 / weight for weight in lm_weights(run)]
+    scales = [1.0 / weight for weight in lm_weights(settings)]
     decoded: dict[str, dict[str, list[Words]]] = {}
-    with Decoder(run.graph, graph, s.beam, s.max_active) as decoder:
+    with Decoder(graph, source, settings.beam, settings.max_active) as decoder:
         for name in DECODED:
-            subset = Subset(run.data, name)
+            subset = Subset(data, name)
             decoded[name] = {}
-            for i in range(*split_bounds(len(subset), split, s.num_splits)):
+            for i in range(*split_bounds(len(subset), split, settings.num_splits)):
                 features = torch.from_numpy(np.array(subset.utterance(i)[0]))
-                log_likelihoods = model.log_likelihoods(features).numpy()
+                log_likelihoods = scored.log_likelihoods(features).numpy()
                 decoded[name][subset.names[i]] = decoder.decode(subset.names[i], log_likelihoods, scales)
-    write_text(run.decoded(split), json.dumps(decoded, indent=0) + "\n")
+    write_text(output, json.dumps(decoded, indent=0) + "\n")
 
 
-def score_lm_weights(run: Run) -> list[dict[str, Any]]:
+def score_lm_weights(settings: Settings, data: Path, splits: Sequence[Path]) -> list[dict[str, Any]]:
     """Scores the words that `decode` wrote for all splits, at each language-model weight.
+
+    Args:
+        settings: of the run.
+        data: folder of the prepared corpus.
+        splits: paths of the words of all splits.
 
     Returns:
         For each weight a dictionary with ``lmwt``, and for each subset ``word_error_rate``, ``words``, ``insertions``,
@@ -105,20 +122,20 @@ def score_lm_weights(run: Run) -> list[dict[str, Any]]:
         DataError: an utterance is missing, or a subset's references have no words.
     """
     decoded: dict[str, dict[str, Any]] = {name: {} for name in DECODED}
-    for split in range(run.settings.num_splits):
+    for path in splits:
         try:
-            part = json.loads(run.decoded(split).read_text(encoding="utf-8"))
+            part = json.loads(path.read_text(encoding="utf-8"))
             for name in DECODED:
                 decoded[name] |= part[name]
         except (OSError, ValueError, KeyError, TypeError) as e:
-            raise DataError(f"{run.decoded(split)}: not the words of a split ({e}); delete it and run again") from None
-    subsets = {name: Subset(run.data, name) for name in DECODED}
+            raise DataError(f"{path}: not the words of a split ({e}); delete it and run again") from None
+    subsets = {name: Subset(data, name) for name in DECODED}
     rows = []
-    for k, weight in enumerate(lm_weights(run)):
+    for k, weight in enumerate(lm_weights(settings)):
         row: dict[str, Any] = {"lmwt": weight}
         for name, subset in subsets.items():
             if missing := set(subset.names) - decoded[name].keys():
-                raise DataError(f"{run.decoded(0).parent}: {min(missing)} is not decoded; delete the folder, run again")
+                raise DataError(f"{splits[0].parent}: {min(missing)} is not decoded; delete the folder, run again")
             hypotheses = [decoded[name][utterance][k] for utterance in subset.names]
             errors = word_errors([text.split() for text in subset.texts], [words for words, _ in hypotheses])
             incomplete = sum(not complete for _, complete in hypotheses)

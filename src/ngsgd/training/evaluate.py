@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,38 +18,45 @@ from ngsgd.errors import DataError
 from ngsgd.files import write_text
 from ngsgd.network.model import AcousticModel, load_model
 from ngsgd.training.decoding import best_lm_weight, score_lm_weights, word_errors
-from ngsgd.training.run import Run
 from ngsgd.training.scoring import Score, check_corpus_fits, check_labels
+from ngsgd.training.settings import Settings
 
 ACOUSTIC_SCALES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 NUM_TUNED = 100  # validation utterances on which the acoustic scale is chosen
 
 
-def evaluate(run: Run, output: str | os.PathLike[str]) -> None:
-    """Writes the scores of a run's final model (JSON).
+def evaluate(settings: Settings, model: Path, data: Path, splits: Sequence[Path], output: Path) -> None:
+    """Writes the scores of a final model on the test subset (JSON).
 
     All corpora: ``log_probability``, ``accuracy`` and ``frames``. Corpora with words: ``word_error_rate``, ``words``
     and ``word_errors``; decoded with a graph also ``lmwt``, the language-model weight with the fewest errors on
     validation utterances, and ``lm_weights``, the errors at every weight. Corpora with phones: ``phone_error_rate``,
     ``phones``, ``insertions``, ``deletions``, ``substitutions`` and ``acoustic_scale``, chosen likewise.
 
+    Args:
+        settings: of the run.
+        model: path of the final model.
+        data: folder of the prepared corpus.
+        splits: paths of the words of all splits; empty if the settings have no graph.
+        output: path of the file to be written.
+
     Raises:
         ModelError: the model cannot be read, or has no priors.
         DataError: the corpus or the decoded words cannot be read, there is no test utterance, or the corpus does not
             match the model.
     """
-    torch.set_num_threads(run.settings.threads)
-    model = load_model(run.final).eval()
-    info, test = read_info(run.data), Subset(run.data, "test")
-    check_corpus_fits(model, info, run.data)
-    result: dict[str, Any] = score_utterances(model, test)._asdict()
+    torch.set_num_threads(settings.threads)
+    final = load_model(model).eval()
+    info, test = read_info(data), Subset(data, "test")
+    check_corpus_fits(final, info, data)
+    result: dict[str, Any] = score_utterances(final, test)._asdict()
     if info.words:
-        errors = sum(_decode(model, test, i, info.words) != word for i, word in enumerate(test.texts))
+        errors = sum(_decode(final, test, i, info.words) != word for i, word in enumerate(test.texts))
         result |= {"word_error_rate": errors / len(test), "words": len(test), "word_errors": errors}
     elif info.phones:
-        result |= _score_phones(run, model, info, test)
-    elif run.settings.graph:
-        rows = score_lm_weights(run)
+        result |= _score_phones(final, info, data)
+    elif splits:
+        rows = score_lm_weights(settings, data, splits)
         best = best_lm_weight(rows)
         errors = sum(best["test"][kind] for kind in ("insertions", "deletions", "substitutions"))
         result |= {
@@ -83,9 +90,9 @@ def score_utterances(model: AcousticModel, subset: Subset) -> Score:
     return Score(total / frames, correct / frames, frames)
 
 
-def _score_phones(run: Run, model: AcousticModel, info: CorpusInfo, test: Subset) -> dict[str, Any]:
-    loop = PhoneLoop(Subset(run.data, "train"), info.phones, model.num_classes)
-    valid = Subset(run.data, "valid")
+def _score_phones(model: AcousticModel, info: CorpusInfo, data: Path) -> dict[str, Any]:
+    loop = PhoneLoop(Subset(data, "train"), info.phones, model.num_classes)
+    valid, test = Subset(data, "valid"), Subset(data, "test")
     tuned = list(_likelihoods(model, valid, NUM_TUNED))
     errors = [
         word_errors([t.split() for t in valid.texts[: len(tuned)]], [loop.decode(frames, scale) for frames in tuned])

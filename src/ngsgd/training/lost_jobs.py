@@ -22,7 +22,6 @@ from ngsgd.files import atomic_write
 from ngsgd.network.storage import FORMAT, Header, read_header, write_model
 from ngsgd.training.plan import Job, iteration_jobs, read_plan
 from ngsgd.training.progress import write_failure
-from ngsgd.training.run import Run
 
 LOST = "lost"  # history key, in the marker that replaces a lost job's model and in all later models
 
@@ -127,12 +126,16 @@ def write_lost_marker(job: Job, output: str | os.PathLike[str], reason: str) -> 
         write_model(output, {}, Header(format=FORMAT, architecture=[], history={"job": record}))
 
 
-def record_failure(run: Run, job: Job, reason: str, attempts_left: int, min_jobs: int | None) -> bool:
+def record_failure(
+    job: Job, plan: Path, output: Path, progress: Path, reason: str, attempts_left: int, min_jobs: int | None
+) -> bool:
     """Records that a job failed, and gives it up if no attempt is left and the iteration may go on without it.
 
     Args:
-        run: the job's run.
         job: as `jobs_after_losses` returns it.
+        plan: the run's ``plan.tsv``.
+        output: path of the job's model.
+        progress: path of the job's progress file.
         reason: why it failed, as people read it.
         attempts_left: number of retries left.
         min_jobs: number of jobs that an iteration needs; None for all.
@@ -144,16 +147,16 @@ def record_failure(run: Run, job: Job, reason: str, attempts_left: int, min_jobs
         OSError: a file cannot be written.
         DataError: the plan cannot be read.
     """
-    write_failure(run.progress(job.iteration, job.job), reason)
-    if attempts_left > 0 or min_jobs is None or min_jobs >= len(iteration_jobs(run.plan, job.iteration)):
+    write_failure(progress, reason)
+    if attempts_left > 0 or min_jobs is None or min_jobs >= len(iteration_jobs(plan, job.iteration)):
         return False
-    write_lost_marker(job, run.job(job.iteration, job.job), reason)
+    write_lost_marker(job, output, reason)
     return True
 
 
 def record_lost_jobs(
     rows: Sequence[Job],
-    outputs: Sequence[Path],
+    outputs: Mapping[int, Path],
     ledger: str | os.PathLike[str],
     min_jobs: int | None,
 ) -> dict[int, str]:
@@ -161,7 +164,8 @@ def record_lost_jobs(
 
     Args:
         rows: the iteration's jobs.
-        outputs: paths of the jobs' models, or of the markers that replace them.
+        outputs: for each job number the path of its model, or of the marker that replaces it; jobs in the ledger may
+            be left out.
         ledger: path of the run's ledger.
         min_jobs: number of jobs that an iteration needs, limited to the number it has; None for all.
 
@@ -177,8 +181,9 @@ def record_lost_jobs(
     lost_jobs = read_lost_jobs(ledger)
     known = {lost.job: lost.reason for lost in lost_jobs if lost.iteration == rows[0].iteration}
     new: list[LostJob] = []
-    for row, output in zip(rows, outputs, strict=True):
+    for row in rows:
         if row.job not in known:
+            output = outputs[row.job]
             record = read_header(output)["history"].get("job", {})
             if {field: record.get(field) for field in Job._fields} != row._asdict():
                 raise ModelError(
@@ -191,7 +196,7 @@ def record_lost_jobs(
     needed = len(rows) if min_jobs is None else min(min_jobs, len(rows))
     if new and len(rows) - len(known) - len(new) < needed:
         for lost in new:
-            outputs[lost.job - 1].unlink(missing_ok=True)
+            outputs[lost.job].unlink(missing_ok=True)
         raise TrainingError(
             f"iteration {rows[0].iteration}: {len(known) + len(new)} of {len(rows)} jobs are lost "
             f"({'; '.join(f'job {lost.job}: {lost.reason}' for lost in new)}), and min_jobs is {needed}; "

@@ -6,20 +6,20 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ngsgd.files import write_text
-from ngsgd.training.execution import ModelRetention
+from ngsgd.training.call_settings import ModelRetention
 from ngsgd.training.plan import Job, models_to_combine
 from ngsgd.training.run import Run
 
 
 def prune(
-    run: Run, plan: Sequence[Job], keeping: ModelRetention, needed: Collection[int] = (), *, idle: bool = False
+    run: Run, plan: Sequence[Job], retention: ModelRetention, needed: Collection[int] = (), *, idle: bool = False
 ) -> None:
     """Removes the models that are not to be kept, each only when everything made from it exists.
 
     Args:
         run: the run.
         plan: of the run.
-        keeping: rule for the models to keep.
+        retention: rule for the models to keep.
         needed: numbers of models that must stay for now.
         idle: whether no job is running. If jobs are running, a model without a successor stays, since it may have been
             made again to make that successor.
@@ -28,29 +28,34 @@ def prune(
         DataError: the corpus cannot be read.
         OSError: a model cannot be removed.
     """
-    if keeping.all:
+    if retention.all:
         return
-    existing = {int(path.stem) for path in _files(run.model(0).parent)}
-    for path in _files(run.job(0, 1).parent):
+    existing = {int(path.stem) for path in _files(run.model_file(0).parent)}
+    for path in _files(run.job_file(0, 1).parent):
         if int(path.name.split(".")[0]) + 1 in existing:
             path.unlink(missing_ok=True)
     if idle:  # a killed call may have left a momentum without its model
-        for path in _files(run.momentum(0).parent):
+        for path in _files(run.momentum_file(0).parent):
             if int(path.stem) not in existing:
                 path.unlink(missing_ok=True)
     newest = min(max(existing, default=0), plan[-1].iteration + 1)  # the run may have been longer before
     still_needed = set(needed)
-    if not run.final.exists():
+    if not run.final_model_file.exists():
         still_needed.update(models_to_combine(list(plan), run.layout(), run.settings))
     aligning = {job.alignment: job.iteration for job in reversed(plan) if job.alignment}
-    still_needed.update(x for alignment, x in aligning.items() if not run.alignment_model(alignment).exists())
+    still_needed.update(x for alignment, x in aligning.items() if not run.alignment_model_file(alignment).exists())
     for x in sorted(existing - still_needed):
-        if not keeping.keeps(x, newest) and (idle or x + 1 in existing) and x < newest and run.diagnostics(x).exists():
+        if (
+            not retention.keeps(x, newest)
+            and (idle or x + 1 in existing)
+            and x < newest
+            and run.diagnostics_file(x).exists()
+        ):
             # This is written before the first removal: once it exists, models are no longer targets themselves.
-            if not run.pruned.exists():
-                write_text(run.pruned, "Models have been removed here, as the configuration says.\n")
-            run.model(x).unlink(missing_ok=True)
-            run.momentum(x).unlink(missing_ok=True)
+            if not run.pruned_marker.exists():
+                write_text(run.pruned_marker, "Models have been removed here, as the configuration says.\n")
+            run.model_file(x).unlink(missing_ok=True)
+            run.momentum_file(x).unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ The archives do not change; each gets a separate file of labels. Source: ``steps
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,82 +15,105 @@ import torch
 
 from ngsgd.data.alignment import realign_labels
 from ngsgd.data.corpus import Int32s, Subset, map_array, read_info, split_bounds
-from ngsgd.data.egs import NO_LABEL, archive_frames, drawn_frames, open_archive
+from ngsgd.data.egs import NO_LABEL, archive_frames, corpus_layout, drawn_frames, open_archive
 from ngsgd.errors import DataError
 from ngsgd.files import atomic_write, derived_seed
 from ngsgd.network.model import PRIOR_FLOOR, load_model
 from ngsgd.training.combine import mean_posterior
-from ngsgd.training.run import Run
 from ngsgd.training.scoring import check_corpus_fits
+from ngsgd.training.settings import Settings
 
-ALIGNED = ("train", "valid")
 
+def adjust_priors(settings: Settings, model: Path, prior: Path, output: Path) -> None:
+    """Writes the model for a realignment: a model, with its mean posterior over training frames as priors.
 
-def adjust_priors(run: Run, alignment: int, x: int) -> None:
-    """Writes the model for a realignment: model x, with the mean posterior over training frames as priors.
+    Args:
+        settings: of the run.
+        model: path of the model.
+        prior: path of the frames for the priors.
+        output: path of the model to be written.
 
     Raises:
         ModelError: the model cannot be read.
         DataError: the archive of frames for the priors cannot be read.
     """
-    torch.set_num_threads(run.settings.threads)
-    model = load_model(run.model(x)).eval()
-    prior = mean_posterior(model, open_archive(run.prior), run.settings.context(), str(run.prior))
-    model.priors = prior.clamp(min=PRIOR_FLOOR)
-    model.save(run.alignment_model(alignment))
+    torch.set_num_threads(settings.threads)
+    adjusted = load_model(model).eval()
+    posterior = mean_posterior(adjusted, open_archive(prior), settings.context(), str(prior))
+    adjusted.priors = posterior.clamp(min=PRIOR_FLOOR)
+    adjusted.save(output)
 
 
-def align(run: Run, alignment: int, split: int) -> None:
+def align(settings: Settings, model: Path, data: Path, split: int, outputs: Mapping[str, Path]) -> None:
     """Writes new labels for one split of the utterances of the training and the validation subset.
+
+    Args:
+        settings: of the run.
+        model: path of a model with priors.
+        data: folder of the prepared corpus.
+        split: from 0.
+        outputs: for each subset the path of the labels to be written.
 
     Raises:
         ModelError: the model cannot be read.
         DataError: the corpus cannot be read, or does not match the model.
     """
-    torch.set_num_threads(run.settings.threads)
-    model = load_model(run.alignment_model(alignment)).eval()
-    check_corpus_fits(model, read_info(run.data), run.data)
-    for name in ALIGNED:
-        subset = Subset(run.data, name)
+    torch.set_num_threads(settings.threads)
+    aligner = load_model(model).eval()
+    check_corpus_fits(aligner, read_info(data), data)
+    for name, output in outputs.items():
+        subset = Subset(data, name)
         parts = [np.zeros(0, np.int32)]
-        for i in range(*split_bounds(len(subset), split, run.settings.num_splits)):
+        for i in range(*split_bounds(len(subset), split, settings.num_splits)):
             features, labels = subset.utterance(i)
-            log_likelihoods = model.log_likelihoods(torch.from_numpy(np.array(features))).numpy()
+            log_likelihoods = aligner.log_likelihoods(torch.from_numpy(np.array(features))).numpy()
             parts.append(realign_labels(labels, log_likelihoods))
-        with atomic_write(run.aligned(alignment, split, name)) as temporary, open(temporary, "wb") as f:
-            np.save(f, np.concatenate(parts))
+        _write(np.concatenate(parts), output)
 
 
-def relabel_archive(run: Run, alignment: int, archive: int, path: Path) -> None:
+def relabel_archive(settings: Settings, data: Path, splits: Sequence[Path], archive: int, output: Path) -> None:
     """Writes the labels of one archive in a realignment.
 
-    Raises:
-        DataError: the corpus or the labels cannot be read.
-    """
-    subset = Subset(run.data, "train")
-    frames = archive_frames(subset, run.layout(), archive, run.settings.seed)
-    _write(_new_labels(run, alignment, subset, "train", frames), path)
-
-
-def relabel_diagnostics(run: Run, alignment: int, name: str, path: Path) -> None:
-    """Writes the labels of the diagnostic examples (``valid`` or ``train``) in a realignment.
+    Args:
+        settings: of the run.
+        data: folder of the prepared corpus.
+        splits: paths of the new labels of the training utterances, by split.
+        archive: from 0.
+        output: path of the labels to be written.
 
     Raises:
         DataError: the corpus or the labels cannot be read.
     """
-    s = run.settings
-    subset = Subset(run.data, name)
-    number = s.num_valid_frames if name == "valid" else s.num_train_subset_frames
-    frames = drawn_frames(subset, number, derived_seed(s.seed, "sample", name))
-    _write(_new_labels(run, alignment, subset, name, frames[:, None]), path)
+    subset = Subset(data, "train")
+    layout = corpus_layout(data, settings.frames_per_eg, settings.samples_per_iter)
+    frames = archive_frames(subset, layout, archive, settings.seed)
+    _write(_new_labels(subset, splits, frames), output)
 
 
-def _new_labels(run: Run, alignment: int, subset: Subset, name: str, frames: npt.NDArray[np.int64]) -> Int32s:
+def relabel_diagnostics(settings: Settings, data: Path, splits: Sequence[Path], name: str, output: Path) -> None:
+    """Writes the labels of the diagnostic examples in a realignment.
+
+    Args:
+        settings: of the run.
+        data: folder of the prepared corpus.
+        splits: paths of the new labels of the subset's utterances, by split.
+        name: of the subset, ``valid`` or ``train``.
+        output: path of the labels to be written.
+
+    Raises:
+        DataError: the corpus or the labels cannot be read.
+    """
+    subset = Subset(data, name)
+    number = settings.num_valid_frames if name == "valid" else settings.num_train_subset_frames
+    frames = drawn_frames(subset, number, derived_seed(settings.seed, "sample", name))
+    _write(_new_labels(subset, splits, frames[:, None]), output)
+
+
+def _new_labels(subset: Subset, splits: Sequence[Path], frames: npt.NDArray[np.int64]) -> Int32s:
     """Returns the new labels of some frames of a subset; frame numbers that are `NO_LABEL` stay so."""
     new_labels = np.full(frames.shape, NO_LABEL, np.int32)
-    for split in range(run.settings.num_splits):
-        first, last = (int(subset.starts[u]) for u in split_bounds(len(subset), split, run.settings.num_splits))
-        path = run.aligned(alignment, split, name)
+    for split, path in enumerate(splits):
+        first, last = (int(subset.starts[u]) for u in split_bounds(len(subset), split, len(splits)))
         labels = map_array(path)
         if labels.dtype != np.int32 or labels.shape != (last - first,):
             raise DataError(f"{path}: not the labels of {last - first} frames; delete it and run again")

@@ -22,13 +22,13 @@ from ngsgd.training.plan import Job
 from ngsgd.training.run import Run
 
 # Each stamp file holds the digest of the recipe that made a part of the folder.
-TRAINING = ".training"  # the whole folder
-SCORING = ".scoring"  # the diagnostics of the models
-SCORED = {"diagnostics"}
-ENDING = ".ending"  # the plan, the final model and the metrics
-ENDED = {"plan.tsv", "final.safetensors", "combination.json", "metrics.tsv", "figures"}
-EVALUATION = ".evaluation"  # the evaluation of the final model
-EVALUATED = {"settings.json", "decoding", "evaluation.json"}
+TRAINING_STAMP = ".training"  # the whole folder
+SCORING_STAMP = ".scoring"  # the diagnostics of the models
+SCORING_FILES = {"diagnostics"}
+FINAL_MODEL_STAMP = ".ending"  # the plan, the final model and the metrics
+FINAL_MODEL_FILES = {"plan.tsv", "final.safetensors", "combination.json", "metrics.tsv", "figures"}
+EVALUATION_STAMP = ".evaluation"  # the evaluation of the final model
+EVALUATION_FILES = {"settings.json", "decoding", "evaluation.json"}
 SUPERSEDED = "superseded"
 RECIPES = "recipe"  # folder with the active recipe, in a file named after its key
 
@@ -82,19 +82,22 @@ def activate_recipe(run: Run, info: CorpusInfo, plan: Sequence[Job]) -> None:
     Raises:
         OSError: a file cannot be moved.
     """
+    settings = run.settings
     run.folder.mkdir(parents=True, exist_ok=True)
     data = {"sha256": info.sha256, "silence": info.silence, "const_dim": info.const_dim, "counts": info.class_counts}
-    training = run.settings.of_training() | {"data": data, "plan": plan}
+    training = settings.values_for_training() | {"data": data, "plan": plan}
     if run.origin is not None:
         training["origin"] = run.origin
-    scoring = [training, run.settings.of_scoring()]
-    ending = [scoring, run.settings.of_ending(), info.transition_model]
+    scoring = [training, settings.values_for_scoring()]
+    ending = [scoring, settings.values_for_final_model(), info.transition_model]
     # The run's key covers the references, since the corpus's folder is named after a digest of its source.
     evaluation = [ending, run.key()]
-    _activate(run.folder, TRAINING, digest(training), lambda name: name not in (TRAINING, SUPERSEDED, RECIPES))
-    _activate(run.folder, SCORING, digest(scoring), lambda name: name in SCORED)
-    _activate(run.folder, ENDING, digest(ending), lambda name: name in ENDED)
-    _activate(run.folder, EVALUATION, digest(evaluation), lambda name: name in EVALUATED)
+    _activate(
+        run.folder, TRAINING_STAMP, digest(training), lambda name: name not in (TRAINING_STAMP, SUPERSEDED, RECIPES)
+    )
+    _activate(run.folder, SCORING_STAMP, digest(scoring), lambda name: name in SCORING_FILES)
+    _activate(run.folder, FINAL_MODEL_STAMP, digest(ending), lambda name: name in FINAL_MODEL_FILES)
+    _activate(run.folder, EVALUATION_STAMP, digest(evaluation), lambda name: name in EVALUATION_FILES)
 
 
 def _activate(folder: Path, stamp: str, key: str, selects: Callable[[str], bool]) -> None:

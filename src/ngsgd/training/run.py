@@ -34,14 +34,18 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Run:
-        """Opens a run's folder from the ``settings.json`` that `write` wrote.
+        """Opens a run by its folder; otherwise like `read`."""
+        return cls.read(Path(folder) / "settings.json")
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """Opens a run by the ``settings.json`` in its folder, which `write` wrote.
 
         Raises:
             ConfigError: the file is missing or malformed.
         """
-        path = Path(folder) / "settings.json"
         try:
-            return cls.from_fields(Path(folder), json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_fields(path.parent, json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such file; call snakemake, which makes it") from None
         except (OSError, ValueError, TypeError, KeyError) as e:
@@ -74,15 +78,21 @@ class Run:
     def models_key(self) -> str:
         """Returns a digest of the settings and data that the run's models depend on."""
         s = self.settings
-        return digest([str(self.data), self.origin, s.of_examples(), s.of_training(), s.of_scoring(), s.of_ending()])
+        stages = [
+            s.values_for_examples(),
+            s.values_for_training(),
+            s.values_for_scoring(),
+            s.values_for_final_model(),
+        ]
+        return digest([str(self.data), self.origin, *stages])
 
-    def write(self) -> None:
-        """Writes ``settings.json``.
+    def write(self, path: Path) -> None:
+        """Writes the ``settings.json`` that `read` reads.
 
         Raises:
             OSError: the file cannot be written.
         """
-        write_text(self.settings_file, json.dumps(self.fields(), indent=1) + "\n")
+        write_text(path, json.dumps(self.fields(), indent=1) + "\n")
 
     def layout(self) -> Layout:
         """Returns how the examples are divided into archives.
@@ -97,107 +107,107 @@ class Run:
         return self.folder / "settings.json"
 
     @property
-    def plan(self) -> Path:
+    def plan_file(self) -> Path:
         return self.folder / "plan.tsv"
 
     @property
-    def ledger(self) -> Path:
+    def lost_jobs_file(self) -> Path:
         """The ledger of lost jobs."""
         return self.folder / "lost.tsv"
 
     @property
-    def pruned(self) -> Path:
+    def pruned_marker(self) -> Path:
         """A marker file that exists once models have been removed."""
         return self.folder / "pruned"
 
-    def model(self, x: int) -> Path:
+    def model_file(self, x: int) -> Path:
         """The model from which iteration x starts."""
         return self.folder / "models" / f"{x}.safetensors"
 
-    def momentum(self, x: int) -> Path:
+    def momentum_file(self, x: int) -> Path:
         """The momentum of the outer step that led to model x."""
         return self.folder / "momenta" / f"{x}.safetensors"
 
-    def job(self, iteration: int, job: int) -> Path:
+    def job_file(self, iteration: int, job: int) -> Path:
         """The model of one training job; jobs count from 1."""
         return self.folder / "jobs" / f"{iteration}.{job}.safetensors"
 
-    def report(self, x: int) -> Path:
+    def report_file(self, x: int) -> Path:
         """The report of the iteration that ended with model x."""
         return self.folder / "reports" / f"{x}.json"
 
-    def diagnostics(self, x: int) -> Path:
+    def diagnostics_file(self, x: int) -> Path:
         """The scores of model x."""
         return self.folder / "diagnostics" / f"{x}.json"
 
-    def progress(self, iteration: int, job: int) -> Path:
+    def progress_file(self, iteration: int, job: int) -> Path:
         """The progress file of a training job; job 0 is the averaging at the end of the iteration."""
         return self.folder / "progress" / f"{iteration}.{job}.json"
 
     @property
-    def final(self) -> Path:
+    def final_model_file(self) -> Path:
         return self.folder / "final.safetensors"
 
     @property
-    def combination(self) -> Path:
+    def combination_file(self) -> Path:
         """The report on how the final model was chosen."""
         return self.folder / "combination.json"
 
-    def alignment_model(self, alignment: int) -> Path:
+    def alignment_model_file(self, alignment: int) -> Path:
         """The model, with priors, that computes the k-th realignment."""
         return self.folder / "alignments" / f"{alignment}" / "model.safetensors"
 
-    def aligned(self, alignment: int, split: int, subset: str) -> Path:
+    def aligned_labels_file(self, alignment: int, split: int, subset: str) -> Path:
         """The k-th realignment's labels of one split of a subset's utterances."""
         return (
             self.folder / "alignments" / f"{alignment}" / "splits" / f"{split}of{self.settings.num_splits}.{subset}.npy"
         )
 
-    def labels(self, alignment: int, archive: int) -> Path | None:
+    def labels_file(self, alignment: int, archive: int) -> Path | None:
         """The k-th realignment's labels of an archive; None for the archive's own labels (k = 0)."""
         return self.folder / "alignments" / f"{alignment}" / "archives" / f"{archive}.npy" if alignment else None
 
-    def diagnostic_labels(self, alignment: int, subset: str) -> Path | None:
+    def diagnostic_labels_file(self, alignment: int, subset: str) -> Path | None:
         """The k-th realignment's labels of the diagnostic examples; None for their own labels (k = 0)."""
         return self.folder / "diagnostics" / "labels" / f"{alignment}.{subset}.npy" if alignment else None
 
     @property
-    def evaluation(self) -> Path:
+    def evaluation_file(self) -> Path:
         """The scores of the final model on the test set."""
         return self.folder / "evaluation.json"
 
     @property
-    def graph(self) -> Path:
+    def graph_file(self) -> Path:
         """The decoding graph, relabelled to pdf-ids."""
         return self.folder / "decoding" / "graph.fst"
 
-    def decoded(self, split: int) -> Path:
+    def decoded_file(self, split: int) -> Path:
         """The decoded words of one split of the validation and test utterances."""
         return self.folder / "decoding" / f"{split}of{self.settings.num_splits}.json"
 
     @property
-    def lm_weight_scores(self) -> Path:
+    def lm_weight_scores_file(self) -> Path:
         """The word error rates at each language-model weight."""
         return self.folder / "decoding" / "lm_weights.tsv"
 
     @property
-    def transform(self) -> Path:
+    def transform_file(self) -> Path:
         return self.examples / "transform.npy"
 
-    def archive(self, archive: int) -> Path:
+    def archive_file(self, archive: int) -> Path:
         return self.examples / "archives" / f"{archive}.npy"
 
     @property
-    def valid(self) -> Path:
+    def valid_file(self) -> Path:
         """Validation frames that every model is scored on."""
         return self.examples / f"valid-{self.settings.num_valid_frames}.npy"
 
     @property
-    def train_subset(self) -> Path:
+    def train_subset_file(self) -> Path:
         """Training frames that every model is scored on."""
         return self.examples / f"train-{self.settings.num_train_subset_frames}.npy"
 
     @property
-    def prior(self) -> Path:
+    def prior_file(self) -> Path:
         """Training frames over which the final model's posteriors are averaged."""
         return self.examples / f"prior-{self.settings.num_prior_frames}.npy"

@@ -469,15 +469,15 @@ class Settings(
         """The settings, apart from those of the corpus, that change the results of the given stages."""
         return {name: getattr(self, name) for name, one in declared(type(self)).items() if one.stage in stages}
 
-    def of_corpus(self) -> dict[str, Any]:
+    def values_for_corpus(self) -> dict[str, Any]:
         """The settings on which the prepared corpus depends, in addition to the contents of its source."""
         return {"corpus": self.corpus} | self.corpus_values
 
-    def of_examples(self) -> dict[str, Any]:
+    def values_for_examples(self) -> dict[str, Any]:
         """The settings on which the examples depend, in addition to those of the corpus."""
         return self.of_stages("examples")
 
-    def of_training(self) -> dict[str, Any]:
+    def values_for_training(self) -> dict[str, Any]:
         """The settings on which the jobs' models depend, in addition to the data: a change makes them again."""
         values = {"corpus": self.corpus} | self.of_stages("examples", "training")
         if self.realign_times:  # the models that realign have priors
@@ -485,21 +485,21 @@ class Settings(
         del values["initial_model"]  # its contents count instead; see `Run.origin`
         return values
 
-    def of_scoring(self) -> dict[str, Any]:
+    def values_for_scoring(self) -> dict[str, Any]:
         """The settings on which the diagnostics depend, in addition to those of training."""
         return self.of_stages("scoring")
 
-    def of_ending(self) -> dict[str, Any]:
+    def values_for_final_model(self) -> dict[str, Any]:
         """The settings on which the length of the plan and the final model depend, in addition to the others."""
         return self.of_stages("combination")
 
     def data_key(self) -> str:
         """Name of the prepared corpus, which runs share if this is the same."""
-        return f"{self.corpus}-{digest([self.source(), self.of_corpus()])}"
+        return f"{self.corpus}-{digest([self.source(), self.values_for_corpus()])}"
 
     def egs_key(self) -> str:
         """Name of the examples, which runs share if this is the same."""
-        return f"{self.corpus}-{digest([self.data_key(), self.of_examples()])}"
+        return f"{self.corpus}-{digest([self.data_key(), self.values_for_examples()])}"
 
 
 def check_corpus(settings: Settings, info: CorpusInfo) -> None:

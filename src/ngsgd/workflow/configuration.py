@@ -23,7 +23,7 @@ from ngsgd.declare import Setting, declared, defaults
 from ngsgd.errors import ConfigError
 from ngsgd.files import write_text
 from ngsgd.training.averaging_rules import averaging_rules
-from ngsgd.training.execution import CALL_SETTINGS, Execution
+from ngsgd.training.call_settings import CALL_SETTINGS, CallSettings
 from ngsgd.training.lrate_schedules import SCHEDULES
 from ngsgd.training.settings import SECTIONS, Settings
 
@@ -58,7 +58,7 @@ def config_schema() -> dict[str, Any]:
 
 def _sections() -> list[type]:
     """The classes that declare settings, in the order in which they are documented."""
-    return [CorpusSettings, *(corpus.settings_type for corpus in corpora().values()), *SECTIONS, Execution]
+    return [CorpusSettings, *(corpus.settings_type for corpus in corpora().values()), *SECTIONS, CallSettings]
 
 
 def _property(hint: Any, setting: Setting) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def config_readme() -> str:
             rows.append(f"| `corpus` | `digits` | Source of the data: {sources}. |")
         for name, setting in new.items():
             rows.append(f"| `{name}` | `{_yaml(defaults(section)[name])}` | {_description(setting)} |")
-        if section is Execution:
+        if section is CallSettings:
             rows.append("| `runs` | | The runs, by name: `runs: {sgd: {optimizer: sgd}}`. |")
         shared = [f"`{name}`" for name in _own_names(section) if name not in new]
         if level == "###" and shared:

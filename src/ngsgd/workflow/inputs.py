@@ -1,14 +1,14 @@
-"""The input functions of the rules: the files that each step reads, reduced to those that Snakemake must make first."""
+"""The steps of the rules: what each reads and writes, and which of the files it reads Snakemake must make first."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ngsgd.data.corpus import SUBSETS
-from ngsgd.training.execution import Execution
+from ngsgd.training.call_settings import CallSettings
 from ngsgd.training.run import Run
 from ngsgd.training.settings import Settings
 from ngsgd.workflow.plans import Plans
@@ -17,48 +17,103 @@ from ngsgd.workflow.snakemake_call import SnakemakeCall
 
 CORPUS_FILES = [f"{subset}.{part}" for subset in SUBSETS for part in ("features.npy", "labels.npy", "utterances.tsv")]
 
-#: The steps of training that follow from one another. Where one of them is forced, everything is made again.
-CHAIN = {"activate_recipe", "plan", "initial_model", "train", "average", "adjust_priors", "align", "relabel"}
+#: The rules of training that follow from one another. Where one of them is forced, everything is made again.
+TRAINING_RULES = {
+    "activate_recipe",
+    "plan",
+    "initial_model",
+    "train",
+    "average",
+    "adjust_priors",
+    "align",
+    "relabel",
+}
 
-#: What a step reads: a path or several by name.
-Reads = dict[str, Path | list[Path]]
+#: One or several paths of a step: a pattern with the rule's wildcards, or a function of them.
+Paths = str | Callable[[Any], str | list[str]]
 
 
-def missing_inputs(
-    *outputs: str,
-) -> Callable[[Callable[[Inputs, Any, Run], Reads]], Callable[[Inputs, Any], list[str]]]:
-    """Makes an input function of one that says what a step reads; it returns only what is missing or forced.
+@dataclass(frozen=True)
+class Step:
+    """The files that one rule reads and writes, declared once for its ``input``, ``output`` and ``params``.
 
-    All files of a run belong to one recipe (see `ngsgd.training.recipe`), so that a file that exists is the right one.
-    Snakemake would regard it as out of date as soon as one of its inputs has been made again, though with the same
-    bytes. So Snakemake gets only those inputs that do not exist, and only if an output does not exist. Where
-    everything is forced, or a whole step of training, it gets all of them.
+    A rule names ``STEP.missing`` as its input, ``**STEP.writes`` as its output and ``**STEP.params`` as its params, and
+    its command takes every path from ``output`` and ``params``. Snakemake's own way, all that is read as ``input``,
+    does not fit: all files of a run belong to one recipe (see `ngsgd.training.recipe`), so that a file that exists is
+    the right one, but Snakemake would regard it as out of date as soon as one of its inputs has been made again, though
+    with the same bytes. So Snakemake gets only those inputs that do not exist, and only if an output does not exist.
+    Where everything is forced, or a rule of training, it gets all of them.
 
-    Args:
-        outputs: patterns of the step's outputs; the decorated method has the name of the rule.
+    Attributes:
+        rule: name of the rule.
+        plans: the plans of the runs.
+        call: the call of Snakemake.
+        reads: paths of the files that the step reads, by name.
+        writes: patterns of the outputs, by name.
+        updates: paths of files that the step writes, perhaps not for the first time, and that are no outputs.
+        follows_final: whether the step reads the final model. That one may be made again from other candidates; then
+            the step runs again as well.
     """
 
-    def decorate(reads: Callable[[Inputs, Any, Run], Reads]) -> Callable[[Inputs, Any], list[str]]:
-        rule = reads.__name__
+    rule: str
+    plans: Plans
+    call: SnakemakeCall
+    reads: Mapping[str, Paths]
+    writes: Mapping[str, str]
+    updates: Mapping[str, Paths]
+    follows_final: bool = False
 
-        @functools.wraps(reads)
-        def inputs(self: Inputs, wildcards: Any) -> list[str]:
-            self.plans.plan_for(wildcards.run)  # a new recipe sets the files of the former one aside
-            return self.missing(
-                rule,
-                [pattern.format(**wildcards) for pattern in outputs],
-                reads(self, wildcards, self.runs[wildcards.run]),
-            )
+    def missing(self, wildcards: Any) -> list[str]:
+        """The input function: the files that Snakemake has to make before the step."""
+        self.plans.plan_for(wildcards.run)  # a new recipe sets the files of the former one aside
+        forced = self.call.forced
+        if self.call.forces_all or not TRAINING_RULES.isdisjoint(forced):
+            return self._read_paths(wildcards)
+        outputs = [pattern.format(**wildcards) for pattern in self.writes.values()]
+        final = f"results/{wildcards.run}/final.safetensors" if self.follows_final else None
+        is_done = not any(map(self._is_wanted, outputs)) and (final is None or _is_newer(outputs[0], final))
+        if is_done and not (self.call.forces_targets or self.rule in forced):
+            return [final] if final else []
+        return [path for path in self._read_paths(wildcards) if path == final or self._is_wanted(path)]
 
-        # Snakemake looks at the signature.
-        del inputs.__wrapped__
-        return inputs
+    @property
+    def params(self) -> dict[str, Callable[[Any, Any], str | list[str]]]:
+        """The functions under ``params`` for all paths but those of the outputs.
 
-    return decorate
+        Each takes ``output``, for which Snakemake regards its value as derived: it is not stored with the output, and a
+        change of it (another job was lost, say) does not make the output again.
+        """
+        return {name: _derived(paths) for name, paths in {**self.reads, **self.updates}.items()}
+
+    def _read_paths(self, wildcards: Any) -> list[str]:
+        values = [_evaluate(paths, wildcards) for paths in self.reads.values()]
+        return [path for value in values for path in ([value] if isinstance(value, str) else value)]
+
+    def _is_wanted(self, path: str) -> bool:
+        return path in self.call.forced or not Path(path).exists()
+
+
+def _evaluate(paths: Paths, wildcards: Any) -> str | list[str]:
+    return paths.format(**wildcards) if isinstance(paths, str) else paths(wildcards)
+
+
+def _derived(paths: Paths) -> Callable[[Any, Any], str | list[str]]:
+    def param(wildcards: Any, output: Any) -> str | list[str]:
+        return _evaluate(paths, wildcards)
+
+    return param
+
+
+def _is_newer(output: str, final: str) -> bool:
+    return Path(final).exists() and Path(final).stat().st_mtime <= Path(output).stat().st_mtime
+
+
+def _not_none(paths: Iterable[Path | None]) -> list[str]:
+    return [str(path) for path in paths if path is not None]
 
 
 class Inputs:
-    """The input functions, one for each rule and with its name.
+    """The functions that rules name under ``input``, and the paths in their steps that depend on more than wildcards.
 
     Args:
         runs: the runs by name.
@@ -74,26 +129,24 @@ class Inputs:
         runs: Mapping[str, Run],
         plans: Plans,
         call: SnakemakeCall,
-        execution: Execution,
+        execution: CallSettings,
         corpora: Mapping[str, Settings],
         examples: Mapping[str, Settings],
     ) -> None:
         self.runs, self.plans, self.call, self.execution = runs, plans, call, execution
         self._corpora, self._examples = corpora, examples
 
-    def missing(self, rule: str, outputs: list[str], reads: Reads) -> list[str]:
-        """Of what a step reads, what Snakemake has to make first; see `missing_inputs`."""
-        paths = [str(path) for value in reads.values() for path in (value if isinstance(value, list) else [value])]
-        forced = self.call.forced
-        if self.call.forces_all or not CHAIN.isdisjoint(forced):
-            return paths
-
-        def wanted(path: str) -> bool:
-            return path in forced or not Path(path).exists()
-
-        if not (self.call.forces_targets or rule in forced or any(map(wanted, outputs))):
-            return []
-        return [path for path in paths if wanted(path)]
+    def step(
+        self,
+        rule: str,
+        reads: Mapping[str, Paths],
+        writes: Mapping[str, str],
+        updates: Mapping[str, Paths] | None = None,
+        *,
+        follows_final: bool = False,
+    ) -> Step:
+        """Declares what a rule reads and writes; see `Step`."""
+        return Step(rule, self.plans, self.call, reads, writes, updates or {}, follows_final)
 
     # The corpus.
 
@@ -106,7 +159,8 @@ class Inputs:
         """The other files of these parts."""
         return [info.replace("corpus.json", file) for info in self.part_infos(wildcards) for file in CORPUS_FILES]
 
-    def corpus_of_run(self, wildcards: Any) -> str:
+    def corpus(self, wildcards: Any) -> str:
+        """The description of a run's corpus; its other files are next to it."""
         return f"{self.runs[wildcards.run].data}/corpus.json"
 
     # The examples.
@@ -119,130 +173,104 @@ class Inputs:
         num = self._examples[wildcards.egs].num_splits
         return [f"results/egs/{wildcards.egs}/distributed/{k}of{num}.npy" for k in range(num)]
 
+    def diagnostic_examples(self, wildcards: Any) -> list[str]:
+        """The validation and the training frames that every model is scored on."""
+        run = self.runs[wildcards.run]
+        return [str(run.valid_file), str(run.train_subset_file)]
+
+    def valid(self, wildcards: Any) -> str:
+        return str(self.runs[wildcards.run].valid_file)
+
+    def prior(self, wildcards: Any) -> str:
+        return str(self.runs[wildcards.run].prior_file)
+
     # Training.
 
-    @missing_inputs("results/{run}/plan.tsv", "results/{run}/settings.json")
-    def plan(self, wildcards: Any, run: Run) -> Reads:
-        return {"recipe": Path(recipe_path(run))}
+    def recipe(self, wildcards: Any) -> str:
+        return recipe_path(self.runs[wildcards.run])
 
-    @missing_inputs("results/{run}/models/0.safetensors")
-    def initial_model(self, wildcards: Any, run: Run) -> Reads:
-        origin = initial_model_path(run.settings) or run.transform
-        return {"settings": run.settings_file, "origin": origin, "corpus": run.data / "corpus.json"}
+    def origin(self, wildcards: Any) -> str:
+        """The initial model of the settings, or the transform with which a new network begins."""
+        run = self.runs[wildcards.run]
+        return str(initial_model_path(run.settings) or run.transform_file)
 
-    @missing_inputs("results/{run}/jobs/{iteration}.{job}.safetensors")
-    def train(self, wildcards: Any, run: Run) -> Reads:
-        job = self.plans.job(wildcards)
+    def archive(self, wildcards: Any) -> str:
+        """The archive of a training job."""
+        return str(self.runs[wildcards.run].archive_file(self.plans.job(wildcards).archive))
+
+    def labels(self, wildcards: Any) -> list[str]:
+        """The file with the labels of this archive; none before the first realignment."""
+        run, job = self.runs[wildcards.run], self.plans.job(wildcards)
         archives = [job.archive]
         if self.execution.min_jobs is not None and self.plans.starts_alignment(wildcards.run, job.iteration):
             # The archives of lost jobs may have to be trained on with the new labels, too.
             archives += [a for a in range(self.plans.num_archives(wildcards.run)) if a != job.archive]
-        labels = [run.labels(job.alignment, archive) for archive in archives]
-        return {
-            "plan": run.plan,
-            "settings": run.settings_file,
-            "model": run.model(job.iteration),
-            "archive": run.archive(job.archive),
-            "labels": [path for path in labels if path is not None],
-        }
+        return _not_none(run.labels_file(job.alignment, archive) for archive in archives)
 
-    @missing_inputs("results/{run}/models/{next}.safetensors", "results/{run}/reports/{next}.json")
-    def average(self, wildcards: Any, run: Run) -> Reads:
+    def jobs(self, wildcards: Any) -> list[str]:
+        """The models of the jobs of the iteration that ends with model ``next``, without those known as lost."""
         x = int(wildcards.next) - 1
         lost = self.plans.lost(wildcards.run, x)
-        jobs = [job.job for job in self.plans.iteration(wildcards.run, x) if job.job not in lost]
-        return {
-            "plan": run.plan,
-            "settings": run.settings_file,
-            "jobs": [run.job(x, job) for job in jobs],
-            "before": run.model(x),
-        }
+        run, jobs = self.runs[wildcards.run], self.plans.iteration(wildcards.run, x)
+        return [str(run.job_file(x, job.job)) for job in jobs if job.job not in lost]
 
-    @missing_inputs("results/{run}/diagnostics/{iteration}.json")
-    def diagnose(self, wildcards: Any, run: Run) -> Reads:
-        x = int(wildcards.iteration)
-        alignment = self.plans.alignment_of_model(wildcards.run, x)
-        labels = [run.diagnostic_labels(alignment, subset) for subset in ("valid", "train")]
-        return {
-            "plan": run.plan,
-            "settings": run.settings_file,
-            "model": run.model(x),
-            "examples": [run.valid, run.train_subset],
-            "labels": [path for path in labels if path is not None],
-        }
+    def previous_model(self, wildcards: Any) -> str:
+        """The model from which the iteration started that ends with model ``next``."""
+        return str(self.runs[wildcards.run].model_file(int(wildcards.next) - 1))
+
+    def momenta(self, wildcards: Any) -> list[str]:
+        """The momentum of the outer step before and after this iteration."""
+        run, x = self.runs[wildcards.run], int(wildcards.next)
+        return [str(run.momentum_file(x - 1)), str(run.momentum_file(x))]
+
+    def previous_progress(self, wildcards: Any) -> str:
+        """The progress file of the averaging at the end of this iteration."""
+        return str(self.runs[wildcards.run].progress_file(int(wildcards.next) - 1, 0))
+
+    def diagnostic_labels(self, wildcards: Any) -> list[str]:
+        """The labels of the examples that a model is scored on; none before the first realignment."""
+        run = self.runs[wildcards.run]
+        alignment = self.plans.alignment_of_model(wildcards.run, int(wildcards.iteration))
+        return _not_none(run.diagnostic_labels_file(alignment, subset) for subset in ("valid", "train"))
 
     # Realignment.
 
-    @missing_inputs("results/{run}/alignments/{alignment}/model.safetensors")
-    def adjust_priors(self, wildcards: Any, run: Run) -> Reads:
+    def model_before_alignment(self, wildcards: Any) -> str:
         x = self.plans.realignment(wildcards.run, int(wildcards.alignment))
-        return {"plan": run.plan, "settings": run.settings_file, "model": run.model(x), "prior": run.prior}
+        return str(self.runs[wildcards.run].model_file(x))
 
-    @missing_inputs(
-        "results/{run}/alignments/{alignment}/splits/{split}of{num}.train.npy",
-        "results/{run}/alignments/{alignment}/splits/{split}of{num}.valid.npy",
-    )
-    def align(self, wildcards: Any, run: Run) -> Reads:
-        model = run.alignment_model(int(wildcards.alignment))
-        return {"settings": run.settings_file, "model": model, "corpus": run.data / "corpus.json"}
+    def aligned_training_splits(self, wildcards: Any) -> list[str]:
+        """The new labels of all splits of the training subset."""
+        return self._aligned(wildcards, "train")
 
-    @missing_inputs("results/{run}/alignments/{alignment}/archives/{archive}.npy")
-    def relabel(self, wildcards: Any, run: Run) -> Reads:
-        return {"settings": run.settings_file, "splits": self._alignment_splits(wildcards, run, "train")}
+    def aligned_splits(self, wildcards: Any) -> list[str]:
+        """The new labels of all splits of the subset that the wildcard ``scored`` names."""
+        return self._aligned(wildcards, wildcards.scored)
 
-    @missing_inputs("results/{run}/diagnostics/labels/{alignment}.{scored}.npy")
-    def relabel_diagnostics(self, wildcards: Any, run: Run) -> Reads:
-        return {"settings": run.settings_file, "splits": self._alignment_splits(wildcards, run, wildcards.scored)}
-
-    def _alignment_splits(self, wildcards: Any, run: Run, subset: str) -> list[Path]:
-        return [run.aligned(int(wildcards.alignment), split, subset) for split in range(run.settings.num_splits)]
+    def _aligned(self, wildcards: Any, subset: str) -> list[str]:
+        run, alignment = self.runs[wildcards.run], int(wildcards.alignment)
+        return [str(run.aligned_labels_file(alignment, split, subset)) for split in range(run.settings.num_splits)]
 
     # The final model.
 
-    @missing_inputs("results/{run}/final.safetensors", "results/{run}/combination.json")
-    def combine(self, wildcards: Any, run: Run) -> Reads:
-        last = self.plans.last_models(wildcards.run)
-        alignment = self.plans.alignment_of_model(wildcards.run, last[-1])
-        labels = run.diagnostic_labels(alignment, "valid")
-        return {
-            "plan": run.plan,
-            "settings": run.settings_file,
-            "models": [run.model(x) for x in last],
-            "valid": run.valid,
-            "prior": run.prior,
-            "corpus": run.data / "corpus.json",
-            "labels": [] if labels is None else [labels],
-        }
+    def models_to_combine(self, wildcards: Any) -> list[str]:
+        return [str(self.runs[wildcards.run].model_file(x)) for x in self.plans.last_models(wildcards.run)]
 
-    @missing_inputs("results/{run}/decoding/graph.fst")
-    def graph(self, wildcards: Any, run: Run) -> Reads:
-        return {"settings": run.settings_file, "corpus": run.data / "corpus.json"}
+    def labels_for_combination(self, wildcards: Any) -> list[str]:
+        """The labels of the validation frames; none before the first realignment."""
+        alignment = self.plans.alignment_of_model(wildcards.run, self.plans.last_models(wildcards.run)[-1])
+        return _not_none([self.runs[wildcards.run].diagnostic_labels_file(alignment, "valid")])
 
-    def decode(self, wildcards: Any) -> list[str]:
-        run = self._planned(wildcards.run)
-        reads = [run.settings_file, run.data / "corpus.json", run.graph]
-        return self._after_final(run, run.decoded(int(wildcards.split)), reads)
+    def decoded(self, wildcards: Any) -> list[str]:
+        """The decoded words of all splits; none without a graph."""
+        run = self.runs[wildcards.run]
+        return [str(run.decoded_file(split)) for split in range(run.settings.num_splits)] if run.settings.graph else []
 
-    def score_lm_weights(self, wildcards: Any) -> list[str]:
-        run = self._planned(wildcards.run)
-        if not run.settings.graph:
+    def decoded_words(self, wildcards: Any) -> list[str]:
+        """The decoded words of all splits."""
+        if not self._planned(wildcards.run).settings.graph:
             raise self.call.error_type(f"{wildcards.run}: no words are decoded, because its settings have no graph")
-        return [str(run.decoded(split)) for split in range(run.settings.num_splits)]
-
-    def evaluate(self, wildcards: Any) -> list[str]:
-        run = self._planned(wildcards.run)
-        words = self.score_lm_weights(wildcards) if run.settings.graph else []
-        return self._after_final(run, run.evaluation, [run.settings_file, run.data / "corpus.json"]) + words
-
-    def _after_final(self, run: Run, output: Path, reads: list[Path]) -> list[str]:
-        """The final model and, if the output is to be made, what else is missing.
-
-        A final model that was made again, perhaps from other candidates, is decoded and evaluated again.
-        """
-        done = output.exists() and run.final.exists() and run.final.stat().st_mtime <= output.stat().st_mtime
-        forced = self.call.forces_all or self.call.forces_targets or self.call.forced
-        missing = [str(path) for path in reads if not path.exists()] if forced or not done else []
-        return [str(run.final), *missing]
+        return self.decoded(wildcards)
 
     # Reports.
 
@@ -251,19 +279,19 @@ class Inputs:
 
         def is_needed(x: int) -> bool:
             # The report of a removed model stays: naming it as input would ask for the model again.
-            return not run.pruned.exists() or run.model(x).exists() or not run.report(x).exists()
+            return not run.pruned_marker.exists() or run.model_file(x).exists() or not run.report_file(x).exists()
 
-        reports = (run.report(x) for x in range(1, num_iters + 1) if is_needed(x))
-        diagnostics = (run.diagnostics(x) for x in range(num_iters + 1))
+        reports = (run.report_file(x) for x in range(1, num_iters + 1) if is_needed(x))
+        diagnostics = (run.diagnostics_file(x) for x in range(num_iters + 1))
         # Only the settings may have been set aside.
         settings = [] if run.settings_file.exists() else [run.settings_file]
-        return [str(path) for path in (run.plan, *settings, run.data / "corpus.json", *diagnostics, *reports)]
+        return [str(path) for path in (run.plan_file, *settings, run.data / "corpus.json", *diagnostics, *reports)]
 
     def metrics_of_all_runs(self, wildcards: Any) -> list[str]:
         return [f"{self._planned(name).folder}/metrics.tsv" for name in self.runs]
 
     def all_lm_weight_scores(self, wildcards: Any) -> list[str]:
-        return [str(self._planned(name).lm_weight_scores) for name, run in self.runs.items() if run.settings.graph]
+        return [str(self._planned(name).lm_weight_scores_file) for name, run in self.runs.items() if run.settings.graph]
 
     def all_models(self, wildcards: Any) -> list[str]:
         """Every model of every run: one that was deleted is made again, even if nothing else needs it.
@@ -271,10 +299,10 @@ class Inputs:
         Where models are removed, they are made only for what needs them.
         """
         return [
-            str(run.model(x))
+            str(run.model_file(x))
             for name, run in self.runs.items()
             for x in range(self.plans.num_iterations(name) + 1)
-            if self.execution.keeping.all and not run.pruned.exists()
+            if self.execution.model_retention.all and not run.pruned_marker.exists()
         ]
 
     def _planned(self, name: str) -> Run:

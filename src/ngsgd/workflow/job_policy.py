@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ngsgd.training.execution import Execution
+from ngsgd.training.call_settings import CallSettings
 from ngsgd.training.lost_jobs import StragglerMonitor, jobs_after_losses, read_lost_jobs, record_failure
 from ngsgd.training.run import Run
 from ngsgd.workflow.plans import Plans
@@ -26,7 +26,7 @@ class TrainingJobPolicy:
         failure_reasons: by the path of a job's log, why the job failed.
     """
 
-    def __init__(self, runs: Mapping[str, Run], plans: Plans, execution: Execution) -> None:
+    def __init__(self, runs: Mapping[str, Run], plans: Plans, execution: CallSettings) -> None:
         self._runs, self._plans, self._execution = runs, plans, execution
         self.failure_reasons: dict[str, str] = {}
         self._stragglers: StragglerMonitor | None = None
@@ -41,16 +41,17 @@ class TrainingJobPolicy:
             return False
         run, x, number = self._runs[job.wildcards.run], int(job.wildcards.iteration), int(job.wildcards.job)
         # Jobs may have been lost since the call made its plan, which changes what later jobs train on.
-        lost = {(lost.iteration, lost.job) for lost in read_lost_jobs(run.ledger)}
-        row = next((row for row in jobs_after_losses(run.plan, x, lost) if row.job == number), None)
+        lost = {(lost.iteration, lost.job) for lost in read_lost_jobs(run.lost_jobs_file)}
+        row = next((row for row in jobs_after_losses(run.plan_file, x, lost) if row.job == number), None)
         if row is None:
             return False
-        return record_failure(run, row, reason, attempts_left, self._execution.min_jobs)
+        output, progress = run.job_file(x, number), run.progress_file(x, number)
+        return record_failure(row, run.plan_file, output, progress, reason, attempts_left, self._execution.min_jobs)
 
     def is_straggler(self, job: Any) -> bool:
         """Returns whether the iteration of a training job has waited for it long enough."""
         if self._stragglers is None or job.is_group() or job.rule.name != "train":
             return False
         run, x = self._runs[job.wildcards.run], int(job.wildcards.iteration)
-        outputs = [run.job(x, row.job) for row in self._plans.iteration(job.wildcards.run, x)]
+        outputs = [run.job_file(x, row.job) for row in self._plans.iteration(job.wildcards.run, x)]
         return self._stragglers.overdue(outputs, time.monotonic())

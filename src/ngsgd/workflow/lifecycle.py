@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ngsgd.files import remove_abandoned
-from ngsgd.forkserver.server import start as start_fork_server
-from ngsgd.locks import RunLock, announce_scheduler
-from ngsgd.training.execution import Execution
+from ngsgd.forkserver.server import start_server
+from ngsgd.locks import RunLock, announce_snakemake_process
+from ngsgd.training.call_settings import CallSettings
 from ngsgd.training.plan import read_plan
 from ngsgd.training.pruning import prune
 from ngsgd.training.run import Run
@@ -39,12 +39,12 @@ def start_call(lock: RunLock, call: SnakemakeCall, cancel_former_jobs: Any) -> N
     """
     handle_signal_in_thread(signal.SIGTERM)
     lock.claim()
-    announce_scheduler()
+    announce_snakemake_process()
     cancelled = cancel_former_jobs()
     # Unless they were cancelled, jobs of a call that has died may still be writing on other machines.
     remove_abandoned(RESULTS, elsewhere=cancelled)
     if not call.on_cluster:
-        start_fork_server()
+        start_server()
 
 
 def handle_signal_in_thread(number: int) -> None:
@@ -86,28 +86,28 @@ def report_errors(snakemake_log: str | Path, reasons: Mapping[str, str]) -> None
             printed.add(line)
 
 
-def finish_call(runs: Mapping[str, Run], plans: Plans, call: SnakemakeCall, execution: Execution) -> None:
+def finish_call(runs: Mapping[str, Run], plans: Plans, call: SnakemakeCall, execution: CallSettings) -> None:
     """Removes what is not kept once everything is made, and prints the result of each run."""
     # Snakemake forgets temporary files if it is killed before it has removed them.
     for folder in RESULTS.glob("egs/*/distributed"):
         shutil.rmtree(folder, ignore_errors=True)
     planned = [run for name, run in runs.items() if plans.is_planned(name)]
-    finished = [run for run in planned if run.evaluation.exists() and run.plan.exists()]
+    finished = [run for run in planned if run.evaluation_file.exists() and run.plan_file.exists()]
     for run in finished:
         num_models = plans.num_iterations(run.folder.name) + 1
-        targets = [x for x in range(num_models) if call.is_target(str(run.model(x)))]
-        prune(run, read_plan(run.plan), execution.keeping, targets, idle=True)
+        targets = [x for x in range(num_models) if call.is_target(str(run.model_file(x)))]
+        prune(run, read_plan(run.plan_file), execution.model_retention, targets, idle=True)
     if not execution.keep_examples and len(finished) == len(runs):
         for run in finished:
             shutil.rmtree(run.examples / "archives", ignore_errors=True)
     for run in planned:
-        if run.evaluation.exists():
+        if run.evaluation_file.exists():
             print(describe_result(run), file=sys.stderr)
 
 
 def describe_result(run: Run) -> str:
     """One line with the test scores of a run's final model."""
-    scores = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    scores = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
     unit = next((unit for unit in ("word", "phone") if f"{unit}_error_rate" in scores), None)
     words = f", {unit} error rate {scores[f'{unit}_error_rate']:.2%}" if unit else ""
     return (

@@ -44,13 +44,15 @@ class Plans:
         self._activate_recipe(run=name, key=run.key())
         layout = Recipe.read(path).layout
         plan = make_plan(layout, run.settings)
-        if run.plan.exists() and read_plan(run.plan) != plan:
-            raise self._call.error_type(f"{run.plan} is not the plan of the run's settings; delete it and run again")
+        if run.plan_file.exists() and read_plan(run.plan_file) != plan:
+            raise self._call.error_type(
+                f"{run.plan_file} is not the plan of the run's settings; delete it and run again"
+            )
         if run.settings_file.exists() and Run.open(run.folder) != run:
             raise self._call.error_type(
                 f"{run.settings_file} does not hold the current settings; delete it and run again"
             )
-        lost_jobs = read_lost_jobs(run.ledger)
+        lost_jobs = read_lost_jobs(run.lost_jobs_file)
         plan = reassign_lost_archives(plan, {(lost.iteration, lost.job) for lost in lost_jobs})
         self._layouts[name] = layout
         self._lost[name] = {}

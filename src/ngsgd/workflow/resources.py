@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ngsgd.training.execution import Execution
+from ngsgd.training.call_settings import CallSettings
 from ngsgd.training.run import Run
 from ngsgd.workflow.snakemake_call import SnakemakeCall
 
@@ -19,7 +19,7 @@ class JobResources:
         execution: the settings of the call.
     """
 
-    def __init__(self, runs: Mapping[str, Run], call: SnakemakeCall, execution: Execution) -> None:
+    def __init__(self, runs: Mapping[str, Run], call: SnakemakeCall, execution: CallSettings) -> None:
         self._runs, self._call, self._execution = runs, call, execution
 
     def threads(self, wildcards: Any) -> int:
@@ -29,7 +29,7 @@ class JobResources:
         """How often a job is tried again if it fails."""
         return self._call.retries + 1 - attempt
 
-    def of(self, rule: str) -> dict[str, Any]:
+    def for_rule(self, rule: str) -> dict[str, Any]:
         """The resources that the configuration sets for a rule; the profile sets the others."""
         resources: dict[str, Any] = dict(self._execution.resources.get(rule, {}))
         if rule == "train":

@@ -1,7 +1,7 @@
 """Access to the attributes of Snakemake's workflow object that are not part of its documented interface.
 
-For a new version of Snakemake also check `missing_inputs` (signatures of input functions), `lifecycle` (its handler of
-SIGTERM, the form of its log), `job_policy` (its jobs) and the executor plugin.
+For a new version of Snakemake also check `inputs.Step` (signatures of input and params functions), `lifecycle` (its
+handler of SIGTERM, the form of its log), `job_policy` (its jobs) and the executor plugin.
 """
 
 from __future__ import annotations

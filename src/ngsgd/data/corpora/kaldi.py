@@ -115,7 +115,7 @@ class Side:
             raw = self.scp.read(name)
         except DataError as e:
             raise UtteranceError(str(e)) from None
-        return self.features.of(name, raw)
+        return self.features.process(name, raw)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ RESOURCES_SCHEMA = {
 
 
 @dataclass(frozen=True)
-class Execution:
+class CallSettings:
     """The call
 
     These settings apply to all runs of a call. Changing them makes no file again.
@@ -96,7 +96,7 @@ class Execution:
     )  # fmt: skip
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Execution:
+    def from_config(cls, config: Mapping[str, Any]) -> CallSettings:
         """Takes these settings from a configuration that `run_settings` has checked.
 
         Raises:
@@ -108,9 +108,9 @@ class Execution:
         return execution
 
     @property
-    def keeping(self) -> ModelRetention:
+    def model_retention(self) -> ModelRetention:
         """Returns the rule for which models are kept."""
         return ModelRetention(self.keep_last_models, self.keep_every_model)
 
 
-CALL_SETTINGS = {field.name for field in fields(Execution)}
+CALL_SETTINGS = {field.name for field in fields(CallSettings)}
