@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,26 @@ def resolve_path(path: str | os.PathLike[str], root: Path) -> Path:
     return Path(path) if os.path.exists(path) else root / path
 
 
-def scp_targets(script: Path, root: Path) -> set[Path]:
+def expand_path(path: str) -> str:
+    """Expands ``~`` and environment variables in a path that a user wrote."""
+    return os.path.expandvars(os.path.expanduser(path))
+
+
+def map_path(path: str, path_map: Mapping[str, str]) -> str:
+    """Replaces the start of a path.
+
+    Args:
+        path: path of a file, perhaps as it was on another machine.
+        path_map: replacements of leading folders; the longest that matches counts.
+    """
+    for old in sorted(path_map, key=len, reverse=True):
+        folder = old.rstrip("/")
+        if path == folder or path.startswith(folder + "/"):
+            return path_map[old] + path[len(folder) :]
+    return path
+
+
+def scp_targets(script: Path, root: Path, path_map: Mapping[str, str]) -> set[Path]:
     """Returns the existing files that the entries of a Kaldi ``.scp`` point into; empty if there is no script.
 
     Every call of the workflow does this for each line of its corpora, so entries are parsed only roughly, for speed.
@@ -106,7 +125,7 @@ def scp_targets(script: Path, root: Path) -> set[Path]:
     except OSError:
         return set()
     ends = {line.partition(b" ")[2].strip().partition(b"[")[0].rpartition(b":")[0] for line in lines}
-    found = (resolve_path(os.fsdecode(end), root) for end in ends if end and b"\0" not in end)
+    found = (resolve_path(map_path(os.fsdecode(end), path_map), root) for end in ends if end and b"\0" not in end)
     return {path for path in found if path.is_file()}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ngsgd.data.corpus import Subset, Utterance, UtteranceFilter, read_info, write_subset
+from ngsgd.data.corpus import UNALIGNED, Subset, Utterance, UtteranceFilter, read_info, write_subset
 from ngsgd.errors import DataError
 
 
@@ -25,11 +25,11 @@ BAD = {
 
 @pytest.mark.parametrize("reason", BAD)
 def test_bad_utterance_is_dropped_with_a_warning(reason: str, caplog: pytest.LogCaptureFixture) -> None:
-    utterance_filter = UtteranceFilter(dim=2, num_classes=3, max_bad_share=0.01)
+    utterance_filter = UtteranceFilter(dim=2, num_classes=3)
     good = [utterance(f"good{i}") for i in range(150)]
     with caplog.at_level(logging.WARNING):
         kept = list(utterance_filter.accept([*good, BAD[reason]], count_classes=True))
-    utterance_filter.check(151)
+    utterance_filter.check(150, 0.01, 0.0)
     assert len(kept) == 150
     assert reason in utterance_filter.dropped["bad"]
     assert "utterance bad dropped" in caplog.text
@@ -37,23 +37,40 @@ def test_bad_utterance_is_dropped_with_a_warning(reason: str, caplog: pytest.Log
 
 
 def test_too_many_bad_utterances_are_an_error() -> None:
-    utterance_filter = UtteranceFilter(dim=2, num_classes=3, max_bad_share=0.01)
-    list(utterance_filter.accept([utterance("good")] * 98 + [BAD["labels"], BAD["finite"]]))
-    with pytest.raises(DataError, match=r"2 of 100 utterances are bad.*first is bad"):
-        utterance_filter.check(100)
+    utterance_filter = UtteranceFilter(dim=2, num_classes=3)
+    for n in range(5):
+        utterance_filter.drop(f"bad{n}", "it is too loud")
+    utterance_filter.check(95, 0.05, 0.0)
+    message = (
+        r"5 of 99 utterances are bad, more than max_bad_utterance_share = 0\.05; the first are bad0: it is too loud; "
+    )
+    with pytest.raises(DataError, match=message + "bad1: it is too loud; bad2: it is too loud$"):
+        utterance_filter.check(94, 0.05, 0.0)
+
+
+def test_utterances_without_alignment_have_a_limit_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
+    utterance_filter = UtteranceFilter(dim=2, num_classes=3)
+    for n in range(20):
+        utterance_filter.drop(f"u{n}", UNALIGNED)
+    utterance_filter.check(80, 0.0, 0.2)
+    assert "20 of 100 utterances have no alignment; the first are u0; u1; u2" in caplog.text
+    with pytest.raises(
+        DataError, match=r"20 of 100 .* more than max_unaligned_utterance_share = 0\.1; the first are u0"
+    ):
+        utterance_filter.check(80, 0.0, 0.1)
 
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_utterance_with_a_label_out_of_range_is_dropped(label: int) -> None:
     wrong = utterance("u7", labels=np.array([0, 1, label, 2, 0], np.int32))
-    utterance_filter = UtteranceFilter(2, 3, 0.01)
+    utterance_filter = UtteranceFilter(2, 3)
     assert list(utterance_filter.accept([wrong])) == []
     assert f"label {label} is outside 0 - 2" in utterance_filter.dropped["u7"]
 
 
 def test_empty_corpus_is_refused() -> None:
     with pytest.raises(DataError, match="empty"):
-        UtteranceFilter(2, 3, 0.01).check(0)
+        UtteranceFilter(2, 3).check(0, 0.01, 0.5)
 
 
 def test_subset_is_read_as_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import shutil
 from pathlib import Path
@@ -12,15 +13,16 @@ import pytest
 import torch
 
 from ngsgd.data import egs
-from ngsgd.data.corpora.kaldi import Directories, KaldiCorpus
-from ngsgd.data.corpus import Subset, read_info
+from ngsgd.data.corpora.kaldi import DataPaths, KaldiCorpus
+from ngsgd.data.corpus import NO_CLASS, SUBSET_FILES, Subset, read_info
 from ngsgd.data.kaldi_features import FeatureOptions, Features
 from ngsgd.data.parts import assemble, prepare_part
 from ngsgd.data.transform import LdaStatistics, estimate_transform
 from ngsgd.errors import ConfigError, DataError, NgsgdError
 from ngsgd.kaldi.output import Output
 from ngsgd.kaldi.stream import open_input
-from ngsgd.kaldi.transition import write_transitions
+from ngsgd.kaldi.tables import Locations, Script
+from ngsgd.kaldi.transition import TransitionModel, write_transitions
 from ngsgd.network.topology import HiddenLayers, initial_model
 
 from ..experiment import digit_transitions
@@ -68,17 +70,22 @@ def root(pristine: Path, tmp_path: Path) -> Path:
 
 
 def corpus(root: Path, *, valid: Path | None = None, num_valid: int = 12, pipes: bool = False, **more) -> KaldiCorpus:
-    options = {"cmvn": None, "feature_type": None, "delta_order": 0, "allow_pipes": pipes} | more
-    sides = [Directories(root / side, root / f"{side}.pdfs", None, None) for side in ("train", "test")]
-    return KaldiCorpus(*sides, FeatureOptions(root=root, **options), valid, num_valid, None)
+    options = FeatureOptions(Locations(root, allow_pipes=pipes), **more)
+    return KaldiCorpus(*paths(root), options, valid, num_valid, None)
 
 
-def prepare(root: Path, num_parts: int = 1, share: float = 0.01, **options):
+def paths(root: Path, **test) -> tuple[DataPaths, DataPaths]:
+    """The data directories and archives of pdf-ids of `root`; keyword arguments replace those of the test data."""
+    train = DataPaths("train", root / "train", root / "train.pdfs")
+    return train, DataPaths(**({"name": "test", "data": root / "test", "alignment": root / "test.pdfs"} | test))
+
+
+def prepare(root: Path, num_parts: int = 1, share: float = 0.01, unaligned: float = 0.5, **options):
     source = corpus(root, **options)
     parts = [root / "parts" / f"{num_parts}.{k}" for k in range(num_parts)]
     for k, part in enumerate(parts):
         prepare_part(source, part, k, num_parts)
-    assemble(parts, root / f"corpus{num_parts}", share)
+    assemble(parts, root / f"corpus{num_parts}", share, unaligned)
     return read_info(root / f"corpus{num_parts}")
 
 
@@ -87,7 +94,7 @@ def test_corpus_does_not_depend_on_the_number_of_parts(root: Path) -> None:
     assert infos[0] == infos[1] == infos[2]
     assert infos[0].num_utterances == {"train": 108, "valid": 12, "test": 10}
     assert infos[0].class_counts == np.bincount(Subset(root / "corpus3", "train").labels).tolist()
-    for part in ("features.npy", "labels.npy", "utterances.tsv"):
+    for part in SUBSET_FILES:
         assert (root / "corpus1" / f"train.{part}").read_bytes() == (root / "corpus7" / f"train.{part}").read_bytes()
     assert Subset(root / "corpus1", "test").texts[0] == "WORD 0"
 
@@ -130,11 +137,9 @@ def features(root: Path, **options) -> Features:
     alignment, transforms, own, ivectors = (
         options.pop(key, None) for key in ("alignment", "transforms", "own", "ivectors")
     )
-    fields = {"cmvn": None, "feature_type": None, "delta_order": 0, "allow_pipes": False} | options
     utt2spk = root / "train/utt2spk"
-    return Features(
-        root / "train/cmvn.scp", utt2spk, alignment, transforms, own, ivectors, FeatureOptions(root=root, **fields)
-    )
+    processing = FeatureOptions(Locations(root), **options)
+    return Features(root / "train/cmvn.scp", utt2spk, alignment, transforms, own, ivectors, processing)
 
 
 X = RNG.normal(size=(9, DIM))
@@ -236,8 +241,6 @@ def negative(root: Path) -> np.ndarray:
 
 NAN = np.where(np.arange(12 * DIM).reshape(12, DIM) == 7, np.nan, 1.0)
 FAULTS = {
-    "no alignment": (lambda r: replace_labels(r / "train.pdfs", "s1-07", None), "it has no alignment"),
-    "no features": (lambda r: replace(r / "train/feats.scp", "s1-07", "z1-07"), "it has no features"),
     "no speaker": (lambda r: replace(r / "train/utt2spk", "s1-07", "z1-07"), "it is not in utt2spk"),
     "no statistics": (lambda r: replace(r / "train/utt2spk", "s1-07 s1", "s1-07 s9"), "no CMVN statistics for s9"),
     "no text": (lambda r: replace(r / "train/text", "s1-07", "z1-07"), "it has no line in text"),
@@ -246,7 +249,10 @@ FAULTS = {
         "frames of features, 3 labels",
     ),
     "labels beyond": (lambda r: replace_labels(r / "train.pdfs", "s1-07", negative(r)), "label -3 is outside"),
-    "nowhere": (lambda r: replace(r / "train/feats.scp", "s1-07 train/", "s1-07 nowhere/"), "No such file"),
+    "nowhere": (
+        lambda r: replace(r / "train/feats.scp", "s1-07 train/", "s1-07 nowhere/"),
+        "no such file; if it is a path",
+    ),
     "no matrix": (lambda r: replace(r / "train/feats.scp", "s1-07 train/feats.ark", "s1-07 train/text"), "text"),
     "dimension": (lambda r: write_features(r, "s1-07", np.ones((12, 5))), "CMVN statistics of shape"),
     "NaN": (lambda r: write_features(r, "s1-07", NAN), "not finite"),
@@ -264,6 +270,190 @@ def test_bad_utterance_is_dropped_and_counted(root: Path, fault: str, caplog: py
     assert sum(info.num_utterances.values()) == 129
     with pytest.raises(DataError, match=r"max_bad_utterance_share = 0\.005; the first is"):
         assemble([root / "parts/1.0"], root / "again", 0.005)
+
+
+def test_data_directory_says_which_utterances_there_are(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Alignments of other utterances are counted; utterances without alignment have a limit of their own."""
+    lines = (root / "train/feats.scp").read_text().splitlines(keepends=True)
+    (root / "train/feats.scp").write_text("".join(lines[10:]))
+    for name in ("s1-07", "s1-08"):
+        replace_labels(root / "train.pdfs", name, None)
+    info = prepare(root, share=0.0)
+    assert sum(info.num_utterances.values()) == 118
+    assert info.dropped == {"s1-07": "it has no alignment", "s1-08": "it has no alignment"}
+    assert "10 of 118 alignments are not used" in caplog.text
+    assert "the first: s0-00, s0-01, s0-02" in caplog.text
+    assert "2 of 120 utterances have no alignment; the first are s1-07; s1-08" in caplog.text
+
+
+def test_test_utterances_need_no_alignment(root: Path) -> None:
+    infos = []
+    for number, test in ((1, {"alignment": None}), (3, {"alignment": None}), (1, {})):
+        if not test:
+            replace_labels(root / "test.pdfs", "t0-14", None)
+        source = KaldiCorpus(*paths(root, **test), FeatureOptions(Locations(root)), None, 12, None)
+        folders = [root / f"part{k}" for k in range(number)]
+        for k, folder in enumerate(folders):
+            prepare_part(source, folder, k, number)
+        assemble(folders, root / "all", 0.0)
+        subset, info = Subset(root / "all", "test"), read_info(root / "all")
+        assert sorted(subset.names) == [f"t0-{i}" for i in range(10, 20)]
+        without = {name for i, name in enumerate(subset.names) if (subset.utterance(i)[1] == NO_CLASS).all()}
+        assert without == (set(subset.names) if test else {"t0-14"})
+        infos.append(info)
+    assert infos[0] == infos[1]
+
+
+def test_speakers_and_words_are_split_at_ascii_white_space_only(root: Path) -> None:
+    """U+00A0 and U+3000 are parts of words; a byte-order mark is no part of the first name."""
+    text = root / "train/text"
+    text.write_bytes(b"\xef\xbb\xbf" + text.read_bytes().replace(b"WORD", "a\u00a0b\u3000c\td".encode(), 1))
+    prepare(root, share=0.0)
+    (found,) = (s for s in (Subset(root / "corpus1", name) for name in ("train", "valid")) if "s0-00" in s.names)
+    assert found.texts[found.names.index("s0-00")] == "a\u00a0b\u3000c d 0"
+    assert found.speakers[found.names.index("s0-00")] == "s0"
+
+
+def test_names_may_have_spaces_that_are_not_ascii(root: Path) -> None:
+    name = "s0\u00a000"
+    for file in ("feats.scp", "utt2spk", "text"):
+        replace(root / "train" / file, "s0-00", name)
+    labels = dict(kaldiio.load_ark(str(root / "train.pdfs")))
+    with open(root / "train.pdfs", "wb") as f:
+        for key, array in labels.items():
+            f.write((name if key == "s0-00" else key).encode() + b" " + b" ".join(b"%d" % i for i in array) + b"\n")
+    assert prepare(root, share=0.0, unaligned=0.0).dropped == {}
+
+
+def ali_directories(root: Path) -> list[DataPaths]:
+    """Makes alignment directories of the archives of pdf-ids, which are taken for transition-ids."""
+    for side in ("train", "test"):
+        (root / f"ali_{side}").mkdir()
+        entries = {name: 1 + array for name, array in kaldiio.load_ark(str(root / f"{side}.pdfs"))}
+        kaldiio.save_ark(str(root / f"ali_{side}/ali.1"), entries)
+        write_model(root / f"ali_{side}/final.mdl", digit_transitions())
+    return [DataPaths(side, root / side, root / f"ali_{side}") for side in ("train", "test")]
+
+
+def write_model(path: Path, model: TransitionModel) -> None:
+    out = Output(binary=True)
+    write_transitions(model, out)
+    path.write_bytes(out.bytes())
+
+
+def open_aligned(root: Path, sides: list[DataPaths], silence: str | None = None, **options) -> KaldiCorpus:
+    return KaldiCorpus(*sides, FeatureOptions(Locations(root), **options), None, 12, silence)
+
+
+def write_transforms(folder: Path, speakers: tuple[str, ...]) -> None:
+    folder.mkdir(exist_ok=True)
+    kaldiio.save_ark(str(folder / "raw_trans.1"), {s: np.eye(DIM, DIM + 1) + 1 for s in speakers})
+
+
+def test_training_and_test_data_are_transformed_alike(root: Path) -> None:
+    train, test = ali_directories(root)
+    write_transforms(root / "ali_train", ("s0", "s1", "s2"))
+    message = r"train \(train_data\) is .* of .*ali_train, .*: set test_transforms to .* or train_transforms: none"
+    with pytest.raises(DataError, match=message):
+        open_aligned(root, [train, test])
+    with pytest.raises(DataError, match="set test_transforms"):
+        open_aligned(root, [train, dataclasses.replace(test, alignment=None)])
+    plain = dataclasses.replace(train, no_transforms=True)
+    open_aligned(root, [plain, test])
+    write_transforms(root / "decode", ("t0",))
+    transformed = dataclasses.replace(test, transforms=root / "decode")
+    open_aligned(root, [train, transformed])
+    with pytest.raises(DataError, match=r"test \(test_data\) is transformed .* set train_transforms"):
+        open_aligned(root, [plain, transformed])
+
+
+def test_final_mat_of_the_test_alignment_is_that_of_the_training_alignment(root: Path) -> None:
+    sides = ali_directories(root)
+    kaldiio.save_mat(str(root / "ali_train/final.mat"), np.ones((3, 9 * DIM)))
+    for wrong in (None, np.zeros((3, 9 * DIM))):
+        if wrong is not None:
+            kaldiio.save_mat(str(root / "ali_test/final.mat"), wrong)
+        with pytest.raises(DataError, match=r"ali_train/final.mat .* and .*ali_test/final.mat .* differ"):
+            open_aligned(root, sides)
+        open_aligned(root, sides, feature_type="raw")
+    shutil.copy(root / "ali_train/final.mat", root / "ali_test")
+    open_aligned(root, sides)
+
+
+def test_missing_final_mat_is_an_error(root: Path) -> None:
+    sides = ali_directories(root)
+    (root / "ali_train/final.mat").symlink_to("../gone/final.mat")
+    with pytest.raises(DataError, match=r"ali_train/final.mat: a link to \.\./gone/final.mat, which does not exist; "):
+        open_aligned(root, sides)
+    open_aligned(root, sides, feature_type="raw")
+    (root / "ali_train/final.mat").unlink()
+    (root / "ali_train/splice_opts").write_text("--left-context=3\n")
+    with pytest.raises(DataError, match=r"ali_train: splice_opts, but no final\.mat"):
+        open_aligned(root, sides)
+
+
+def test_alignments_of_different_trees_are_refused(root: Path) -> None:
+    sides = ali_directories(root)
+    model = digit_transitions()
+    swapped = model.tuples.copy()
+    swapped[:2, 2:] = swapped[1::-1, 2:]
+    write_model(root / "ali_test/final.mdl", dataclasses.replace(model, tuples=swapped))
+    with pytest.raises(DataError, match=r"ali_test: its model .* set test_alignment: null"):
+        open_aligned(root, sides)
+
+
+def test_silence_goes_by_the_phone_and_not_by_the_pdf(root: Path) -> None:
+    """As in Kaldi's weight-silence-post, where phones 1 and 2 share their pdf-ids and phone 1 is silence."""
+    sides = ali_directories(root)
+    model = digit_transitions()
+    shared = model.tuples.copy()
+    shared[shared[:, 0] == 2, 2:] = shared[shared[:, 0] == 1, 2:]
+    for side, low in (("train", 1), ("test", 1)):
+        write_model(root / f"ali_{side}/final.mdl", dataclasses.replace(model, tuples=shared))
+        entries = {name: low + RNG.integers(0, 12, len(a)) for name, a in kaldiio.load_ark(f"{root}/{side}.pdfs")}
+        kaldiio.save_ark(str(root / f"ali_{side}/ali.1"), {name: ids.astype(np.int32) for name, ids in entries.items()})
+    ids = dict(kaldiio.load_ark(str(root / "ali_train/ali.1")))
+    both = 0
+    for utterance in open_aligned(root, sides, silence="1").read("train", 0, 1, print):
+        assert utterance.silence is not None
+        assert utterance.labels is not None
+        np.testing.assert_array_equal(utterance.silence, model.id_phones[ids[utterance.name]] == 1)
+        both += len(set(utterance.labels[utterance.silence]) & set(utterance.labels[~utterance.silence]))
+    assert both > 0
+
+
+def test_paths_of_another_machine_are_replaced(root: Path) -> None:
+    scp = root / "train/feats.scp"
+    scp.write_text(scp.read_text().replace(" train/", " /mnt/c/egs/s5/train/"))
+    with pytest.raises(DataError, match=r"/mnt/c/egs/s5/train/feats\.ark: no such file; .* path_map"):
+        corpus(root)
+    options = FeatureOptions(Locations(root, {"/mnt/c/egs": "nowhere", "/mnt/c/egs/s5/": "."}))
+    assert KaldiCorpus(*paths(root), options, None, 12, None).dim == DIM
+
+
+def test_commands_run_in_the_folder_of_the_experiment(root: Path) -> None:
+    scp = root / "train/feats.scp"
+    scp.write_text("s0-00 tail -c +7 /elsewhere/train/feats.ark |\n")
+    expected = next(m for _, m in kaldiio.load_ark(str(root / "train/feats.ark")))
+    locations = Locations(root, {"/elsewhere": "."}, allow_pipes=True)
+    np.testing.assert_array_equal(Script(scp, locations).read("s0-00"), expected)
+
+
+def test_options_of_cmvn_can_be_in_a_file(root: Path) -> None:
+    (root / "conf").mkdir()
+    (root / "conf/cmvn.conf").write_text("# comment\n--norm-means=false  # another\n")
+    found, _ = features(root, cmvn="--config=conf/cmvn.conf").process("s0-00", X)
+    np.testing.assert_allclose(found, X, atol=1e-6)
+    with pytest.raises(ConfigError, match=r"cmvn_opts: --config=.*conf/gone.conf cannot be read"):
+        features(root, cmvn="--config=conf/gone.conf")
+
+
+def test_missing_cmvn_scp_says_how_to_do_without(root: Path) -> None:
+    (root / "train/cmvn.scp").unlink()
+    with pytest.raises(DataError, match=r"train/cmvn\.scp: no such file; .* set cmvn_opts: --norm-means=false"):
+        corpus(root)
+    (root / "test/cmvn.scp").unlink()
+    assert corpus(root, cmvn="--norm-means=false").dim == DIM
 
 
 def truncate(path: Path) -> None:
@@ -300,8 +490,8 @@ def test_alignments_of_another_model_are_refused(kaldi: Path, tmp_path: Path) ->
     ali.mkdir()
     shutil.copy(fsdd / "exp/tri1_ali_train/final.mdl", ali)
     (ali / "ali.1.gz").write_bytes(gzip.compress(b"george-0-05 1 2 301\n"))
-    sides = [Directories(fsdd / "data" / side, ali, None, None) for side in ("train", "test")]
-    options = FeatureOptions(fsdd, None, None, 0, False)
+    sides = [DataPaths(side, fsdd / "data" / side, ali) for side in ("train", "test")]
+    options = FeatureOptions(Locations(fsdd))
     source = KaldiCorpus(*sides, options, None, 100, "1")
     prepare_part(source, tmp_path / "part", 0, 1)
     assert (
@@ -316,21 +506,21 @@ def test_alignments_of_another_model_are_refused(kaldi: Path, tmp_path: Path) ->
 
 def test_transform_is_that_of_kaldi(kaldi: Path, tmp_path: Path) -> None:
     root = kaldi / "fsdd"
-    sides = [Directories(root / "data" / s, root / f"exp/tri1_ali_{s}", None, None) for s in ("train", "test")]
-    source = KaldiCorpus(
-        *sides, FeatureOptions(root, None, None, 0, False), root / "exp/nnet/valid_uttlist", 1, "exp/graph/silence.csl"
-    )
+    sides = [DataPaths(s, root / "data" / s, root / f"exp/tri1_ali_{s}") for s in ("train", "test")]
+    options = FeatureOptions(Locations(root))
+    source = KaldiCorpus(*sides, options, root / "exp/nnet/valid_uttlist", 1, "exp/graph/silence.csl")
     prepare_part(source, tmp_path, 0, 1)
     info = read_info(tmp_path)
     assert info.num_frames["train"] + info.num_frames["valid"] == 112911
-    assert info.silence == [0, 37, 38, 57, 72]
+    silence = [0, 37, 38, 57, 72]  # pdf-ids of phone 1, which no other phone shares
     statistics = LdaStatistics(65, 144)
     for name in ("train", "valid"):  # Kaldi's transform is of all utterances
         subset = Subset(tmp_path, name)
         for i in range(len(subset)):
             x, y = subset.utterance(i)
             rows = np.clip(np.arange(len(x))[:, None] + np.arange(-2, 3), 0, len(x) - 1)
-            speech = ~np.isin(y, info.silence)
+            speech = ~np.isin(y, silence)
+            np.testing.assert_array_equal(subset.silence_of(i), ~speech)
             statistics.add(x[rows].reshape(len(x), -1)[speech], y[speech])
     assert statistics.counts.sum() == 100866
     weight, bias = statistics.transform(1e-4)
@@ -353,14 +543,14 @@ def test_options_of_the_training_data_apply_to_the_test_data(root: Path) -> None
         write_transitions(digit_transitions(), out)
         (root / f"ali_{side}/final.mdl").write_bytes(out.bytes())
     (root / "ali_train/cmvn_opts").write_text("--norm-vars\n")
-    sides = [Directories(root / side, root / f"ali_{side}", None, None) for side in ("train", "test")]
-    source = KaldiCorpus(*sides, FeatureOptions(root, None, None, 0, False), None, 10, None)
+    sides = [DataPaths(side, root / side, root / f"ali_{side}") for side in ("train", "test")]
+    source = KaldiCorpus(*sides, FeatureOptions(Locations(root)), None, 10, None)
     raw = dict(kaldiio.load_ark(str(root / "test/feats.ark")))
-    found, _ = source._sides["test"].features.process("t0-10", np.concatenate(list(raw.values())))
+    found, _ = source._directories["test"].features.process("t0-10", np.concatenate(list(raw.values())))
     np.testing.assert_allclose(found.std(axis=0), 1.0, atol=1e-3)
     (root / "ali_train/num_jobs").write_text("3\n")
     with pytest.raises(DataError, match=r"2 files ali\.1, \.\.\., where num_jobs says 3"):
-        KaldiCorpus(*sides, FeatureOptions(root, None, None, 0, False), None, 10, None)
+        KaldiCorpus(*sides, FeatureOptions(Locations(root)), None, 10, None)
 
 
 def test_ivectors_in_corpus_examples_and_network(root: Path) -> None:
@@ -375,8 +565,8 @@ def test_ivectors_in_corpus_examples_and_network(root: Path) -> None:
             scp=str(folder / "ivector_online.scp"),
         )
         (folder / "ivector_period").write_text("3")
-    sides = [Directories(root / s, root / f"{s}.pdfs", None, root / f"ivectors_{s}") for s in ("train", "test")]
-    source = KaldiCorpus(*sides, FeatureOptions(root, None, None, 0, False), None, 12, None)
+    sides = [DataPaths(s, root / s, root / f"{s}.pdfs", ivectors=root / f"ivectors_{s}") for s in ("train", "test")]
+    source = KaldiCorpus(*sides, FeatureOptions(Locations(root)), None, 12, None)
     prepare_part(source, root / "parts", 0, 1)
     assemble([root / "parts"], root / "corpus", 0.01)
     info, train = read_info(root / "corpus"), Subset(root / "corpus", "train")

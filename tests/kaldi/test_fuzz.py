@@ -20,7 +20,7 @@ from ngsgd.data.corpora.lhotse import read_manifest
 from ngsgd.errors import NgsgdError
 from ngsgd.kaldi.graph import prepare_graph
 from ngsgd.kaldi.nnet2 import write_nnet2
-from ngsgd.kaldi.tables import Script, integers, matrix, read_archive, read_lines
+from ngsgd.kaldi.tables import Locations, Script, integers, matrix, read_archive, read_lines
 from ngsgd.kaldi.transition import read_transition_model
 from ngsgd.network.nnet2 import to_nnet2
 
@@ -90,7 +90,7 @@ def read_model(path: Path) -> None:
 
 
 def read_script(path: Path) -> None:
-    script = Script(path, path.parent)
+    script = Script(path, Locations(path.parent))
     for key in script.entries:
         script.read(key)
 
@@ -126,7 +126,7 @@ REAL: dict[str, tuple[str, Callable[[Path], object]]] = {
     "golden/pdf_ids_test.ark": ("a.ark", lambda p: list(read_archive(p, integers))),
     "fsdd/data/test/cmvn.ark": ("a.ark", lambda p: list(read_archive(p, matrix))),
     "fsdd/data/test/feats.ark": ("a.ark", lambda p: list(read_archive(p, matrix))),
-    "fsdd/data/test/feats.scp": ("a.scp", lambda p: Script(p, p.parent)),
+    "fsdd/data/test/feats.scp": ("a.scp", lambda p: Script(p, Locations(p.parent))),
     "fsdd/exp/graph/HCLG.fst": ("g", lambda p: read_graph(p, 300)),
 }
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
+import kaldiio
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,7 @@ from ngsgd.cli.commands import run_command as main
 from ngsgd.cli.models import load
 from ngsgd.errors import ModelError, NgsgdError
 from ngsgd.kaldi.nnet2 import COMPONENTS, Nnet2, Record, read_nnet2, write_nnet2
-from ngsgd.kaldi.tables import Script, integers, matrix, read_archive
+from ngsgd.kaldi.tables import Locations, Script, integers, matrix, read_archive
 from ngsgd.kaldi.transition import HmmState, TransitionModel, read_transition_model, transitions_to_text
 from ngsgd.network.components import KALDI_KINDS, KINDS, BatchNorm
 from ngsgd.network.model import AcousticModel
@@ -109,7 +112,7 @@ def test_new_format_of_transition_models(tmp_path: Path, binary: bool) -> None:
     found = read_transition_model(tmp_path / "a.mdl")
     # Transition-ids of self-loops come first in this topology and have the self-loop pdfs.
     assert found.pdf_ids.tolist() == [-1, 6, 0, 7, 1, 8, 2, 9, 3, 10, 4, 11, 5]
-    assert found.silence_pdfs([2]) == [3, 4, 5, 9, 10, 11]
+    assert found.pdf_ids[np.isin(found.id_phones, [2])].tolist() == [9, 3, 10, 4, 11, 5]
 
 
 def test_old_formats_are_read(tmp_path: Path) -> None:
@@ -312,6 +315,68 @@ def test_log_likelihoods_are_those_of_kaldi(kaldi: Path, tmp_path: Path) -> None
     assert max(np.abs(found[name] - expected[name]).max() for name in expected) < 1e-3
 
 
+def run_compute(kaldi: Path, features: str, output: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    data = kaldi / "fsdd/data/test"
+    options = ["--cmvn", data / "cmvn.scp", "--utt2spk", data / "utt2spk", "--experiment", kaldi / "fsdd"]
+    command = [sys.executable, "-m", "ngsgd", "compute", kaldi / "fsdd/exp/nnet/final.mdl", features, output, *options]
+    return subprocess.run(command, input=stdin, capture_output=True, check=False)
+
+
+def test_compute_stands_in_a_pipe(kaldi: Path, tmp_path: Path) -> None:
+    scp = b"".join((kaldi / "fsdd/data/test/feats.scp").read_bytes().splitlines(True)[:3])
+    (tmp_path / "some.scp").write_bytes(scp)
+    plain = run_compute(kaldi, str(tmp_path / "some.scp"), str(tmp_path / "out.ark"))
+    assert plain.returncode == 0, plain.stderr
+    expected = (tmp_path / "out.ark").read_bytes()
+    assert len(dict(read_archive(tmp_path / "out.ark", matrix))) == 3
+    for features, output in (("scp:-", "ark:-"), ("scp,p:-", "-"), (f"scp:{tmp_path}/some.scp", "ark,b,f:-")):
+        done = run_compute(kaldi, features, output, scp)
+        assert (done.returncode, done.stdout) == (0, expected), done.stderr
+    # An archive of raw features from a pipe.
+    raw = tmp_path / "raw.ark"
+    matrices = dict(list(read_archive(kaldi / "fsdd/data/test/feats.ark", matrix))[:3])
+    kaldiio.save_ark(str(raw), matrices)
+    for features in ("ark:-", "-", "ark,s,cs:-"):
+        assert run_compute(kaldi, features, "ark:-", raw.read_bytes()).stdout == expected
+
+
+def test_compute_writes_text_and_scripts(kaldi: Path, tmp_path: Path) -> None:
+    features = tmp_path / "some.scp"
+    features.write_bytes(b"".join((kaldi / "fsdd/data/test/feats.scp").read_bytes().splitlines(True)[:3]))
+    for output in (f"ark:{tmp_path}/b.ark", f"ark,t:{tmp_path}/t.ark"):
+        assert run_compute(kaldi, str(features), output).returncode == 0
+    expected = dict(kaldiio.load_ark(str(tmp_path / "b.ark")))
+    for options in ("", ",t"):
+        both = f"ark,scp{options}:{tmp_path}/s.ark,{tmp_path}/s.scp"
+        assert run_compute(kaldi, str(features), both).returncode == 0
+        script = Script(tmp_path / "s.scp", Locations(tmp_path))
+        for name, array in expected.items():
+            np.testing.assert_array_equal(script.read(name).astype(np.float32), array)
+    found = dict(kaldiio.load_ark(str(tmp_path / "t.ark")))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name].astype(np.float32), array)
+
+
+@pytest.mark.parametrize(
+    ("features", "output", "message"),
+    [
+        ("ark:copy-feats ark:a ark:- |", "ark:-", "commands are not run here"),
+        ("ark,scp:a,b", "ark:-", "ark or scp can be read, not both"),
+        ("ark:", "ark:-", "no file name"),
+        ("ark:nowhere.ark", "ark:-", "nowhere.ark: No such file"),
+        ("some.scp", "ark:| gzip > x", "commands are not run here"),
+        ("some.scp", "scp:out.scp", "can only be written together with its archive"),
+        ("some.scp", "ark,scp:out.ark", "expected the names of an archive and of an .scp file"),
+        ("some.scp", "ark,scp:-,out.scp", "cannot point into a pipe"),
+    ],
+)
+def test_compute_refuses_other_specifiers(kaldi: Path, features: str, output: str, message: str) -> None:
+    done = run_compute(kaldi, features, output)
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert message in done.stderr.decode().splitlines()[-1]
+
+
 def test_posteriors_are_those_of_kaldi(kaldi: Path) -> None:
     arrays = np.load(kaldi / "golden/trajectory.npz")
     model = load(kaldi / "golden/trajectory_before.mdl")
@@ -349,6 +414,6 @@ def test_average_and_info_commands(kaldi: Path, tmp_path: Path, capsys: pytest.C
 
 def test_script_and_archive_have_the_same_features(kaldi: Path) -> None:
     root = kaldi / "fsdd"
-    script = Script(root / "data/test/feats.scp", root)
+    script = Script(root / "data/test/feats.scp", Locations(root))
     for name, features in read_archive(root / "data/test/feats.ark", matrix):
         np.testing.assert_array_equal(script.read(name), features)

@@ -17,7 +17,7 @@ import pytest
 from ngsgd.errors import DataError
 from ngsgd.kaldi.output import Output
 from ngsgd.kaldi.stream import Input
-from ngsgd.kaldi.tables import Script, integers, matrix, read_archive, read_lines
+from ngsgd.kaldi.tables import Locations, Script, integers, matrix, read_archive, read_lines
 
 MATRIX = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
 
@@ -98,7 +98,7 @@ def test_scripts_with_offsets_and_ranges(script: Path) -> None:
     entry = dict(read_lines(script))["v"]
     text = f"v {entry}\nr {entry}[2:4]\nc {entry}[:,1:2]\nb {entry}[0:19,4:4]\nlong {entry}[18:21]\n"
     script.write_text(text)
-    reader = Script(script, script.parent)
+    reader = Script(script, Locations(script.parent))
     np.testing.assert_array_equal(reader.read("v"), MATRIX * 2)
     np.testing.assert_array_equal(reader.read("r"), MATRIX[2:5] * 2)  # ranges include both ends
     np.testing.assert_array_equal(reader.read("c"), MATRIX[:, 1:3] * 2)
@@ -111,13 +111,13 @@ def test_scripts_with_offsets_and_ranges(script: Path) -> None:
 def test_ranges_beyond_the_matrix_are_refused(script: Path, bad: str) -> None:
     script.write_text(f"u a.ark:2{bad}\n")
     with pytest.raises(DataError, match=r"a\.scp: u"):
-        Script(script, script.parent).read("u")
+        Script(script, Locations(script.parent)).read("u")
 
 
 def test_script_entries_without_data_are_refused(script: Path) -> None:
     script.write_text("u nothing.ark:2\nw a.ark:99999999999\nx a.ark:7\n")
-    reader = Script(script, script.parent)
-    for key, reason in (("u", "No such file"), ("w", "truncated"), ("x", "expected")):
+    reader = Script(script, Locations(script.parent))
+    for key, reason in (("u", "no such file"), ("w", "truncated"), ("x", "expected")):
         with pytest.raises(DataError, match=rf"a\.scp: {key}: .*{reason}"):
             reader.read(key)
 
@@ -127,13 +127,13 @@ def test_commands_are_not_run(script: Path, entry: str, monkeypatch: pytest.Monk
     monkeypatch.chdir(script.parent)
     script.write_text(f"u {entry}\n")
     with pytest.raises(DataError, match=r"is a command .* unless the configuration has allow_pipes: true"):
-        Script(script, script.parent).read("u")
+        Script(script, Locations(script.parent)).read("u")
     assert not (script.parent / "pwned").exists()
 
 
 def test_commands_are_run_with_allow_pipes(script: Path) -> None:
     script.write_text(f"u tail -c +3 {script.parent}/a.ark |\n")
-    np.testing.assert_array_equal(Script(script, script.parent, allow_pipes=True).read("u"), MATRIX)
+    np.testing.assert_array_equal(Script(script, Locations(script.parent, allow_pipes=True)).read("u"), MATRIX)
 
 
 class Trap:

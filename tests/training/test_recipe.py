@@ -11,7 +11,7 @@ from ngsgd.training.plan import AVERAGE, Job
 from ngsgd.training.run import Run
 
 DATA = CorpusInfo(
-    dim=3, class_counts=[1, 2], num_utterances={}, num_frames={}, sha256={"train": "a hash"}, silence=[], dropped={},
+    dim=3, class_counts=[1, 2], num_utterances={}, num_frames={}, sha256={"train": "a hash"}, dropped={},
     words=[],
 )  # fmt: skip
 PLAN = [Job(0, 1, 0, 0, 0.1, 128, 1, 7, AVERAGE)]
@@ -56,7 +56,7 @@ def test_files_of_another_recipe_are_set_aside_and_restored(tmp_path: Path, one,
     assert contents(tmp_path) == ["two"] * 3
     activate_recipe(tmp_path, two, data=dataclasses.replace(DATA, sha256={"train": "another hash"}))
     assert contents(tmp_path) == [""] * 3
-    activate_recipe(tmp_path, two, data=dataclasses.replace(DATA, silence=[0]))
+    activate_recipe(tmp_path, two, data=dataclasses.replace(DATA, const_dim=1))
     assert contents(tmp_path) == [""] * 3
     # The same frames from another source may have other words, so only the evaluation is repeated.
     activate_recipe(tmp_path, two)

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ngsgd.errors import ConfigError
 from ngsgd.training.call_settings import CallSettings
@@ -11,6 +12,8 @@ from ngsgd.training.run import Run
 from ngsgd.workflow.configuration import GENERATED, config_schema, default_configuration, run_settings
 
 ROOT = Path(__file__).resolve().parents[2]
+
+KALDI = {"train_data": "a", "test_data": "b", "train_alignment": "c", "test_alignment": "d"}
 
 
 def test_each_run_is_the_defaults_and_its_own(config) -> None:
@@ -90,6 +93,40 @@ def test_a_bad_setting_of_the_call_is_named(config, changes, text: str) -> None:
         both()
     assert text in str(e.value)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("silence_phones: 1", "1"),
+        ("silence_phones: '1:2:3'", "1:2:3"),
+        ("initial_effective_lrate: 2e-2", 0.02),
+        ("initial_effective_lrate: 2E-2", 0.02),
+        ("samples_per_iter: 4e3", 4000),
+        ("combination_decay: 5e-1", 0.5),
+    ],
+)
+def test_a_value_that_yaml_reads_as_another_type_is_understood(config, text: str, value) -> None:
+    ((name, read),) = yaml.safe_load(text).items()
+    for changes in ({name: read}, {"runs": {"a": {name: read}}}):
+        settings = next(iter(run_settings(config | {"corpus": "kaldi"} | KALDI | changes).values()))
+        assert settings.values()[name] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("silence_phones: 1:2:3", 'silence_phones: YAML reads this value as the number 3723; .*"3723" or "1:2:3"$'),
+        ("train_data: 2020-01-01", 'train_data: YAML reads this value as the date 2020-01-01; .*"2020-01-01"$'),
+        ("cmvn_opts: 1.5", 'cmvn_opts: YAML reads this value as the number 1.5; .*"1.5"$'),
+        ("test_data: no", 'test_data: YAML reads this value as the truth value False; .*"False"$'),
+        ("samples_per_iter: 45e-1", "samples_per_iter: '45e-1' is not of type 'integer'"),
+    ],
+)
+def test_a_value_that_needs_quotes_is_an_error(config, text: str, message: str) -> None:
+    for changes, where in ((yaml.safe_load(text), ""), ({"runs": {"a": yaml.safe_load(text)}}, "runs: a: ")):
+        with pytest.raises(ConfigError, match=f"^{where}{message}"):
+            run_settings(config | {"corpus": "kaldi"} | KALDI | changes)
 
 
 def test_a_missing_setting_is_named(config) -> None:

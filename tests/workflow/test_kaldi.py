@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -146,12 +147,57 @@ def test_models_do_not_depend_on_the_number_of_splits(trained: Workplace, tmp_pa
 def test_fault_in_the_experiment_is_reported_in_one_line(trained: Workplace, tmp_path: Path) -> None:
     place = Workplace(tmp_path / "other", trained.config | {"graph": str(tmp_path)})
     (tmp_path / "HCLG.fst").write_bytes(b"nothing of the kind")
+    (tmp_path / "words.txt").write_text("<eps> 0\n")
     outcome = place.snakemake("results/run/decoding/graph.fst")
     assert outcome.status != 0
     assert outcome.last_line == f"error: {tmp_path}/HCLG.fst: not a graph; make the graph again with mkgraph.sh"
-    place = Workplace(tmp_path / "third", trained.config | {"train_alignment": "exp/nothing"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"train_data": "data/trian"},
+            r"train_data: .*data/trian: no such file or folder in .*third or in .*experiment",
+        ),
+        ({"train_alignment": "$NOWHERE/exp"}, r"train_alignment: .*\$NOWHERE/exp: no such file or folder"),
+        ({"graph": "data/train"}, r"graph: .*data/train has no HCLG\.fst"),
+        ({"test_data": "exp"}, r"test_data: .*exp has no feats\.scp"),
+        (
+            {"test_alignment": None, "graph": None},
+            "test_alignment and graph: without both of them the final model cannot be scored",
+        ),
+        ({"test_alignment": "chain"}, r"test_alignment: .*chain is of a chain model, which has one label for every 3 "),
+    ],
+)
+def test_wrong_path_is_found_before_the_first_job(
+    trained: Workplace, tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    place = Workplace(tmp_path / "third", trained.config | changes)
+    chain = Path(str(trained.config["experiment"])) / "chain"
+    chain.mkdir(exist_ok=True)
+    (chain / "frame_subsampling_factor").write_text("3\n")
+    outcome = place.snakemake("--dry-run")
+    assert outcome.status != 0
+    assert re.match(f"error: runs: run: {message}", outcome.last_line)
+
+
+def test_paths_may_have_variables(trained: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPERIMENTS", str(Path(str(trained.config["experiment"])).parent))
+    place = Workplace(tmp_path / "fourth", trained.config | {"experiment": "$EXPERIMENTS/experiment"})
+    assert place.snakemake("--dry-run").status == 0
+
+
+def test_a_test_set_without_alignment_is_decoded(trained: Workplace, tmp_path: Path) -> None:
+    place = Workplace(tmp_path / "none", trained.config | {"test_alignment": None, "runs": {"run": {}}})
     outcome = place.snakemake()
-    assert "error: exp/nothing" in outcome.last_line or "nothing: no such alignment directory" in outcome.last_line
+    assert outcome.status == 0, outcome.text
+    evaluation = json.loads((place.run / "evaluation.json").read_text())
+    assert not {"log_probability", "accuracy", "frames"} & evaluation.keys()
+    assert evaluation["words"] == 30
+    assert re.search(r"run: on the test set word error rate \d+\.\d\d%; ", outcome.text)
+    assert (place.run / "figures/convergence.png").exists()
+    assert pd.read_csv(place.run / "metrics.tsv", sep="\t")["valid_log_probability"].notna().all()
 
 
 @pytest.mark.slow

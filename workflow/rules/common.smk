@@ -9,7 +9,7 @@ from ngsgd.study.grid import FOLDER as STUDY_FOLDER
 from ngsgd.study.grid import KEYS as STUDY_KEYS
 from ngsgd.study.grid import Study
 from ngsgd.training.call_settings import CallSettings
-from ngsgd.workflow.configuration import run_settings
+from ngsgd.workflow.configuration import check_sources, run_settings, typed_values
 from ngsgd.workflow.inputs import CORPUS_FILES, Inputs
 from ngsgd.workflow.plans import Plans
 from ngsgd.workflow.resources import JobResources
@@ -28,8 +28,11 @@ try:
         RATES = STUDY.rates(STUDY_FOLDER)
         config = {name: value for name, value in config.items() if name not in STUDY_KEYS}
         config["runs"] = STUDY.runs(RATES)
+    config = typed_values(config)
     SETTINGS = run_settings(config)
     CALL_SETTINGS = CallSettings.from_config(config)
+    if CALL.is_main_process:
+        check_sources(SETTINGS)
     # Runs share a corpus, or examples, if their settings for it agree.
     CORPORA = {settings.data_key(): settings for settings in SETTINGS.values()}
     EXAMPLES = {settings.egs_key(): settings for settings in SETTINGS.values()}

@@ -29,5 +29,6 @@ rule assemble:
         **RESOURCES.for_rule("assemble"),
     params:
         max_bad_share=lambda wildcards: CORPORA[wildcards.data].corpus_settings.max_bad_utterance_share,
+        max_unaligned_share=lambda wildcards: CORPORA[wildcards.data].corpus_settings.max_unaligned_utterance_share,
     script:
         "../scripts/assemble.py"

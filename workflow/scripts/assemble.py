@@ -5,4 +5,5 @@ from ngsgd.data.parts import assemble
 
 with entry_point(snakemake.log[0]):
     parts = [Path(info).parent for info in snakemake.input.infos]
-    assemble(parts, Path(snakemake.output.info).parent, snakemake.params.max_bad_share)
+    p = snakemake.params
+    assemble(parts, Path(snakemake.output.info).parent, p.max_bad_share, p.max_unaligned_share)

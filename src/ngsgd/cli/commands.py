@@ -176,14 +176,14 @@ def _export(arguments: argparse.Namespace) -> None:
 def _compute(arguments: argparse.Namespace) -> None:
     from ngsgd.cli.models import compute, load, read_features
     from ngsgd.data.kaldi_features import FeatureOptions, Features
+    from ngsgd.kaldi.specifiers import Rspecifier, Wspecifier
+    from ngsgd.kaldi.tables import Locations
 
     def path(value: str | None) -> Path | None:
         return None if value is None else Path(value)
 
-    root = Path(arguments.experiment)
-    options = FeatureOptions(
-        root, arguments.cmvn_opts, arguments.feature_type, arguments.delta_order, arguments.allow_pipes
-    )
+    locations = Locations(Path(arguments.experiment), dict(arguments.path_map), arguments.allow_pipes)
+    options = FeatureOptions(locations, arguments.cmvn_opts, arguments.feature_type, arguments.delta_order)
     features = Features(
         path(arguments.cmvn),
         path(arguments.utt2spk),
@@ -193,8 +193,8 @@ def _compute(arguments: argparse.Namespace) -> None:
         path(arguments.ivectors),
         options,
     )
-    matrices = read_features(arguments.features, root, allow_pipes=arguments.allow_pipes)
-    done = compute(load(arguments.model), matrices, features, Path(arguments.output))
+    matrices = read_features(Rspecifier.parse(arguments.features), locations)
+    done = compute(load(arguments.model), matrices, features, Wspecifier.parse(arguments.output))
     print(f"{done} utterances written", file=sys.stderr)
 
 
@@ -315,6 +315,13 @@ def _add_run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     add_path(decode, "output", "words to be written (JSON)")
 
 
+def _replacement(text: str) -> tuple[str, str]:
+    old, separator, new = text.partition("=")
+    if not separator or not old:
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW")
+    return old, new
+
+
 def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     model_help = "a model: .safetensors, or Kaldi's nnet2 (.mdl), binary or text"
 
@@ -344,9 +351,10 @@ def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None
     compute.add_argument("model", help=model_help)
     compute.add_argument(
         "features",
-        help=".scp file or archive; without options, features in the form that the network takes",
+        help="rspecifier such as scp:feats.scp or ark:-, or a file; without options, features in the form that the "
+        "network takes",
     )
-    compute.add_argument("output", help="Kaldi archive to be written")
+    compute.add_argument("output", help="wspecifier such as ark:-, ark,t:out.txt or ark,scp:out.ark,out.scp, or a file")
     compute.add_argument("--cmvn", metavar="SCP", help="CMVN statistics by speaker")
     compute.add_argument(
         "--utt2spk", metavar="FILE", help="speaker of each utterance; default: one speaker per utterance"
@@ -364,6 +372,14 @@ def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None
     compute.add_argument("--transforms", metavar="DIR", help="folder with trans.* (fMLLR transforms)")
     compute.add_argument("--ivectors", metavar="DIR", help="folder with ivector_online.scp and ivector_period")
     compute.add_argument("--experiment", default=".", metavar="DIR", help="folder that paths in .scp are relative to")
+    compute.add_argument(
+        "--path-map",
+        type=_replacement,
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="replace the start of paths in .scp files; can be given several times",
+    )
     compute.add_argument("--allow-pipes", action="store_true", help="run commands (pipes) in .scp files")
 
 

@@ -11,11 +11,11 @@ import torch
 
 from ngsgd.data.kaldi_features import Features
 from ngsgd.errors import DataError, ModelError, UtteranceError
-from ngsgd.files import atomic_write, require_regular_file
+from ngsgd.files import require_regular_file
 from ngsgd.kaldi.nnet2 import read_nnet2, write_nnet2
-from ngsgd.kaldi.output import Output
+from ngsgd.kaldi.specifiers import ArchiveWriter, Rspecifier, Wspecifier, open_archive_input
 from ngsgd.kaldi.stream import Array
-from ngsgd.kaldi.tables import Script, matrix, read_archive
+from ngsgd.kaldi.tables import Locations, Script, matrix, read_entries
 from ngsgd.kaldi.transition import read_transition_model
 from ngsgd.network.affine import Affine
 from ngsgd.network.components import Splice
@@ -122,14 +122,14 @@ def describe(model: AcousticModel, name: str) -> str:
     return "\n".join(lines)
 
 
-def compute(model: AcousticModel, matrices: Iterator[tuple[str, Array]], features: Features, output: Path) -> int:
-    """Writes log-likelihoods of utterances as an archive for Kaldi's decoders.
+def compute(model: AcousticModel, matrices: Iterator[tuple[str, Array]], features: Features, output: Wspecifier) -> int:
+    """Writes log-likelihoods of utterances as a table for Kaldi's decoders.
 
     Args:
         model: model with priors.
         matrices: name and raw features of each utterance, see `read_features`.
         features: processing of the features.
-        output: archive to be written (float32 matrices, frames x pdf-ids).
+        output: table to be written (float32 matrices, frames x pdf-ids).
 
     Returns:
         Number of utterances written. Bad utterances are dropped with a warning.
@@ -141,7 +141,7 @@ def compute(model: AcousticModel, matrices: Iterator[tuple[str, Array]], feature
     if bad := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
         raise ModelError(f"the model's {bad[0]} is not finite")
     done = 0
-    with atomic_write(output) as temporary, open(temporary, "wb") as f:
+    with ArchiveWriter(output) as writer:
         for name, raw in matrices:
             try:
                 x, _ = features.process(name, raw)
@@ -152,32 +152,24 @@ def compute(model: AcousticModel, matrices: Iterator[tuple[str, Array]], feature
             except UtteranceError as e:
                 log.warning("utterance %s dropped: %s", name, e)
                 continue
-            out = Output(binary=True)
-            out.array(model.log_likelihoods(torch.from_numpy(x)).numpy())
-            f.write(name.encode() + b" " + out.bytes())
+            writer.write(name, model.log_likelihoods(torch.from_numpy(x)).numpy())
             done += 1
         if not done:
-            raise DataError(f"{output}: not written, no utterance could be used; see the warnings")
+            raise DataError(f"{output.archive}: not written, no utterance could be used; see the warnings")
     return done
 
 
-def read_features(path: str, root: Path, *, allow_pipes: bool) -> Iterator[tuple[str, Array]]:
-    """Yields name and matrix of each utterance of an ``.scp`` or an archive, with or without ``scp:`` or ``ark:``.
+def read_features(table: Rspecifier, locations: Locations) -> Iterator[tuple[str, Array]]:
+    """Yields name and matrix of each utterance of a table.
 
     Raises:
-        DataError: the file cannot be read, or the path is a command.
+        DataError: the file cannot be read.
     """
-    kind, separator, rest = path.partition(":")
-    if separator and kind in ("scp", "ark"):
-        path = rest
-    else:
-        kind = "scp" if path.endswith(".scp") else "ark"
-    if "|" in path:
-        raise DataError(f"{path}: commands are not run here; write the output to a file and give its path")
-    if kind == "ark":
-        yield from read_archive(path, matrix)
-        return
-    script = Script(path, root, allow_pipes=allow_pipes)
+    with open_archive_input(table.path) as source:
+        if not table.is_script:
+            yield from read_entries(source, matrix)
+            return
+        script = Script(table.path, locations, source)
     for name in script.entries:
         try:
             yield name, script.read(name)

@@ -3,8 +3,9 @@
 It is a directory with ``corpus.json`` (see `CorpusInfo`) and three files for each subset (train, valid, test):
 
 - ``<subset>.features.npy`` (frames, dim) float32, all utterances concatenated, for memory-mapping;
-- ``<subset>.labels.npy`` (frames,) int32, the class (pdf-id) of each frame;
-- ``<subset>.utterances.tsv``: name, number of frames and, if known, transcript of each utterance.
+- ``<subset>.labels.npy`` (frames,) int32, the class (pdf-id) of each frame; -1 in test utterances without alignment;
+- ``<subset>.silence.npy`` (frames,) bool, whether the frame is silence;
+- ``<subset>.utterances.tsv``: name, number of frames, speaker and, if known, transcript of each utterance.
 
 A large corpus is prepared in parts, each of which is itself a prepared corpus; see `ngsgd.data.parts`.
 """
@@ -18,7 +19,7 @@ import json
 import logging
 import os
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -30,8 +31,12 @@ from ngsgd.errors import DataError
 from ngsgd.files import atomic_write, require_regular_file, write_text
 
 MAX_CLASSES = 1_000_000
+NO_CLASS = -1  # label of the frames of an utterance without alignment
+UNALIGNED = "it has no alignment"  # reason for which an utterance is dropped
+NUM_NAMED = 3  # utterances that an error names
 SUBSETS = ("train", "valid", "test")
 
+Bools = npt.NDArray[np.bool_]
 Float32s = npt.NDArray[np.float32]
 Int32s = npt.NDArray[np.int32]
 
@@ -40,12 +45,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance from a data source: features (frames, dim), labels (frames,) and, if known, its transcript."""
+    """One utterance from a data source.
+
+    Attributes:
+        name: name of the utterance.
+        features: (frames, dim).
+        labels: (frames,); None for a test utterance without alignment.
+        text: transcript, if known.
+        silence: (frames,) whether a frame is silence, which the feature transform ignores; None for no silence.
+        speaker: its speaker; the utterance's own name if that is not known.
+    """
 
     name: str
     features: Float32s
-    labels: Int32s
+    labels: Int32s | None
     text: str = ""
+    silence: Bools | None = None
+    speaker: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,8 +82,7 @@ class CorpusInfo:
         dim: feature dimension.
         class_counts: number of frames of each class in the training subset; its length is the number of classes.
         num_utterances, num_frames: numbers for each subset.
-        sha256: hash of each subset's features and labels, by which a run detects that its data has changed.
-        silence: classes that are ignored when the feature transform is estimated.
+        sha256: hash of each subset's arrays, by which a run detects that its data has changed.
         dropped: names of the dropped utterances, with the reasons.
         words: word models, for corpora of isolated words; empty otherwise.
         const_dim: number of trailing dimensions that are constant over many frames (i-vectors).
@@ -82,7 +97,6 @@ class CorpusInfo:
     num_utterances: dict[str, int]
     num_frames: dict[str, int]
     sha256: dict[str, str]
-    silence: list[int]
     dropped: dict[str, str]
     words: list[WordModel]
     const_dim: int = 0
@@ -116,7 +130,7 @@ class _NpyWriter:
 
 
 class SubsetSummary(NamedTuple):
-    """Result of `write_subset`: numbers of utterances and frames, and a hash of features and labels."""
+    """Result of `write_subset`: numbers of utterances and frames, and a hash of the arrays."""
 
     utterances: int
     frames: int
@@ -127,35 +141,37 @@ def write_subset(directory: Path, subset: str, utterances: Iterable[Utterance], 
     """Writes one subset as a stream, so that memory use does not depend on its size.
 
     Raises:
-        OSError: a file cannot be written; none of the three files is left then.
+        OSError: a file cannot be written; none of the files is left then.
     """
     hash_ = hashlib.sha256()
     with contextlib.ExitStack() as stack:
-        features_path, labels_path, table_path = (
+        features_path, labels_path, silence_path, table_path = (
             stack.enter_context(atomic_write(p)) for p in _paths(directory, subset)
         )
         features = _NpyWriter(stack.enter_context(open(features_path, "wb")), (dim,), np.float32, hash_)
         labels = _NpyWriter(stack.enter_context(open(labels_path, "wb")), (), np.int32, hash_)
+        silence = _NpyWriter(stack.enter_context(open(silence_path, "wb")), (), np.bool_, hash_)
         table = stack.enter_context(open(table_path, "w", encoding="utf-8", newline=""))
         rows = csv.writer(table, delimiter="\t", lineterminator="\n")
-        rows.writerow(("utterance", "frames", "text"))
+        rows.writerow(("utterance", "frames", "speaker", "text"))
         count = 0
         for utterance in utterances:
+            frames = len(utterance.features)
             features.append(utterance.features)
-            labels.append(utterance.labels)
-            rows.writerow((utterance.name, len(utterance.labels), utterance.text))
+            labels.append(np.full(frames, NO_CLASS) if utterance.labels is None else utterance.labels)
+            silence.append(np.zeros(frames) if utterance.silence is None else utterance.silence)
+            rows.writerow((utterance.name, frames, utterance.speaker or utterance.name, utterance.text))
             count += 1
-        features.finish()
-        labels.finish()
+        for array in (features, labels, silence):
+            array.finish()
     return SubsetSummary(count, labels.length, hash_.hexdigest())
 
 
-def _paths(directory: Path, subset: str) -> tuple[Path, Path, Path]:
-    return (
-        directory / f"{subset}.features.npy",
-        directory / f"{subset}.labels.npy",
-        directory / f"{subset}.utterances.tsv",
-    )
+SUBSET_FILES = ("features.npy", "labels.npy", "silence.npy", "utterances.tsv")
+
+
+def _paths(directory: Path, subset: str) -> list[Path]:
+    return [directory / f"{subset}.{file}" for file in SUBSET_FILES]
 
 
 class UtteranceFilter:
@@ -164,12 +180,10 @@ class UtteranceFilter:
     Args:
         dim: feature dimension.
         num_classes: labels must be from 0 to num_classes - 1.
-        max_bad_share: largest share of dropped utterances that `check` accepts.
     """
 
-    def __init__(self, dim: int, num_classes: int, max_bad_share: float) -> None:
-        self.dim, self.num_classes, self.max_bad_share = dim, num_classes, max_bad_share
-        self.num_dropped = 0
+    def __init__(self, dim: int, num_classes: int) -> None:
+        self.dim, self.num_classes = dim, num_classes
         self.dropped: dict[str, str] = {}
         self.class_counts = np.zeros(num_classes, np.int64)
 
@@ -177,7 +191,6 @@ class UtteranceFilter:
         """Records a dropped utterance and logs a warning."""
         reason = " ".join(reason.split())[:500]
         log.warning("utterance %s dropped: %s", name, reason)
-        self.num_dropped += 1
         self.dropped[name] = reason
 
     def accept(self, utterances: Iterable[Utterance], *, count_classes: bool = False) -> Iterator[Utterance]:
@@ -186,7 +199,7 @@ class UtteranceFilter:
             if reason := self._fault(utterance):
                 self.drop(utterance.name, reason)
                 continue
-            if count_classes:
+            if count_classes and utterance.labels is not None:
                 self.class_counts += np.bincount(utterance.labels, minlength=self.num_classes)
             yield utterance
 
@@ -196,32 +209,48 @@ class UtteranceFilter:
             return f"features of shape {features.shape}, expected (frames, {self.dim})"
         if len(features) == 0:
             return "no frames"
-        if labels.shape != (len(features),):
-            return f"{len(features)} frames of features, {labels.size} labels"
         if not np.isfinite(features).all():
             return "features are not finite"
+        if labels is None:
+            return None
+        if labels.shape != (len(features),):
+            return f"{len(features)} frames of features, {labels.size} labels"
         outside = (labels < 0) | (labels >= self.num_classes)
         if outside.any():
             return f"label {labels[outside][0]} is outside 0 - {self.num_classes - 1}; was it made with other classes?"
         return None
 
-    def check(self, num_utterances: int) -> None:
+    def check(self, num_kept: int, max_bad_share: float, max_unaligned_share: float) -> None:
         """Checks that few enough utterances were dropped.
 
         Args:
-            num_utterances: number of all utterances, including the dropped ones.
+            num_kept: number of the other utterances.
+            max_bad_share: largest share of unusable utterances.
+            max_unaligned_share: largest share of utterances without alignment.
 
         Raises:
-            DataError: there are no utterances, or the share of dropped ones is above max_bad_share.
+            DataError: there are no utterances, or too many were dropped.
         """
+        num_utterances = num_kept + len(self.dropped)
         if num_utterances == 0:
             raise DataError("the corpus is empty")
-        if self.num_dropped > self.max_bad_share * num_utterances:
-            name, reason = next(iter(self.dropped.items()))
-            raise DataError(
-                f"{self.num_dropped} of {num_utterances} utterances are bad, more than max_bad_utterance_share = "
-                f"{self.max_bad_share:g}; the first is {name}: {reason}"
-            )
+        unaligned = [name for name, reason in self.dropped.items() if reason == UNALIGNED]
+        bad = [f"{name}: {reason}" for name, reason in self.dropped.items() if reason != UNALIGNED]
+        for names, kind, setting, limit in (
+            (bad, "are bad", "max_bad_utterance_share", max_bad_share),
+            (unaligned, "have no alignment", "max_unaligned_utterance_share", max_unaligned_share),
+        ):
+            if len(names) > limit * num_utterances:
+                raise DataError(
+                    f"{len(names)} of {num_utterances} utterances {kind}, more than {setting} = {limit:g}; "
+                    f"{_first(names)}"
+                )
+            if names:
+                log.warning("%d of %d utterances %s; %s", len(names), num_utterances, kind, _first(names))
+
+
+def _first(names: Sequence[str]) -> str:
+    return f"the first {'is' if len(names) == 1 else 'are'} {'; '.join(names[:NUM_NAMED])}"
 
 
 def write_info(directory: Path, info: CorpusInfo) -> None:
@@ -264,7 +293,8 @@ class Subset:
     Attributes:
         features: (frames, dim) float32, all utterances concatenated.
         labels: (frames,) int32.
-        names, texts: name and transcript of each utterance.
+        silence: (frames,) bool.
+        names, speakers, texts: name, speaker and transcript of each utterance.
         starts: (utterances + 1,) index of the first frame of each utterance, then the total number of frames.
 
     Raises:
@@ -272,24 +302,28 @@ class Subset:
     """
 
     def __init__(self, directory: str | os.PathLike[str], subset: str) -> None:
-        features_path, labels_path, table_path = _paths(Path(directory), subset)
+        features_path, labels_path, silence_path, table_path = _paths(Path(directory), subset)
         self.features: Float32s = map_array(features_path)
         self.labels: Int32s = map_array(labels_path)
+        self.silence: Bools = map_array(silence_path)
         try:
             with open(table_path, encoding="utf-8", newline="") as f:
                 rows = list(csv.DictReader(f, delimiter="\t"))
             self.names = [row["utterance"] for row in rows]
+            self.speakers = [row["speaker"] for row in rows]
             self.texts = [row["text"] for row in rows]
             frames = np.array([int(row["frames"]) for row in rows], np.int64)
         except (OSError, KeyError, ValueError, TypeError) as e:
             raise DataError(f"{table_path}: not a table of utterances ({e})") from None
         self.starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(frames)))
-        if self.features.ndim != 2 or self.features.dtype != np.dtype("<f4") or self.labels.dtype != np.dtype("<i4"):
+        types = [array.dtype for array in (self.features, self.labels, self.silence)]
+        if self.features.ndim != 2 or types != [np.dtype("<f4"), np.dtype("<i4"), np.dtype("?")]:
             raise DataError(f"{features_path}: not the features of a prepared corpus; delete the folder and run again")
-        if not len(self.features) == len(self.labels) == self.starts[-1]:
+        if not len(self.features) == len(self.labels) == len(self.silence) == self.starts[-1]:
             raise DataError(
                 f"{table_path} lists {self.starts[-1]} frames, {features_path.name} has {len(self.features)}, "
-                f"{labels_path.name} has {len(self.labels)}; delete the folder and run again"
+                f"{labels_path.name} has {len(self.labels)}, {silence_path.name} has {len(self.silence)}; delete the "
+                "folder and run again"
             )
 
     def __len__(self) -> int:
@@ -299,6 +333,10 @@ class Subset:
         """Returns the features and labels of utterance i, as views of the memory-mapped files."""
         rows = slice(self.starts[i], self.starts[i + 1])
         return self.features[rows], self.labels[rows]
+
+    def silence_of(self, i: int) -> Bools:
+        """Returns which frames of utterance i are silence, as a view of the memory-mapped file."""
+        return self.silence[self.starts[i] : self.starts[i + 1]]
 
 
 def map_array(path: Path) -> npt.NDArray[Any]:

@@ -16,9 +16,8 @@ import numpy.typing as npt
 
 from ngsgd.data.corpus import Float32s
 from ngsgd.errors import ConfigError, DataError, UtteranceError
-from ngsgd.files import resolve_path
 from ngsgd.kaldi.stream import Array, open_input
-from ngsgd.kaldi.tables import Script, matrix, read_archive, read_lines
+from ngsgd.kaldi.tables import Locations, Script, matrix, read_archive, read_lines
 
 DELTA_WINDOW = 2
 VARIANCE_FLOOR = 1.0e-20
@@ -37,12 +36,15 @@ class CmvnOptions:
     skip_dims: tuple[int, ...] = ()
 
     @classmethod
-    def parse(cls, text: str, where: str) -> CmvnOptions:
+    def parse(cls, text: str, where: str, locations: Locations) -> CmvnOptions:
         """Parses a command line such as ``--norm-means=false --norm-vars=false``; errors call it ``where``.
 
         Raises:
-            ConfigError: an option is invalid, or variances are normalised without means.
+            ConfigError: an option is invalid, a file of ``--config`` cannot be read, or variances are normalised
+                without means.
         """
+        for name in config_files(text):
+            text = text.replace(f"--config={name}", _read_config(locations.resolve(name), where))
         parsed = _options(
             text, where, {"norm-means": "true|false", "norm-vars": "true|false", "skip-dims": r"(\d{1,6}(:\d{1,6})*)?"}
         )
@@ -77,6 +79,20 @@ class CmvnOptions:
         variance = np.maximum(stats[1, :-1] / count - mean**2, VARIANCE_FLOOR)
         variance[skipped] = 1.0
         return (features - mean) / np.sqrt(variance)
+
+
+def config_files(text: str) -> list[str]:
+    """Returns the files that a command line names with ``--config``."""
+    return re.findall(r"--config=(\S+)", text)
+
+
+def _read_config(path: Path, where: str) -> str:
+    """Reads a file of options, one on each line, with comments after ``#``."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{where}: --config={path} cannot be read ({e})") from None
+    return " ".join(line.partition("#")[0].strip() for line in lines)
 
 
 def _options(text: str, where: str, known: dict[str, str]) -> dict[str, str]:
@@ -130,19 +146,17 @@ class FeatureOptions:
     """Options of feature processing.
 
     Attributes:
-        root: folder for relative paths that do not exist in the working directory.
+        locations: how paths, also those inside ``.scp`` files, are looked up.
         cmvn: options of ``apply-cmvn``; None to read them from the alignment directory's ``cmvn_opts``, if it exists.
         feature_type: ``raw``, or ``lda`` for splice and the alignment directory's ``final.mat``; None for ``lda`` if
             that file exists and there are no ``raw_trans.*``.
         delta_order: number of time derivatives added to raw features.
-        allow_pipes: whether commands in ``.scp`` files are run.
     """
 
-    root: Path
-    cmvn: str | None
-    feature_type: str | None
-    delta_order: int
-    allow_pipes: bool
+    locations: Locations
+    cmvn: str | None = None
+    feature_type: str | None = None
+    delta_order: int = 0
 
 
 class Features:
@@ -156,6 +170,9 @@ class Features:
         own_transforms: directory whose transforms, if it has any, are used when ``transforms`` is None.
         ivectors: directory with ``ivector_online.scp`` and ``ivector_period``, or None.
         options: options of feature processing.
+
+    Attributes:
+        transforms_folder: directory whose fMLLR transforms are applied, or None.
 
     Raises:
         DataError: a file is missing or malformed.
@@ -173,7 +190,7 @@ class Features:
         options: FeatureOptions,
     ) -> None:
         def script(path: Path) -> Script:
-            return Script(path, options.root, allow_pipes=options.allow_pipes)
+            return Script(path, options.locations)
 
         def text(name: str) -> str | None:
             path = alignment / name if alignment else None
@@ -186,10 +203,18 @@ class Features:
 
         self._speakers = dict(read_lines(utt2spk)) if utt2spk else None
         cmvn_opts = text("cmvn_opts") or "" if options.cmvn is None else options.cmvn
-        self._cmvn = CmvnOptions.parse(cmvn_opts, "cmvn_opts")
-        self._stats = script(cmvn) if cmvn and self._cmvn.norm_means else None
+        self._cmvn = CmvnOptions.parse(cmvn_opts, "cmvn_opts", options.locations)
+        self._stats: Script | None = None
+        if cmvn and self._cmvn.norm_means:
+            if not cmvn.exists():
+                raise DataError(
+                    f"{cmvn}: no such file; to use the features as they are, set cmvn_opts: --norm-means=false"
+                )
+            self._stats = script(cmvn)
         self._cached_stats: tuple[str | None, Array] = (None, np.zeros(0))
         final_mat = alignment / "final.mat" if alignment else None
+        if options.feature_type is None:
+            _check_final_mat(alignment)
         lda = options.feature_type == "lda" or (
             options.feature_type is None
             and bool(final_mat and final_mat.exists())
@@ -216,19 +241,24 @@ class Features:
         stem = "trans" if lda else "raw_trans"
         if transforms is None and _has(own_transforms, stem):
             transforms = own_transforms
+        self.transforms_folder = transforms
         if transforms:
             archives = numbered(transforms, stem)
             self._transforms = {key: value for path in archives for key, value in read_archive(path, matrix)}
         self._ivectors: Script | None = None
         if ivectors:
             self._ivectors = script(ivectors / "ivector_online.scp")
-            period = resolve_path(ivectors / "ivector_period", options.root)
+            period = ivectors / "ivector_period"
             try:
                 self._period = int(period.read_text(encoding="utf-8"))
             except (OSError, ValueError) as e:
                 raise DataError(f"{period}: not a number of frames ({e})") from None
             if not 0 < self._period < MAX_PERIOD:
                 raise DataError(f"{period}: {self._period} is not a number of frames from 1 to {MAX_PERIOD - 1}")
+
+    def speaker(self, utterance: str) -> str:
+        """Returns the speaker of an utterance; its own name if it has none in ``utt2spk``."""
+        return (self._speakers or {}).get(utterance) or utterance
 
     def process(self, utterance: str, raw: Array) -> tuple[Float32s, int]:
         """Processes one utterance.
@@ -285,6 +315,26 @@ class Features:
                 raise UtteranceError(f"no CMVN statistics for {speaker}")
             self._cached_stats = (speaker, self._stats.read(speaker).astype(np.float64))
         return self._cached_stats[1]
+
+
+def _check_final_mat(alignment: Path | None) -> None:
+    """Checks that a directory whose features were transformed by ``final.mat`` still has that file.
+
+    Raises:
+        DataError: ``final.mat`` is a link to a missing file, or there is only a ``splice_opts``.
+    """
+    if alignment is None or (alignment / "final.mat").exists():
+        return
+    if (alignment / "final.mat").is_symlink():
+        raise DataError(
+            f"{alignment / 'final.mat'}: a link to {os.readlink(alignment / 'final.mat')}, which does not exist; copy "
+            "the file there, or set feature_type: raw to use the features without it"
+        )
+    if (alignment / "splice_opts").exists():
+        raise DataError(
+            f"{alignment}: splice_opts, but no final.mat; copy the file from the directory of the model, or set "
+            "feature_type: raw to use the features without it"
+        )
 
 
 def _has(directory: Path | None, stem: str) -> bool:

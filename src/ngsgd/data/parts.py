@@ -29,7 +29,7 @@ def prepare_part(corpus: Corpus, directory: Path, part: int, num_parts: int) -> 
         DataError: the corpus cannot be read.
         OSError: a file cannot be written.
     """
-    intake = UtteranceFilter(corpus.dim, corpus.num_classes, 1.0)
+    intake = UtteranceFilter(corpus.dim, corpus.num_classes)
     written = {}
     for subset in SUBSETS:
         utterances = intake.accept(corpus.read(subset, part, num_parts, intake.drop), count_classes=subset == "train")
@@ -37,8 +37,13 @@ def prepare_part(corpus: Corpus, directory: Path, part: int, num_parts: int) -> 
     write_info(directory, _info(corpus, written, intake))
 
 
-def assemble(parts: Sequence[Path], directory: Path, max_bad_share: float) -> None:
+def assemble(parts: Sequence[Path], directory: Path, max_bad_share: float, max_unaligned_share: float = 1.0) -> None:
     """Concatenates the parts of a corpus, in their order, as a stream.
+
+    Args:
+        parts: folders of the parts.
+        directory: folder of the corpus to be written.
+        max_bad_share, max_unaligned_share: see `UtteranceFilter.check`.
 
     Raises:
         DataError: too many utterances were dropped, a subset is empty, or a part is damaged.
@@ -46,18 +51,17 @@ def assemble(parts: Sequence[Path], directory: Path, max_bad_share: float) -> No
     """
     infos = [read_info(part) for part in parts]
     first = infos[0]
-    intake = UtteranceFilter(first.dim, len(first.class_counts), max_bad_share)
+    intake = UtteranceFilter(first.dim, len(first.class_counts))
     for info in infos:
         intake.dropped |= info.dropped
-        intake.num_dropped += len(info.dropped)
         intake.class_counts += np.array(info.class_counts)
-    intake.check(intake.num_dropped + sum(sum(info.num_utterances.values()) for info in infos))
+    intake.check(sum(sum(info.num_utterances.values()) for info in infos), max_bad_share, max_unaligned_share)
 
     def utterances(subset: str) -> Iterator[Utterance]:
         for part in parts:
             own = Subset(part, subset)
-            for i, (name, text) in enumerate(zip(own.names, own.texts, strict=True)):
-                yield Utterance(name, *own.utterance(i), text)
+            for i, (name, text, speaker) in enumerate(zip(own.names, own.texts, own.speakers, strict=True)):
+                yield Utterance(name, *own.utterance(i), text, own.silence_of(i), speaker)
 
     written = {subset: write_subset(directory, subset, utterances(subset), first.dim) for subset in SUBSETS}
     for subset, w in written.items():
@@ -73,7 +77,6 @@ def _info(source: Corpus | CorpusInfo, written: dict[str, SubsetSummary], intake
         num_utterances={subset: w.utterances for subset, w in written.items()},
         num_frames={subset: w.frames for subset, w in written.items()},
         sha256={subset: w.sha256 for subset, w in written.items()},
-        silence=source.silence,
         dropped=intake.dropped,
         words=source.words,
         const_dim=source.const_dim,

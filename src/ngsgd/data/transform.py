@@ -54,7 +54,7 @@ class LdaStatistics:
         """
         count = self.counts.sum()
         if count == 0:
-            raise DataError("feature transform: no frame counts, all are of silence classes")
+            raise DataError("feature transform: no frame counts, all are silence")
         mean = self.sums.sum(axis=0) / count
         seen = self.counts > 0
         class_means = self.sums[seen] / self.counts[seen, None]
@@ -81,7 +81,7 @@ class LdaStatistics:
 def estimate_transform(
     train: Subset, info: CorpusInfo, offsets: tuple[int, ...], max_frames: int, within_class_factor: float
 ) -> tuple[Floats, Floats]:
-    """Estimates the transform from the training subset, spliced as by layer 0; frames of silence classes are ignored.
+    """Estimates the transform from the training subset, spliced as by layer 0; frames of silence are ignored.
 
     Args:
         train: the training subset.
@@ -100,11 +100,9 @@ def estimate_transform(
     stride = -(-int(train.starts[-1]) // max_frames)
     const = info.const_dim
     statistics = LdaStatistics(len(offsets) * (info.dim - const) + const, num_classes)
-    keep = np.ones(num_classes, np.bool_)
-    keep[info.silence] = False
     for i in range(0, len(train), stride):
         features, labels = train.utterance(i)
-        chosen = np.flatnonzero(keep[labels])
+        chosen = np.flatnonzero(~train.silence_of(i))
         frames = windows(features[:, : info.dim - const], chosen, (-offsets[0], offsets[-1]), 1)
         joined = np.concatenate((frames.reshape(len(chosen), -1), features[chosen, info.dim - const :]), axis=1)
         statistics.add(joined, labels[chosen])

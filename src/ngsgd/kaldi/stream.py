@@ -14,6 +14,7 @@ import io
 import os
 import re
 import struct
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from typing import IO, Any, NoReturn
@@ -135,7 +136,7 @@ class Input:
             text = word.decode("utf-8")
         except UnicodeDecodeError:
             self.fail("a token that is not UTF-8")
-        if not text.isprintable():
+        if any(unicodedata.category(character) == "Cc" for character in text):
             self.fail("expected a token")
         return text
 

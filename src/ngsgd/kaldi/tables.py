@@ -7,7 +7,8 @@ import itertools
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,10 +16,41 @@ import numpy as np
 import numpy.typing as npt
 
 from ngsgd.errors import DataError
-from ngsgd.files import resolve_path
+from ngsgd.files import map_path, resolve_path
 from ngsgd.kaldi.stream import Array, Input, open_input
 
 T = TypeVar("T")
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+WHITE_SPACE = " \t\n\r\v\f"  # Kaldi's own; other spaces of Unicode are parts of words
+
+
+@dataclass(frozen=True)
+class Locations:
+    """How the locations in ``.scp`` files are looked up.
+
+    Attributes:
+        root: folder for relative paths that do not exist in the working directory, and in which commands run.
+        path_map: replacements of leading folders, for paths of another machine.
+        allow_pipes: whether entries may be commands, which are then run.
+    """
+
+    root: Path
+    path_map: Mapping[str, str] = field(default_factory=dict)
+    allow_pipes: bool = False
+
+    def resolve(self, path: str) -> Path:
+        """Returns where a file is: its path as it is if it exists, otherwise relative to the root."""
+        return resolve_path(map_path(path, self.path_map), self.root)
+
+    def map_command(self, command: str) -> str:
+        """Replaces the starts of paths in a shell command."""
+        return re.sub(r"""[^\s:='"|<>]+""", lambda word: map_path(word[0], self.path_map), command)
+
+
+def split_words(text: str) -> list[str]:
+    """Splits text into words as Kaldi does, at ASCII white space only."""
+    return [word for word in re.split(f"[{WHITE_SPACE}]+", text) if word]
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
@@ -27,22 +59,29 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
     Raises:
         DataError: the file cannot be read, is not UTF-8, or has two lines with the same first word.
     """
-    seen: set[str] = set()
     with open_input(path) as source:
-        for number in itertools.count(1):
-            if (line := source.line()) is None:
-                return
-            words = line.split(maxsplit=1)  # on bytes only ASCII white space splits, as in Kaldi
-            if not words:
-                continue
-            try:
-                key, rest = words[0].decode("utf-8"), b"".join(words[1:]).rstrip().decode("utf-8")
-            except UnicodeDecodeError:
-                raise DataError(f"{os.fspath(path)}: line {number} is not UTF-8; convert the file") from None
-            if key in seen:
-                raise DataError(f"{os.fspath(path)}: {key} has two lines")
-            seen.add(key)
-            yield key, rest
+        yield from read_lines_of(source, path)
+
+
+def read_lines_of(source: Input, path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
+    """Yields the lines of a text file that is open; otherwise like `read_lines`."""
+    seen: set[str] = set()
+    for number in itertools.count(1):
+        if (line := source.line()) is None:
+            return
+        if number == 1:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        words = line.split(maxsplit=1)  # on bytes only ASCII white space splits, as in Kaldi
+        if not words:
+            continue
+        try:
+            key, rest = words[0].decode("utf-8"), b"".join(words[1:]).rstrip().decode("utf-8")
+        except UnicodeDecodeError:
+            raise DataError(f"{os.fspath(path)}: line {number} is not UTF-8; convert the file") from None
+        if key in seen:
+            raise DataError(f"{os.fspath(path)}: {key} has two lines")
+        seen.add(key)
+        yield key, rest
 
 
 def read_archive(
@@ -59,13 +98,20 @@ def read_archive(
         DataError: the archive is truncated, or has objects of another type.
     """
     with open_input(path) as source:
-        while not source.at_end():
-            key = source.token()
-            source.start()
-            if wanted is None or wanted(key):
-                yield key, read(source)
-            else:
-                source.skip_listed_integers()
+        yield from read_entries(source, read, wanted)
+
+
+def read_entries(
+    source: Input, read: Callable[[Input], T], wanted: Callable[[str], bool] | None = None
+) -> Iterator[tuple[str, T]]:
+    """Yields key and object of each entry of an archive that is open; otherwise like `read_archive`."""
+    while not source.at_end():
+        key = source.token()
+        source.start()
+        if wanted is None or wanted(key):
+            yield key, read(source)
+        else:
+            source.skip_listed_integers()
 
 
 def matrix(source: Input) -> Array:
@@ -88,20 +134,20 @@ class Script:
 
     Args:
         path: the file.
-        root: folder for relative paths that do not exist in the working directory.
-        allow_pipes: whether entries may be commands, which `read` then runs.
+        locations: how its entries are looked up.
+        source: the open file; None to open ``path``.
 
     Raises:
         DataError: the file cannot be read, or an entry is a command and pipes are not allowed.
     """
 
-    def __init__(self, path: str | os.PathLike[str], root: Path, *, allow_pipes: bool = False) -> None:
-        self.path, self._root, self._allow_pipes = path, root, allow_pipes
-        self.entries = dict(read_lines(path))
+    def __init__(self, path: str | os.PathLike[str], locations: Locations, source: Input | None = None) -> None:
+        self.path, self._locations = path, locations
+        self.entries = dict(read_lines(path) if source is None else read_lines_of(source, path))
         for key, entry in self.entries.items():
             if not entry:
                 raise DataError(f"{os.fspath(path)}: {key} has no location")
-            if "|" in entry and not allow_pipes:
+            if "|" in entry and not locations.allow_pipes:
                 raise DataError(
                     f"{os.fspath(path)}: the entry of {key} is a command ({entry:.60}), which is not run unless the "
                     "configuration has allow_pipes: true; or write its output to an archive with copy-feats"
@@ -123,10 +169,16 @@ class Script:
         where = f"{os.fspath(self.path)}: {key}"
         entry, ranges = _split_range(entry, where)
         if entry.rstrip().endswith("|"):
-            return _select(_from_command(entry.rstrip()[:-1], where), ranges, where)
-        path, offset = _split_offset(entry)
+            command = self._locations.map_command(entry.rstrip()[:-1])
+            return _select(_from_command(command, self._locations.root, where), ranges, where)
+        name, offset = _split_offset(entry)
+        path = self._locations.resolve(name)
+        if not path.exists():
+            raise DataError(
+                f"{where}: {path}: no such file; if it is a path of another machine, replace its start by path_map"
+            )
         try:
-            with open_input(resolve_path(path, self._root), offset=offset) as source:
+            with open_input(path, offset=offset) as source:
                 source.start()
                 array = source.array(2)
         except DataError as e:
@@ -170,9 +222,9 @@ def _select(array: Array, ranges: list[tuple[int, int] | None], where: str) -> A
     return array
 
 
-def _from_command(command: str, where: str) -> Array:
+def _from_command(command: str, folder: Path, where: str) -> Array:
     """Runs a shell command (a Kaldi extended filename, if allow_pipes is set) and reads the matrix that it writes."""
-    outcome = subprocess.run(command, shell=True, stdout=subprocess.PIPE, check=False)
+    outcome = subprocess.run(command, shell=True, stdout=subprocess.PIPE, cwd=folder, check=False)
     if outcome.returncode:
         raise DataError(f"{where}: the command {command!r} ended with status {outcome.returncode}")
     source = Input(io.BytesIO(outcome.stdout), f"{where}: output of {command!r}")

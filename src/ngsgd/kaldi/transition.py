@@ -76,16 +76,15 @@ class TransitionModel:
             )
         return self.pdf_ids[transition_ids]
 
-    def silence_pdfs(self, silence_phones: list[int]) -> list[int]:
-        """Returns the pdf-ids of the given phones, ascending.
+    def check_phones(self, phones: list[int]) -> None:
+        """Checks that the model has some phones.
 
         Raises:
-            DataError: the model does not have one of the phones.
+            DataError: it does not have one of them.
         """
-        for phone in silence_phones:
+        for phone in phones:
             if phone not in self.phones:
                 raise DataError(f"silence phone {phone} is not in the topology of the model")
-        return sorted({int(p) for p in self.pdf_ids[1:][np.isin(self.id_phones[1:], silence_phones)]})
 
 
 def read_transition_model(path: str | os.PathLike[str]) -> TransitionModel:

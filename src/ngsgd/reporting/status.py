@@ -60,15 +60,23 @@ def follow(run: Run) -> None:
         time.sleep(PERIOD)
 
 
+def describe_test_scores(run: Run) -> str:
+    """Returns the scores of the final model on the test set as text; those that a corpus does not have are left out."""
+    scores = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
+    texts = []
+    if "log_probability" in scores:
+        texts.append(f"log-probability {scores['log_probability']:.3f} per frame, accuracy {scores['accuracy']:.1%}")
+    texts += [
+        f"{unit} error rate {scores[f'{unit}_error_rate']:.2%}"
+        for unit in ("word", "phone")
+        if f"{unit}_error_rate" in scores
+    ]
+    return f"on the test set {', '.join(texts) or 'nothing was scored'}"
+
+
 def _stage(run: Run, x: int, num_iters: int) -> str:
     if run.evaluation_file.exists():
-        scores = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
-        unit = next((unit for unit in ("word", "phone") if f"{unit}_error_rate" in scores), None)
-        words = f", {unit} error rate {scores[f'{unit}_error_rate']:.2%}" if unit else ""
-        return (
-            f"finished; on the test set log-probability {scores['log_probability']:.3f} per frame, "
-            f"accuracy {scores['accuracy']:.1%}{words}"
-        )
+        return f"finished; {describe_test_scores(run)}"
     if run.final_model_file.exists():
         return "the final model is written, its evaluation is pending"
     return (

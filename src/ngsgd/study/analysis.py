@@ -169,8 +169,8 @@ def summary(experiment: Experiment, courses: pd.DataFrame, finishes: Mapping[str
                 "valid_log_probability": subset[OBJECTIVES["valid"]].iloc[-1],
                 "combined": combination["valid_log_probability"][str(combination["models"])],
                 "train_log_probability": subset[OBJECTIVES["train"]].iloc[-1],
-                "test_log_probability": evaluation["log_probability"],
-                "accuracy": evaluation["accuracy"],
+                "test_log_probability": evaluation.get("log_probability", float("nan")),
+                "accuracy": evaluation.get("accuracy", float("nan")),
                 "error_rate": evaluation.get("phone_error_rate", evaluation.get("word_error_rate", float("nan"))),
                 "minutes": subset["minutes"].iloc[-1],
             }

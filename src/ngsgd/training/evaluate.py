@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ngsgd.data.alignment import decode_word
-from ngsgd.data.corpus import CorpusInfo, Subset, WordModel, read_info
+from ngsgd.data.corpus import NO_CLASS, CorpusInfo, Subset, WordModel, read_info
 from ngsgd.data.phones import PhoneLoop
 from ngsgd.errors import DataError
 from ngsgd.files import write_text
@@ -28,10 +28,11 @@ NUM_TUNED = 100  # validation utterances on which the acoustic scale is chosen
 def evaluate(settings: Settings, model: Path, data: Path, splits: Sequence[Path], output: Path) -> None:
     """Writes the scores of a final model on the test subset (JSON).
 
-    All corpora: ``log_probability``, ``accuracy`` and ``frames``. Corpora with words: ``word_error_rate``, ``words``
-    and ``word_errors``; decoded with a graph also ``lmwt``, the language-model weight with the fewest errors on
-    validation utterances, and ``lm_weights``, the errors at every weight. Corpora with phones: ``phone_error_rate``,
-    ``phones``, ``insertions``, ``deletions``, ``substitutions`` and ``acoustic_scale``, chosen likewise.
+    Corpora whose test set has an alignment: ``log_probability``, ``accuracy`` and ``frames``. Corpora with words:
+    ``word_error_rate``, ``words`` and ``word_errors``; decoded with a graph also ``lmwt``, the language-model weight
+    with the fewest errors on validation utterances, and ``lm_weights``, the errors at every weight. Corpora with
+    phones: ``phone_error_rate``, ``phones``, ``insertions``, ``deletions``, ``substitutions`` and ``acoustic_scale``,
+    chosen likewise.
 
     Args:
         settings: of the run.
@@ -49,7 +50,8 @@ def evaluate(settings: Settings, model: Path, data: Path, splits: Sequence[Path]
     final = load_model(model).eval()
     info, test = read_info(data), Subset(data, "test")
     check_corpus_fits(final, info, data)
-    result: dict[str, Any] = score_utterances(final, test)._asdict()
+    scores = score_utterances(final, test)
+    result: dict[str, Any] = scores._asdict() if scores else {}
     if info.words:
         errors = sum(_decode(final, test, i, info.words) != word for i, word in enumerate(test.texts))
         result |= {"word_error_rate": errors / len(test), "words": len(test), "word_errors": errors}
@@ -70,24 +72,30 @@ def evaluate(settings: Settings, model: Path, data: Path, splits: Sequence[Path]
 
 
 @torch.no_grad()
-def score_utterances(model: AcousticModel, subset: Subset) -> Score:
+def score_utterances(model: AcousticModel, subset: Subset) -> Score | None:
     """Scores the model on all frames of a subset; first and last frames are repeated for context.
+
+    Returns:
+        The scores on the utterances with an alignment; None if there are none.
 
     Raises:
         DataError: the subset is empty, or has a label out of range.
     """
+    if not len(subset):
+        raise DataError("no utterance to score the model on")
+
     total, correct, frames = 0.0, 0, 0
     for i in range(len(subset)):
         features, labels = subset.utterance(i)
+        if labels[0] == NO_CLASS:
+            continue
         check_labels(labels, model.num_classes, f"utterance {subset.names[i]}")
         y = torch.from_numpy(labels.astype(np.int64))
         log_posteriors = model.log_posteriors(torch.from_numpy(np.array(features)))
         total += float(log_posteriors.gather(1, y[:, None]).double().sum())
         correct += int((log_posteriors.argmax(dim=1) == y).sum())
         frames += len(labels)
-    if frames == 0:
-        raise DataError("no utterance to score the model on")
-    return Score(total / frames, correct / frames, frames)
+    return Score(total / frames, correct / frames, frames) if frames else None
 
 
 def _score_phones(model: AcousticModel, info: CorpusInfo, data: Path) -> dict[str, Any]:

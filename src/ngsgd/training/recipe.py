@@ -84,7 +84,7 @@ def activate_recipe(run: Run, info: CorpusInfo, plan: Sequence[Job]) -> None:
     """
     settings = run.settings
     run.folder.mkdir(parents=True, exist_ok=True)
-    data = {"sha256": info.sha256, "silence": info.silence, "const_dim": info.const_dim, "counts": info.class_counts}
+    data = {"sha256": info.sha256, "const_dim": info.const_dim, "counts": info.class_counts}
     training = settings.values_for_training() | {"data": data, "plan": plan}
     if run.origin is not None:
         training["origin"] = run.origin

@@ -15,7 +15,7 @@ import numpy as np
 from ngsgd.data.corpus import CorpusInfo
 from ngsgd.declare import Stage, declared, setting
 from ngsgd.errors import ConfigError
-from ngsgd.files import digest, file_stamp, resolve_path, scp_targets
+from ngsgd.files import digest, expand_path, file_stamp, resolve_path, scp_targets
 from ngsgd.network.splices import Splices, context, parse_splice_indexes
 
 if TYPE_CHECKING:
@@ -401,7 +401,11 @@ class Settings(
     def path(self, name: str) -> Path | None:
         """The path that a setting gives: as it is if it exists, else relative to ``experiment``; None if not set."""
         value = getattr(self, name)
-        return None if value is None else resolve_path(value, Path(self.corpus_values["experiment"]))
+        return None if value is None else resolve_path(expand_path(value), self._root)
+
+    @property
+    def _root(self) -> Path:
+        return Path(expand_path(self.corpus_values["experiment"]))
 
     def source(self) -> list[str]:
         """Fingerprints of the contents of everything that the corpus is made from.
@@ -410,18 +414,16 @@ class Settings(
             ConfigError: the package that it comes from is not installed.
         """
         corpus = self.corpus_settings
-        stamps = corpus.versions()
+        stamps = corpus.stamps()
         for name, declaration in declared(type(corpus)).items():
-            path = corpus.path(name) if declaration.is_source else None
-            # Names of Lhotse's own extractors are no files.
-            if path is not None and (path.exists() or name != "feature_extractor"):
+            if declaration.is_source and (path := corpus.path(name)) is not None:
                 stamps += self._stamps(name, path)
         return stamps
 
     def _stamps(self, name: str, path: Path) -> list[str]:
         files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-        root = Path(self.corpus_values["experiment"])
-        targets = {other for p in files if p.suffix == ".scp" for other in scp_targets(p, root)}
+        path_map = self.corpus_values.get("path_map", {})
+        targets = {other for p in files if p.suffix == ".scp" for other in scp_targets(p, self._root, path_map)}
         return [f"{name} {p.name} {file_stamp(p)}" for p in files] + [
             f"{name} {other} {file_stamp(other, hashed=0)}" for other in sorted(targets - set(files))
         ]
@@ -463,7 +465,25 @@ class Settings(
                 f"final_effective_lrate {self.final_effective_lrate} is above initial_effective_lrate "
                 f"{self.initial_effective_lrate}"
             )
-        self.corpus_settings.check()
+        corpus = self.corpus_settings
+        corpus.check()
+        if not self.graph and getattr(corpus, "test_alignment", "") is None:
+            raise ConfigError("test_alignment and graph: without both of them the final model cannot be scored")
+
+    def check_sources(self) -> None:
+        """Checks that the files and folders that settings name exist, before any job needs them.
+
+        Raises:
+            ConfigError: one does not, or cannot be what the setting says.
+        """
+        from ngsgd.data.corpora import check_exists
+
+        self.corpus_settings.check_sources()
+        if (graph := self.path("graph")) is not None:
+            check_exists("graph", graph, self._root)
+            for file in ("HCLG.fst", "words.txt"):
+                if not (graph / file).exists():
+                    raise ConfigError(f"graph: {graph} has no {file}; make the graph with mkgraph.sh")
 
     def of_stages(self, *stages: Stage) -> dict[str, Any]:
         """The settings, apart from those of the corpus, that change the results of the given stages."""

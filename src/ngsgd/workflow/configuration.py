@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import math
+import re
 import textwrap
 import types
 import typing
@@ -26,6 +28,9 @@ from ngsgd.training.averaging_rules import averaging_rules
 from ngsgd.training.call_settings import CALL_SETTINGS, CallSettings
 from ngsgd.training.lrate_schedules import SCHEDULES
 from ngsgd.training.settings import SECTIONS, Settings
+
+# Numbers that YAML reads as text, since it wants a point in them and a sign in the exponent.
+EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}")
 
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
@@ -54,6 +59,70 @@ def config_schema() -> dict[str, Any]:
         "required": list(properties),
         "properties": properties,
     }
+
+
+def check_sources(settings: Mapping[str, Settings]) -> None:
+    """Checks that the files and folders exist that the settings of the runs name.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    for name, own in settings.items():
+        try:
+            own.check_sources()
+        except ConfigError as e:
+            raise ConfigError(f"runs: {name}: {e}") from None
+
+
+def typed_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration in which values have the types of their settings where YAML read them as another.
+
+    YAML reads ``2e-3`` as text, ``1`` as a number where a name or phone is meant, and ``1:2:3`` as the number 3723 (in
+    base 60). A number below 60 can only be meant as it is written; a larger one for a setting that is text is an error
+    that says how to write it.
+
+    Raises:
+        ConfigError: a value for text was read as a number or a date.
+    """
+    properties = config_schema()["properties"]
+
+    def typed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+        return {
+            name: _typed(value, properties.get(name, {}).get("type", []), f"{where}{name}")
+            for name, value in values.items()
+        }
+
+    runs = config.get("runs")
+    if not isinstance(runs, Mapping):
+        return typed(config, "")
+    own = {run: typed(v, f"runs: {run}: ") if isinstance(v, Mapping) else v for run, v in runs.items()}
+    return typed(config, "") | {"runs": own}
+
+
+def _typed(value: Any, types: str | list[str], where: str) -> Any:
+    if isinstance(value, str) and EXPONENT.fullmatch(value):
+        if "number" in types:
+            return float(value)
+        if "integer" in types and float(value).is_integer():
+            return int(float(value))
+    if "string" not in types or not isinstance(value, int | float | datetime.date):
+        return value
+    is_number = not isinstance(value, bool | datetime.date)
+    if is_number and value in range(60):
+        return str(value)
+    kind = "number" if is_number else "date" if isinstance(value, datetime.date) else "truth value"
+    meant = [str(value), *([_in_base_60(value)] if is_number and isinstance(value, int) and value >= 60 else [])]
+    quoted = " or ".join(f'"{text}"' for text in meant)
+    raise ConfigError(f"{where}: YAML reads this value as the {kind} {value}; write it in quotes, such as {quoted}")
+
+
+def _in_base_60(value: int) -> str:
+    """Returns the text with colons that YAML reads as this number."""
+    parts = []
+    while value >= 60:
+        value, part = divmod(value, 60)
+        parts.append(part)
+    return ":".join(map(str, [value, *reversed(parts)]))
 
 
 def _sections() -> list[type]:
@@ -93,6 +162,7 @@ def run_settings(config: Mapping[str, Any]) -> dict[str, Settings]:
         ConfigError: a key is unknown or missing, or a value has the wrong type, is out of range, or does not match the
             others.
     """
+    config = typed_values(config)
     schema = config_schema()
     # JSON schema takes 8.0 for an integer, and NaN for a number.
     types = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(

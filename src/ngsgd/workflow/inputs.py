@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ngsgd.data.corpus import SUBSETS
+from ngsgd.data.corpus import SUBSET_FILES, SUBSETS
 from ngsgd.training.call_settings import CallSettings
 from ngsgd.training.run import Run
 from ngsgd.training.settings import Settings
@@ -15,7 +15,7 @@ from ngsgd.workflow.plans import Plans
 from ngsgd.workflow.runs import initial_model_path, recipe_path
 from ngsgd.workflow.snakemake_call import SnakemakeCall
 
-CORPUS_FILES = [f"{subset}.{part}" for subset in SUBSETS for part in ("features.npy", "labels.npy", "utterances.tsv")]
+CORPUS_FILES = [f"{subset}.{file}" for subset in SUBSETS for file in SUBSET_FILES]
 
 #: The rules of training that follow from one another. Where one of them is forced, everything is made again.
 TRAINING_RULES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import re
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 from ngsgd.files import remove_abandoned
 from ngsgd.forkserver.server import start_server
 from ngsgd.locks import RunLock, announce_snakemake_process
+from ngsgd.reporting.status import describe_test_scores
 from ngsgd.training.call_settings import CallSettings
 from ngsgd.training.plan import read_plan
 from ngsgd.training.pruning import prune
@@ -107,10 +107,4 @@ def finish_call(runs: Mapping[str, Run], plans: Plans, call: SnakemakeCall, exec
 
 def describe_result(run: Run) -> str:
     """One line with the test scores of a run's final model."""
-    scores = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
-    unit = next((unit for unit in ("word", "phone") if f"{unit}_error_rate" in scores), None)
-    words = f", {unit} error rate {scores[f'{unit}_error_rate']:.2%}" if unit else ""
-    return (
-        f"{run.folder.name}: on the test set log-probability {scores['log_probability']:.3f} per frame, "
-        f"accuracy {scores['accuracy']:.1%}{words}; {run.folder}/figures/convergence.png"
-    )
+    return f"{run.folder.name}: {describe_test_scores(run)}; {run.folder}/figures/convergence.png"

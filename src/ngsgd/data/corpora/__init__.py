@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from ngsgd.data.corpus import Utterance, WordModel
-from ngsgd.declare import setting
+from ngsgd.declare import declared, setting
 from ngsgd.errors import ConfigError
-from ngsgd.files import resolve_path
+from ngsgd.files import expand_path, resolve_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,23 @@ class CorpusSettings:
         "log and its reason in `corpus.json`.",
         stage="corpus", minimum=0, maximum=1,
     )  # fmt: skip
+    max_unaligned_utterance_share: float = setting(
+        0.5,
+        "Share of utterances without alignment above which the run stops. Up to it they are dropped likewise.",
+        stage="corpus", minimum=0, maximum=1,
+    )  # fmt: skip
 
     def path(self, name: str) -> Path | None:
-        """The path that a setting gives: as it is if it exists, else relative to ``experiment``; None if not set."""
-        value = getattr(self, name)
-        return None if value is None else resolve_path(value, Path(self.experiment))
+        """The path of a setting, as it is if it exists, otherwise relative to ``experiment``; None if it has none."""
+        value, not_a_path = getattr(self, name), declared(type(self))[name].not_a_path
+        if value is None or (not_a_path is not None and re.fullmatch(not_a_path, value)):
+            return None
+        return resolve_path(expand_path(value), self.root)
+
+    @property
+    def root(self) -> Path:
+        """The folder that paths are relative to."""
+        return Path(expand_path(self.experiment))
 
     def check(self) -> None:
         """Checks that the settings match each other.
@@ -51,13 +64,35 @@ class CorpusSettings:
             ConfigError: they do not.
         """
 
-    def versions(self) -> list[str]:
-        """The packages that the data comes from, with their versions.
+    def check_sources(self) -> None:
+        """Checks that the files and folders that settings name exist.
 
         Raises:
-            ConfigError: a package is not installed.
+            ConfigError: one does not.
+        """
+        for name, declaration in declared(type(self)).items():
+            if declaration.is_source and (path := self.path(name)) is not None:
+                check_exists(name, path, self.root)
+
+    def stamps(self) -> list[str]:
+        """Fingerprints of what the data depends on apart from the values of settings and the files that they name.
+
+        Raises:
+            ConfigError: a package that the data comes from is not installed.
         """
         return []
+
+
+def check_exists(name: str, path: Path, root: Path) -> None:
+    """Checks that the file or folder exists that a setting names.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if path.exists():
+        return
+    where = f" in {Path.cwd()} or in {root}" if path.is_relative_to(root) else ""
+    raise ConfigError(f"{name}: {path}: no such file or folder{where}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +113,12 @@ class FileSettings(CorpusSettings):
         "File with one validation utterance per line; null to hold out `num_valid_utterances` of the training data.",
         stage="corpus", is_source=True,
     )  # fmt: skip
+    path_map: dict[str, str] = setting(
+        {},
+        "Replacements of the start of paths inside `.scp` files, for data that was made on another machine: "
+        "`{/home/ann/egs/s5: .}` looks for `/home/ann/egs/s5/mfcc/raw.1.ark` in `mfcc/` of `experiment`.",
+        stage="corpus", schema={"type": "object", "additionalProperties": {"type": "string"}},
+    )  # fmt: skip
     allow_pipes: bool = setting(
         False,
         "Whether to run commands that `.scp` files have instead of file names, and to open everything that Lhotse "
@@ -94,7 +135,7 @@ class ExtractorSettings(CorpusSettings):
         "kaldi-fbank",
         "Extractor for audio: `kaldi-fbank` or `kaldi-mfcc` with Lhotse's defaults, or a file of settings "
         "(`FeatureExtractor.to_yaml`).",
-        stage="corpus", not_empty=True, is_source=True,
+        stage="corpus", not_empty=True, is_source=True, not_a_path="kaldi-fbank|kaldi-mfcc",
     )  # fmt: skip
     states_per_symbol: int = setting(
         3,
@@ -115,7 +156,6 @@ class Corpus(Protocol):
     dim: int
     const_dim: int
     num_classes: int
-    silence: list[int]
     transition_model: str | None
     phones: tuple[str, ...]
     words: list[WordModel]

@@ -134,7 +134,7 @@ class DigitsSettings(TestSetSettings):
         stage="corpus", minimum=1, maximum=100,
     )  # fmt: skip
 
-    def versions(self) -> list[str]:
+    def stamps(self) -> list[str]:
         if self.digits_file is not None:
             return []
         try:
@@ -173,7 +173,6 @@ class DigitsCorpus:
         recordings = read_digits(path)
         self.dim = recordings[0].features.shape[1]
         self.num_classes = len(WORDS) * states_per_word
-        self.silence: list[int] = []
         self._dropped: list[tuple[str, str]] = []
         usable: list[Recording] = []
         for r in recordings:

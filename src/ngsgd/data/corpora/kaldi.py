@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
+import numpy as np
+
 from ngsgd.data.corpora import CorpusSettings, FileSettings, register_corpus
-from ngsgd.data.corpus import MAX_CLASSES, Float32s, Int32s, Utterance, WordModel, split_bounds
+from ngsgd.data.corpus import MAX_CLASSES, NUM_NAMED, UNALIGNED, Float32s, Int32s, Utterance, WordModel, split_bounds
 from ngsgd.data.holdout import hold_out, include_copies
-from ngsgd.data.kaldi_features import FeatureOptions, Features, numbered
+from ngsgd.data.kaldi_features import FeatureOptions, Features, config_files, numbered
 from ngsgd.declare import setting
 from ngsgd.errors import ConfigError, DataError, UtteranceError
-from ngsgd.files import resolve_path
+from ngsgd.files import file_stamp, resolve_path
 from ngsgd.kaldi.stream import Input
-from ngsgd.kaldi.tables import Script, integers, read_archive, read_lines, skip_integers
+from ngsgd.kaldi.tables import Locations, Script, integers, read_archive, read_lines, skip_integers, split_words
 from ngsgd.kaldi.transition import TransitionModel, read_transition_model, transitions_to_text
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+PHONES = r"\d{1,9}(:\d{1,9})*"  # regular expression of phone numbers such as 1:2:3
+NO_TRANSFORMS = "none"  # value of `train_transforms` and `test_transforms`
 PROBED = 20  # utterances read to find the feature dimension
+
+
+def check_frame_rate(alignment: Path) -> None:
+    """Checks that an alignment directory has a label for every frame.
+
+    Raises:
+        DataError: it is of a chain model, which has one for every third frame.
+    """
+    path = alignment / "frame_subsampling_factor"
+    try:
+        factor = path.read_text(encoding="utf-8").strip() if path.exists() else "1"
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path}: cannot be read ({e})") from None
+    if factor != "1":
+        raise DataError(
+            f"{alignment} is of a chain model, which has one label for every {factor} frames; give an alignment of a "
+            "GMM (steps/align_si.sh, steps/align_fmllr.sh)"
+        )
 
 
 class Labels:
@@ -47,6 +70,7 @@ class Labels:
         self.transitions: TransitionModel | None = None
         self._archives = [path]
         if path.is_dir():
+            check_frame_rate(path)
             self._archives = numbered(path, "ali")
             self.transitions = read_transition_model(path / "final.mdl")
         elif not path.exists():
@@ -91,43 +115,83 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Side:
-    """Training or test data: features, labels and, if there is a file ``text``, the transcripts."""
+class DataDirectory:
+    """The opened training or test data.
+
+    Attributes:
+        scp: the features.
+        features: their processing.
+        labels: the alignment; None if there is none.
+        texts: the transcripts; None without a file ``text``.
+    """
 
     scp: Script
     features: Features
-    labels: Labels
+    labels: Labels | None
     texts: dict[str, str] | None
 
     def names(self) -> list[str]:
-        """Returns all utterances: first those with an alignment, in its order, then the others."""
-        return list(dict.fromkeys([*self.labels.names, *self.scp.entries]))
+        """Returns the utterances of ``feats.scp``: first those with an alignment, in its order, then the others."""
+        aligned = [name for name in self.labels.names if name in self.scp] if self.labels else []
+        return list(dict.fromkeys([*aligned, *self.scp.entries]))
 
     def read(self, name: str) -> tuple[Float32s, int]:
-        """Returns the features of an utterance and the dimension of its i-vectors, see `Features.of`.
+        """Returns the features of an utterance and the dimension of its i-vectors, see `Features.process`.
 
         Raises:
             UtteranceError: the features are missing or unusable.
         """
-        if name not in self.scp:
-            raise UtteranceError("it has no features")
         try:
             raw = self.scp.read(name)
         except DataError as e:
             raise UtteranceError(str(e)) from None
         return self.features.process(name, raw)
 
+    def utterance(self, name: str, values: Int32s | None, const_dim: int, silence_phones: list[int]) -> Utterance:
+        """Returns an utterance.
+
+        Args:
+            name: name of the utterance.
+            values: stored integers of its alignment; None if it has none.
+            const_dim: expected dimension of its i-vectors.
+            silence_phones: phones that are silence.
+
+        Raises:
+            UtteranceError: the utterance is unusable.
+        """
+        features, own_const_dim = self.read(name)
+        if own_const_dim != const_dim:
+            raise UtteranceError(f"i-vectors of dimension {own_const_dim}, expected {const_dim}")
+        if self.texts is not None and name not in self.texts:
+            raise UtteranceError("it has no line in text")
+        pdfs, silence = None, None
+        if values is not None:
+            assert self.labels is not None
+            pdfs = self.labels.to_pdfs(values)
+            if silence_phones and self.labels.transitions is not None:
+                silence = np.isin(self.labels.transitions.id_phones[values], silence_phones)
+        text = self.texts[name] if self.texts else ""
+        return Utterance(name, features, pdfs, text, silence, self.features.speaker(name))
+
 
 @dataclass(frozen=True)
-class Directories:
-    """Input directories of the training or test data; see the configuration keys."""
+class DataPaths:
+    """Input directories of the training or test data; see the configuration keys.
 
+    Attributes:
+        name: ``train`` or ``test``, with which the names of its settings begin.
+        data, alignment, transforms, ivectors: the directories; None for those that are not set.
+        no_transforms: whether transforms of the alignment directory are ignored, too.
+    """
+
+    name: str
     data: Path
-    alignment: Path
-    transforms: Path | None
-    ivectors: Path | None
+    alignment: Path | None = None
+    transforms: Path | None = None
+    ivectors: Path | None = None
+    no_transforms: bool = False
 
-    def open(self, options: FeatureOptions, made_with: Path | None) -> Side:
+    def open(self, options: FeatureOptions, made_with: Path | None) -> DataDirectory:
         """Opens the data.
 
         Args:
@@ -143,13 +207,18 @@ class Directories:
             utt2spk if utt2spk.exists() else None,
             made_with,
             self.transforms,
-            self.alignment if self.alignment.is_dir() else None,
+            None if self.no_transforms else self.alignment_directory,
             self.ivectors,
             options,
         )
-        texts = {name: " ".join(words.split()) for name, words in read_lines(text)} if text.exists() else None
-        scp = Script(self.data / "feats.scp", options.root, allow_pipes=options.allow_pipes)
-        return Side(scp, features, Labels(self.alignment), texts)
+        texts = {name: " ".join(split_words(words)) for name, words in read_lines(text)} if text.exists() else None
+        scp = Script(self.data / "feats.scp", options.locations)
+        return DataDirectory(scp, features, Labels(self.alignment) if self.alignment else None, texts)
+
+    @property
+    def alignment_directory(self) -> Path | None:
+        """The alignment directory; None for an archive of pdf-ids."""
+        return self.alignment if self.alignment is not None and self.alignment.is_dir() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +241,11 @@ class KaldiSettings(FileSettings):
         stage="corpus", is_source=True,
     )  # fmt: skip
     test_alignment: str | None = setting(
-        None, "Alignment directory of the test data, or an archive of pdf-ids.", stage="corpus", is_source=True
-    )
+        None,
+        "Alignment directory of the test data, or an archive of pdf-ids; null for none: then the final model is scored "
+        "by its words alone, which needs `graph`.",
+        stage="corpus", is_source=True,
+    )  # fmt: skip
     silence_phones: str | None = setting(
         None,
         "Phones that the feature transform ignores, as `1:2:3` or a file with such a line (`phones/silence.csl`); null "
@@ -197,12 +269,15 @@ class KaldiSettings(FileSettings):
     )
     train_transforms: str | None = setting(
         None,
-        "Directory with `trans.*` (fMLLR by speaker) of the training data, or `raw_trans.*` for raw features.",
+        "Directory with `trans.*` (fMLLR by speaker) of the training data, or `raw_trans.*` for raw features; null for "
+        "those of `train_alignment`, if it has any; `none` to use none. Training and test data are transformed alike.",
         stage="corpus", is_source=True, kaldi="transform-dir",
     )  # fmt: skip
     test_transforms: str | None = setting(
-        None, "Directory with the transforms of the test data, likewise.", stage="corpus", is_source=True
-    )
+        None,
+        "Directory with the transforms of the test data, likewise, such as a decoding directory.",
+        stage="corpus", is_source=True, not_a_path=NO_TRANSFORMS,
+    )  # fmt: skip
     train_ivectors: str | None = setting(
         None,
         "Directory with `ivector_online.scp` and `ivector_period` of the training data.",
@@ -213,14 +288,40 @@ class KaldiSettings(FileSettings):
     )
 
     def check(self) -> None:
-        for name in ("train_data", "train_alignment", "test_data", "test_alignment"):
+        for name in ("train_data", "train_alignment", "test_data"):
             if getattr(self, name) is None:
                 raise ConfigError(f"corpus: kaldi needs {name}")
+        if (self.train_ivectors is None) != (self.test_ivectors is None):
+            raise ConfigError("train_ivectors and test_ivectors: give both or neither")
+
+    def check_sources(self) -> None:
+        super().check_sources()
+        for name in ("train_data", "test_data"):
+            folder = self.path(name)
+            if folder is not None and not (folder / "feats.scp").exists():
+                raise ConfigError(f"{name}: {folder} has no feats.scp; extract features first (make_mfcc.sh)")
+        for name in ("train_alignment", "test_alignment"):
+            if (alignment := self.path(name)) is not None:
+                try:
+                    check_frame_rate(alignment)
+                except DataError as e:
+                    raise ConfigError(f"{name}: {e}") from None
+
+    def stamps(self) -> list[str]:
+        options = [self.cmvn_opts or ""]
+        if (alignment := self.path("train_alignment")) and self.cmvn_opts is None:
+            with contextlib.suppress(OSError, ValueError):  # opening the corpus reports it
+                options.append((alignment / "cmvn_opts").read_text(encoding="utf-8"))
+        files = [resolve_path(name, self.root) for text in options for name in config_files(text)]
+        return [f"cmvn_opts {file_stamp(path)}" for path in files]
 
 
 @register_corpus("kaldi")
 class KaldiCorpus:
     """A Kaldi experiment, read utterance by utterance; see `Corpus`.
+
+    ``feats.scp`` says which utterances there are, as in ``steps/nnet2/get_egs2.sh``. Training and validation utterances
+    need an alignment; test utterances may have one.
 
     Args:
         train, test: input directories.
@@ -230,7 +331,7 @@ class KaldiCorpus:
         silence_phones: phone numbers such as ``1:2:3``, or a file with them; None for no silence.
 
     Raises:
-        DataError: a file is missing or malformed.
+        DataError: a file is missing or malformed, or training and test data are not transformed alike.
         ConfigError: a setting does not match the data.
     """
 
@@ -239,21 +340,26 @@ class KaldiCorpus:
 
     @classmethod
     def from_settings(cls, settings: KaldiSettings) -> KaldiCorpus:
-        def directories(side: str) -> Directories:
-            data, alignment = settings.path(f"{side}_data"), settings.path(f"{side}_alignment")
+        def paths(name: str) -> DataPaths:
+            data = settings.path(f"{name}_data")
             assert data is not None
-            assert alignment is not None
-            return Directories(data, alignment, settings.path(f"{side}_transforms"), settings.path(f"{side}_ivectors"))
+            return DataPaths(
+                name,
+                data,
+                settings.path(f"{name}_alignment"),
+                settings.path(f"{name}_transforms"),
+                settings.path(f"{name}_ivectors"),
+                no_transforms=getattr(settings, f"{name}_transforms") == NO_TRANSFORMS,
+            )
 
         return cls(
-            directories("train"),
-            directories("test"),
+            paths("train"),
+            paths("test"),
             FeatureOptions(
-                root=Path(settings.experiment),
+                Locations(settings.root, settings.path_map, settings.allow_pipes),
                 cmvn=settings.cmvn_opts,
                 feature_type=settings.feature_type,
                 delta_order=settings.delta_order,
-                allow_pipes=settings.allow_pipes,
             ),
             settings.path("valid_utterances"),
             settings.num_valid_utterances,
@@ -262,34 +368,34 @@ class KaldiCorpus:
 
     def __init__(
         self,
-        train: Directories,
-        test: Directories,
+        train: DataPaths,
+        test: DataPaths,
         options: FeatureOptions,
         valid_utterances: Path | None,
         num_valid_utterances: int,
         silence_phones: str | None,
     ) -> None:
         self.words: list[WordModel] = []
+        self._paths = {"train": train, "test": test}
         # As in Kaldi, the feature options of the training alignments also apply to the test set.
-        made_with = train.alignment if train.alignment.is_dir() else None
-        self._sides = {"train": train.open(options, made_with), "test": test.open(options, made_with)}
-        transitions = self._sides["train"].labels.transitions
-        num_pdfs = {name: side.labels.num_pdfs() for name, side in self._sides.items()}
-        if transitions and num_pdfs["test"] != num_pdfs["train"] and self._sides["test"].labels.transitions:
-            raise DataError(
-                f"{test.alignment}: its model has {num_pdfs['test']} pdf-ids, but that of {train.alignment} has "
-                f"{num_pdfs['train']}; align the test set with the same model"
-            )
-        self.num_classes = num_pdfs["train"] if transitions else max(num_pdfs.values())
-        self.transition_model = transitions_to_text(transitions) if transitions else None
-        self.silence: list[int] = []
+        made_with = train.alignment_directory
+        self._directories = {name: paths.open(options, made_with) for name, paths in self._paths.items()}
+        if options.feature_type != "raw":
+            _check_same_final_mat(train, test)
+        _check_same_transforms(self._paths, self._directories)
+        labels = self._directories["train"].labels
+        assert labels is not None
+        self.num_classes = self._count_classes(labels, self._directories["test"].labels)
+        self.transition_model = transitions_to_text(labels.transitions) if labels.transitions else None
+        self._silence_phones: list[int] = []
         if silence_phones is not None:
-            if transitions is None:
+            if labels.transitions is None:
                 raise ConfigError("silence_phones: needs an alignment directory, an archive of pdf-ids has no phones")
-            self.silence = transitions.silence_pdfs(_phones(silence_phones, options.root))
+            self._silence_phones = _phones(silence_phones, options.locations.root)
+            labels.transitions.check_phones(self._silence_phones)
         uniq_file = train.data / "utt2uniq"
         uniq = dict(read_lines(uniq_file)) if uniq_file.exists() else {}
-        names = self._sides["train"].names()
+        names = self._directories["train"].names()
         if valid_utterances:
             listed = {name for name, _ in read_lines(valid_utterances)}
             self._valid = include_copies(listed, names, uniq)
@@ -301,34 +407,66 @@ class KaldiCorpus:
             self._valid = hold_out(names, num_valid_utterances, uniq)
         self.dim, self.const_dim = self._probe(train.data)
 
+    def _count_classes(self, train: Labels, test: Labels | None) -> int:
+        """Returns the number of pdf-ids.
+
+        Raises:
+            DataError: training and test data were aligned with different models.
+        """
+        if test is None:
+            return train.num_pdfs()
+        if train.transitions is None:
+            return max(train.num_pdfs(), test.num_pdfs())
+        if test.transitions and not np.array_equal(train.transitions.tuples, test.transitions.tuples):
+            raise DataError(
+                f"{self._paths['test'].alignment}: its model has {test.num_pdfs()} pdf-ids and "
+                f"{len(test.transitions.tuples)} states, that of {self._paths['train'].alignment} has "
+                f"{train.num_pdfs()} and {len(train.transitions.tuples)}, or assigns them otherwise; align the test "
+                "set with the same model, or set test_alignment: null"
+            )
+        return train.num_pdfs()
+
     def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
         """Reads the utterances of one part of a subset; see `Corpus`."""
-        side = self._sides["test" if subset == "test" else "train"]
-        names = side.names()
+        name = "test" if subset == "test" else "train"
+        directory = self._directories[name]
+        names = directory.names()
+        if part == 0 and subset != "valid":
+            self._report_foreign_alignments(name)
         first, last = split_bounds(len(names), part, num_parts)
         wanted = {n: None for n in names[first:last] if subset == "test" or (n in self._valid) == (subset == "valid")}
-        for name, values in side.labels.read(set(wanted)):
-            del wanted[name]
+
+        def read(utterance: str, values: Int32s | None) -> Iterator[Utterance]:
             try:
-                labels = side.labels.to_pdfs(values)
-                features, const_dim = side.read(name)
-                if const_dim != self.const_dim:
-                    raise UtteranceError(f"i-vectors of dimension {const_dim}, expected {self.const_dim}")
-                if side.texts is not None and name not in side.texts:
-                    raise UtteranceError("it has no line in text")
+                yield directory.utterance(utterance, values, self.const_dim, self._silence_phones)
             except UtteranceError as e:
-                drop(name, str(e))
-                continue
-            yield Utterance(name, features, labels, side.texts[name] if side.texts else "")
-        for name in wanted:
-            drop(name, "it has no alignment")
+                drop(utterance, str(e))
+
+        for utterance, values in directory.labels.read(set(wanted)) if directory.labels else ():
+            del wanted[utterance]
+            yield from read(utterance, values)
+        for utterance in wanted:
+            if subset == "test":
+                yield from read(utterance, None)
+            else:
+                drop(utterance, UNALIGNED)
+
+    def _report_foreign_alignments(self, name: str) -> None:
+        """Logs how many alignments are of utterances that are not in the data directory."""
+        directory, paths = self._directories[name], self._paths[name]
+        aligned = directory.labels.names if directory.labels else []
+        if foreign := [utterance for utterance in aligned if utterance not in directory.scp]:
+            log.warning(
+                "%s: %d of %d alignments are not used, since their utterances are not in %s; the first: %s",
+                paths.alignment, len(foreign), len(aligned), paths.data / "feats.scp", ", ".join(foreign[:NUM_NAMED]),
+            )  # fmt: skip
 
     def _probe(self, where: Path) -> tuple[int, int]:
         """Returns the most frequent feature and i-vector dimensions of the first utterances."""
         reason, found = "it is empty", Counter[tuple[int, int]]()
-        for name in self._sides["train"].names()[:PROBED]:
+        for name in self._directories["train"].names()[:PROBED]:
             try:
-                features, const_dim = self._sides["train"].read(name)
+                features, const_dim = self._directories["train"].read(name)
                 found[features.shape[1], const_dim] += 1
             except UtteranceError as e:
                 reason = f"{name}: {e}"
@@ -337,8 +475,41 @@ class KaldiCorpus:
         return found.most_common(1)[0][0]
 
 
+def _check_same_final_mat(train: DataPaths, test: DataPaths) -> None:
+    """Checks that the alignment directories of training and test data have the same ``final.mat``.
+
+    Raises:
+        DataError: they have not.
+    """
+    if train.alignment_directory is None or test.alignment_directory is None:
+        return
+    paths = [directory / "final.mat" for directory in (train.alignment_directory, test.alignment_directory)]
+    stamps = [file_stamp(path) for path in paths]
+    if stamps[0] != stamps[1]:
+        raise DataError(
+            f"{paths[0]} (train_alignment) and {paths[1]} (test_alignment) differ, or one of them is missing; align "
+            "the test set with the same model, or set test_alignment: null"
+        )
+
+
+def _check_same_transforms(paths: Mapping[str, DataPaths], directories: Mapping[str, DataDirectory]) -> None:
+    """Checks that fMLLR transforms are applied to training and test data, or to neither.
+
+    Raises:
+        DataError: they are applied to one of them only.
+    """
+    folders = {name: directory.features.transforms_folder for name, directory in directories.items()}
+    for name, other in (("train", "test"), ("test", "train")):
+        if folders[name] is not None and folders[other] is None:
+            raise DataError(
+                f"{paths[name].data} ({name}_data) is transformed by the fMLLR transforms of {folders[name]}, but "
+                f"there are none for {paths[other].data} ({other}_data): set {other}_transforms to a directory with "
+                f"its trans.*, or {name}_transforms: none"
+            )
+
+
 def _phones(text: str, root: Path) -> list[int]:
-    if not re.fullmatch(r"\d{1,9}(:\d{1,9})*", text):
+    if not re.fullmatch(PHONES, text):
         path = resolve_path(text, root)
         try:
             text = path.read_text(encoding="utf-8").strip()
@@ -346,6 +517,6 @@ def _phones(text: str, root: Path) -> list[int]:
             raise ConfigError(
                 f"silence_phones: neither phone numbers such as 1:2:3 nor a file with them ({e})"
             ) from None
-        if not re.fullmatch(r"\d{1,9}(:\d{1,9})*", text):
+        if not re.fullmatch(PHONES, text):
             raise ConfigError(f"silence_phones: {path} has {text!r:.60}, expected phone numbers such as 1:2:3")
     return [int(phone) for phone in text.split(":")]

@@ -175,7 +175,7 @@ class LhotseCorpus:
         return cls(
             train,
             test,
-            Path(settings.experiment),
+            settings.root,
             settings.feature_extractor,
             labels,
             settings.path("valid_utterances"),
@@ -200,7 +200,6 @@ class LhotseCorpus:
         self._extractor = Extractor(extractor, root)
         self._options = labels
         self._symbols = _read_symbols(labels.symbols) if labels.symbols else {}
-        self.silence: list[int] = []
         self.words: list[WordModel] = []
         self._names: dict[str, list[str]] = {"train": [], "test": []}
         originals: dict[str, str] = {}

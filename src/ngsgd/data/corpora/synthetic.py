@@ -56,7 +56,7 @@ class SyntheticSettings(ExtractorSettings, TestSetSettings):
     )
     corpus_seed: int = setting(0, "Seed of sentences, voices, rooms and noise.", stage="corpus", minimum=0)
 
-    def versions(self) -> list[str]:
+    def stamps(self) -> list[str]:
         try:
             return [f"{name} {importlib.metadata.version(name)}" for name in ("espeakng-loader", "lhotse")]
         except importlib.metadata.PackageNotFoundError as e:
@@ -92,7 +92,7 @@ class SyntheticCorpus:
             settings.num_valid_utterances,
             settings.num_test_utterances,
             settings.feature_extractor,
-            Path(settings.experiment),
+            settings.root,
             settings.states_per_symbol,
             settings.corpus_seed,
         )
@@ -114,8 +114,6 @@ class SyntheticCorpus:
         self._extractor = Extractor(extractor, root)
         self._states, self._seed = states_per_symbol, seed
         self.num_classes = len(PHONES) * states_per_symbol
-        first = PHONES.index(SILENCE) * states_per_symbol
-        self.silence = list(range(first, first + states_per_symbol))
         self.dim = self._extractor(np.zeros(SAMPLING_RATE, np.float32), SAMPLING_RATE).shape[1]
 
     def read(self, subset: str, part: int, num_parts: int, drop: Callable[[str, str], None]) -> Iterator[Utterance]:
@@ -147,7 +145,9 @@ class SyntheticCorpus:
         features = self._extractor(samples, SAMPLING_RATE)
         seconds = len(samples) / SAMPLING_RATE
         phones = " ".join(PHONES[phone] for phone in speech.phones if PHONES[phone] != SILENCE)
-        return Utterance(name, features, labels(speech, seconds, pace, len(features), self._states), phones)
+        classes = labels(speech, seconds, pace, len(features), self._states)
+        silence = classes // self._states == PHONES.index(SILENCE)
+        return Utterance(name, features, classes, phones, silence)
 
 
 def part_of(text: str) -> str:
