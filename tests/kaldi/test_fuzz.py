@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import random
@@ -17,9 +18,11 @@ from hypothesis import strategies as st
 
 from ngsgd.cli.models import load
 from ngsgd.data.corpora.lhotse import read_manifest
-from ngsgd.errors import NgsgdError
+from ngsgd.data.kaldi_features import CmvnOptions
+from ngsgd.errors import DataError, NgsgdError
 from ngsgd.kaldi.graph import prepare_graph
 from ngsgd.kaldi.nnet2 import write_nnet2
+from ngsgd.kaldi.specifiers import Rspecifier, Wspecifier
 from ngsgd.kaldi.tables import Locations, Script, integers, matrix, read_archive, read_lines
 from ngsgd.kaldi.transition import read_transition_model
 from ngsgd.network.nnet2 import to_nnet2
@@ -101,6 +104,17 @@ def read_graph(path: Path, num_ids: int = 60) -> None:
     prepare_graph(path.parent, np.arange(-1, num_ids, dtype=np.int32), path.parent / "g.fst")
 
 
+def read_options(path: Path) -> None:
+    CmvnOptions.parse(f"--config={path.name}", "cmvn_opts", Locations(path.parent))
+
+
+def read_specifier(path: Path) -> None:
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    with contextlib.suppress(DataError):
+        Rspecifier.parse(text)
+    Wspecifier.parse(text)
+
+
 READERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]] = {
     "nnet2": ("m.mdl", lambda f: nnet2(f, binary=True), read_model),
     "nnet2 text": ("m.mdl", lambda f: nnet2(f, binary=False), read_model),
@@ -114,6 +128,8 @@ READERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]
     "script": ("a.scp", script, read_script),
     "table": ("t", lambda f: b"one 1\ntwo 2 3\n", lambda p: list(read_lines(p))),
     "graph": ("g", lambda f: digit_loop(), read_graph),
+    "options": ("cmvn.conf", lambda f: b"# CMVN\n--norm-means=true\n--norm-vars=true --skip-dims=1:2\n", read_options),
+    "specifier": ("t", lambda f: b"ark,scp,t:out.ark,out.scp", read_specifier),
     "manifest": ("c.jsonl", manifest, lambda p: list(read_manifest(p, p.parent, allow_pipes=False))),
 }
 

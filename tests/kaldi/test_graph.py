@@ -11,7 +11,7 @@ import pytest
 from ngsgd.errors import DataError
 from ngsgd.kaldi import decoder as decoder_module
 from ngsgd.kaldi.decoder import Decoder
-from ngsgd.kaldi.graph import ARC, STATE, num_inputs, prepare_graph
+from ngsgd.kaldi.graph import ARC, STATE, add_word_ins_penalty, num_inputs, prepare_graph
 from ngsgd.kaldi.tables import matrix, read_archive, read_lines
 from ngsgd.kaldi.transition import read_transition_model
 
@@ -61,6 +61,19 @@ def test_decoded_words(tmp_path: Path) -> None:
         assert decoder.decode("u", likelihoods(2), [1.0]) == [(["two"], False)]  # no word has a single frame
         # With so small an acoustic weight the graph's costs decide, and a change of word costs more.
         assert decoder.decode("u", likelihoods(0, 0, 1, 2, 3, 3), [0.001]) == [(["one"], True)]
+
+
+def test_word_insertion_penalty_is_a_cost_of_each_word(tmp_path: Path) -> None:
+    graph = folder(tmp_path / "graph", const_fst())
+    prepare_graph(graph, PDF_IDS, tmp_path / "g.fst")
+    found = []
+    for penalty in (0.0, 40.0, 70.0):
+        add_word_ins_penalty(tmp_path / "g.fst", penalty, tmp_path / "p.fst")
+        with Decoder(tmp_path / "p.fst", graph, 500.0, 7000) as decoder:
+            results = decoder.decode("u", likelihoods(0, 0, 1, 2, 3, 3), [1.0, 2.0])
+        found.append([len(words) for words, _ in results])
+    # The second word explains three frames, which are worth 57 at a scale of 1 and 114 at 2.
+    assert found == [[2, 2], [2, 2], [1, 2]]
 
 
 NEGATIVE_CYCLE = [*ARCS[:5], (0, 0, -1.0, 2), *ARCS[6:]]  # an epsilon loop of negative weight

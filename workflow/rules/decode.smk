@@ -55,6 +55,8 @@ rule score_lm_weights:
         words=INPUTS.decoded_words,
     output:
         table="results/{run}/decoding/lm_weights.tsv",
+        per_utterance="results/{run}/decoding/per_utt.tsv",
+        per_speaker="results/{run}/decoding/per_spk.tsv",
     log:
         "results/{run}/logs/score_lm_weights.log",
     params:

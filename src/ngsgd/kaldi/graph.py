@@ -59,6 +59,27 @@ def prepare_graph(graph: Path, pdf_ids: npt.NDArray[np.int32], output: Path) -> 
         temporary.write_bytes(data)
 
 
+def add_word_ins_penalty(graph: str | os.PathLike[str], penalty: float, output: Path) -> None:
+    """Writes a graph in which each word costs more; source: ``latbin/lattice-add-penalty.cc``.
+
+    Args:
+        graph: file written by `prepare_graph`.
+        penalty: added to the weight of each arc with a word.
+        output: file to write.
+
+    Raises:
+        DataError: the graph is damaged or of another type.
+        OSError: the file cannot be written.
+    """
+    data = _read(graph)
+    _, _, arcs, arcs_at = _parse(data, graph)
+    costlier = arcs.copy()
+    costlier["weight"] += np.where(arcs["output"] == 0, 0.0, penalty).astype(np.float32)
+    data[arcs_at : arcs_at + arcs.nbytes] = costlier.tobytes()
+    with atomic_write(output) as temporary:
+        temporary.write_bytes(data)
+
+
 def num_inputs(path: str | os.PathLike[str]) -> int:
     """Checks a graph and returns its largest input label.
 

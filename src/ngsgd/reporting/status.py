@@ -71,7 +71,7 @@ def describe_test_scores(run: Run) -> str:
         for unit in ("word", "phone")
         if f"{unit}_error_rate" in scores
     ]
-    return f"on the test set {', '.join(texts) or 'nothing was scored'}"
+    return f"on the test set {', '.join(texts)}" if texts else "nothing to score in the test set"
 
 
 def _stage(run: Run, x: int, num_iters: int) -> str:

@@ -16,8 +16,9 @@ from ngsgd.data.corpus import NO_CLASS, CorpusInfo, Subset, WordModel, read_info
 from ngsgd.data.phones import PhoneLoop
 from ngsgd.errors import DataError
 from ngsgd.files import write_text
+from ngsgd.kaldi.tables import split_words
 from ngsgd.network.model import AcousticModel, load_model
-from ngsgd.training.decoding import best_lm_weight, score_lm_weights, word_errors
+from ngsgd.training.decoding import best_point, read_transcripts, score_points, word_errors
 from ngsgd.training.scoring import Score, check_corpus_fits, check_labels
 from ngsgd.training.settings import Settings
 
@@ -29,10 +30,10 @@ def evaluate(settings: Settings, model: Path, data: Path, splits: Sequence[Path]
     """Writes the scores of a final model on the test subset (JSON).
 
     Corpora whose test set has an alignment: ``log_probability``, ``accuracy`` and ``frames``. Corpora with words:
-    ``word_error_rate``, ``words`` and ``word_errors``; decoded with a graph also ``lmwt``, the language-model weight
-    with the fewest errors on validation utterances, and ``lm_weights``, the errors at every weight. Corpora with
-    phones: ``phone_error_rate``, ``phones``, ``insertions``, ``deletions``, ``substitutions`` and ``acoustic_scale``,
-    chosen likewise.
+    ``word_error_rate``, ``words`` and ``word_errors``; decoded with a graph also ``lmwt`` and ``word_ins_penalty``, the
+    language-model weight and the word insertion penalty with the fewest errors on validation utterances, and
+    ``lm_weights``, the errors at all of them. Corpora with phones: ``phone_error_rate``, ``phones``, ``insertions``,
+    ``deletions``, ``substitutions`` and ``acoustic_scale``, chosen likewise.
 
     Args:
         settings: of the run.
@@ -58,14 +59,15 @@ def evaluate(settings: Settings, model: Path, data: Path, splits: Sequence[Path]
     elif info.phones:
         result |= _score_phones(final, info, data)
     elif splits:
-        rows = score_lm_weights(settings, data, splits)
-        best = best_lm_weight(rows)
+        rows = score_points(settings, read_transcripts(settings, data, splits))
+        best = rows[best_point(rows)]
         errors = sum(best["test"][kind] for kind in ("insertions", "deletions", "substitutions"))
         result |= {
             "word_error_rate": best["test"]["word_error_rate"],
             "words": best["test"]["words"],
             "word_errors": errors,
             "lmwt": best["lmwt"],
+            "word_ins_penalty": best["word_ins_penalty"],
             "lm_weights": rows,
         }
     write_text(output, json.dumps(result, indent=1) + "\n")
@@ -102,13 +104,11 @@ def _score_phones(model: AcousticModel, info: CorpusInfo, data: Path) -> dict[st
     loop = PhoneLoop(Subset(data, "train"), info.phones, model.num_classes)
     valid, test = Subset(data, "valid"), Subset(data, "test")
     tuned = list(_likelihoods(model, valid, NUM_TUNED))
-    errors = [
-        word_errors([t.split() for t in valid.texts[: len(tuned)]], [loop.decode(frames, scale) for frames in tuned])
-        for scale in ACOUSTIC_SCALES
-    ]
+    references = [split_words(text) for text in valid.texts[: len(tuned)]]
+    errors = [word_errors(references, [loop.decode(frames, scale) for frames in tuned]) for scale in ACOUSTIC_SCALES]
     scale = ACOUSTIC_SCALES[min(range(len(errors)), key=lambda k: errors[k].rate)]
     test_errors = word_errors(
-        [text.split() for text in test.texts],
+        [split_words(text) for text in test.texts],
         [loop.decode(frames, scale) for frames in _likelihoods(model, test, len(test))],
     )
     counts = test_errors._asdict()

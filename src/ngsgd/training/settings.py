@@ -296,6 +296,19 @@ class DecodingSettings:
         "Highest language-model weight that is tried; every integer between is tried, too.",
         stage="evaluation", minimum=1, maximum=1000,
     )  # fmt: skip
+    word_ins_penalties: list[float] = setting(
+        [0.0, 0.5, 1.0],
+        "Word insertion penalties that are tried with each language-model weight: costs added for each word.",
+        stage="evaluation", kaldi="word_ins_penalty of score.sh",
+        schema={"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 1000}, "minItems": 1},
+    )  # fmt: skip
+    unscored_words: list[str] = setting(
+        [],
+        "Words that are removed from references and hypotheses before they are compared, such as "
+        '`["<UNK>", "[noise]"]`.',
+        stage="evaluation", kaldi="wer_hyp_filter and wer_ref_filter of score.sh",
+        schema={"type": "array", "items": {"type": "string", "minLength": 1}},
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -458,6 +471,8 @@ class Settings(
             raise ConfigError("graph: decoding with a graph needs corpus: kaldi")
         if self.min_lmwt > self.max_lmwt:
             raise ConfigError(f"min_lmwt {self.min_lmwt} is above max_lmwt {self.max_lmwt}")
+        if self.word_ins_penalties != sorted(set(self.word_ins_penalties)):
+            raise ConfigError(f"word_ins_penalties must rise, got {self.word_ins_penalties}")
         if self.realign_times != sorted(set(self.realign_times)):
             raise ConfigError(f"realign_times must rise, got {self.realign_times}")
         if self.final_effective_lrate > self.initial_effective_lrate:
@@ -465,10 +480,7 @@ class Settings(
                 f"final_effective_lrate {self.final_effective_lrate} is above initial_effective_lrate "
                 f"{self.initial_effective_lrate}"
             )
-        corpus = self.corpus_settings
-        corpus.check()
-        if not self.graph and getattr(corpus, "test_alignment", "") is None:
-            raise ConfigError("test_alignment and graph: without both of them the final model cannot be scored")
+        self.corpus_settings.check()
 
     def check_sources(self) -> None:
         """Checks that the files and folders that settings name exist, before any job needs them.

@@ -243,7 +243,7 @@ class KaldiSettings(FileSettings):
     test_alignment: str | None = setting(
         None,
         "Alignment directory of the test data, or an archive of pdf-ids; null for none: then the final model is scored "
-        "by its words alone, which needs `graph`.",
+        "by its words alone, if there is a `graph`.",
         stage="corpus", is_source=True,
     )  # fmt: skip
     silence_phones: str | None = setting(
