@@ -47,7 +47,7 @@ class Rspecifier:
         """
         options, path = _split(text, _READING)
         if len({"ark", "scp"} & options) == 2:
-            raise DataError(f"{text}: ark or scp can be read, not both")
+            raise DataError(f"{text!r:.100}: ark or scp can be read, not both")
         return cls("scp" in options if options else path.endswith(".scp"), path)
 
 
@@ -76,14 +76,14 @@ class Wspecifier:
         if not options:
             return cls(path, None, False)
         if "ark" not in options:
-            raise DataError(f"{text}: an .scp file can only be written together with its archive: ark,scp:A.ark,A.scp")
+            raise DataError(f"{text!r:.100}: an .scp file can only be written together with its archive: ark,scp:A.ark,A.scp")
         if "scp" not in options:
             return cls(path, None, "t" in options)
         archive, comma, script = path.partition(",")
         if not comma or not archive or not script:
-            raise DataError(f"{text}: expected the names of an archive and of an .scp file: ark,scp:A.ark,A.scp")
+            raise DataError(f"{text!r:.100}: expected the names of an archive and of an .scp file: ark,scp:A.ark,A.scp")
         if STANDARD_STREAM in (archive, script):
-            raise DataError(f"{text}: an .scp file cannot point into a pipe; name two files")
+            raise DataError(f"{text!r:.100}: an .scp file cannot point into a pipe; name two files")
         return cls(archive, script, "t" in options)
 
 
@@ -94,9 +94,9 @@ def _split(text: str, others: set[str]) -> tuple[set[str], str]:
     if not colon or not options & {"ark", "scp"} or not options <= {"ark", "scp", *others}:
         options, path = set(), text
     if "|" in path:
-        raise DataError(f"{text}: commands are not run here; write the output to a file, or use a pipe of the shell")
+        raise DataError(f"{text!r:.100}: commands are not run here; write the output to a file, or use a pipe of the shell")
     if not path:
-        raise DataError(f"{text}: no file name; standard input and output are -")
+        raise DataError(f"{text!r:.100}: no file name; standard input and output are -")
     return options, path
 
 
