@@ -167,23 +167,38 @@ class Script:
         """
         entry = self.entries[key]
         where = f"{os.fspath(self.path)}: {key}"
-        entry, ranges = _split_range(entry, where)
-        if entry.rstrip().endswith("|"):
-            command = self._locations.map_command(entry.rstrip()[:-1])
+        location, ranges = _split_range(entry, where)
+        if location.rstrip().endswith("|"):
+            command = self._locations.map_command(location.rstrip()[:-1])
             return _select(_from_command(command, self._locations.root, where), ranges, where)
-        name, offset = _split_offset(entry)
-        path = self._locations.resolve(name)
-        if not path.exists():
-            raise DataError(
-                f"{where}: {path}: no such file; if it is a path of another machine, replace its start by path_map"
-            )
-        try:
-            with open_input(path, offset=offset) as source:
-                source.start()
-                array = source.array(2)
-        except DataError as e:
-            raise DataError(f"{where}: {e}") from None
-        return _select(array, ranges, where)
+        return read_location(entry, self._locations, where)
+
+
+def read_location(location: str, locations: Locations, where: str) -> Array:
+    """Reads the matrix at a location as in an ``.scp`` file, ``file:offset[rows,columns]``; it is never a command.
+
+    Args:
+        location: the location.
+        locations: how it is looked up.
+        where: name of the matrix in errors.
+
+    Raises:
+        DataError: the matrix cannot be read, or the range is invalid.
+    """
+    location, ranges = _split_range(location, where)
+    name, offset = _split_offset(location)
+    path = locations.resolve(name)
+    if not path.exists():
+        raise DataError(
+            f"{where}: {path}: no such file; if it is a path of another machine, replace its start by path_map"
+        )
+    try:
+        with open_input(path, offset=offset) as source:
+            source.start()
+            array = source.array(2)
+    except DataError as e:
+        raise DataError(f"{where}: {e}") from None
+    return _select(array, ranges, where)
 
 
 def _split_offset(entry: str) -> tuple[str, int]:
