@@ -17,9 +17,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from ngsgd.cli.models import load
-from ngsgd.data.corpora.lhotse import read_manifest
 from ngsgd.data.kaldi_features import CmvnOptions
-from ngsgd.errors import DataError, NgsgdError
+from ngsgd.data.lhotse_manifests import Items, Manifests
+from ngsgd.errors import DataError, NgsgdError, UtteranceError
 from ngsgd.kaldi.graph import prepare_graph
 from ngsgd.kaldi.nnet2 import write_nnet2
 from ngsgd.kaldi.specifiers import Rspecifier, Wspecifier
@@ -88,6 +88,13 @@ def manifest(folder: Path) -> bytes:
     return (json.dumps(cut | {"type": "MonoCut"}) + "\n").encode()
 
 
+def read_manifest(path: Path) -> None:
+    def drop(name: str, reason: str) -> None:
+        raise UtteranceError(reason)
+
+    list(Manifests(path, None, None).read(0, 10, lambda name: True, Items(path.parent, False), drop))
+
+
 def read_model(path: Path) -> None:
     to_nnet2(load(path), None, path)
 
@@ -130,7 +137,7 @@ READERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]
     "graph": ("g", lambda f: digit_loop(), read_graph),
     "options": ("cmvn.conf", lambda f: b"# CMVN\n--norm-means=true\n--norm-vars=true --skip-dims=1:2\n", read_options),
     "specifier": ("t", lambda f: b"ark,scp,t:out.ark,out.scp", read_specifier),
-    "manifest": ("c.jsonl", manifest, lambda p: list(read_manifest(p, p.parent, allow_pipes=False))),
+    "manifest": ("c.jsonl", manifest, read_manifest),
 }
 
 

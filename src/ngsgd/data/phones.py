@@ -62,18 +62,24 @@ class PhoneLoop:
         path = [int(best.argmax())]
         for t in range(T - 1, 0, -1):
             path.append(int(previous[t, path[-1]]))
-        return self.collapse(path[::-1])
+        return collapse(path[::-1], self.phones, self.num_states)
 
-    def collapse(self, path: Sequence[int]) -> list[str]:
-        """Converts a sequence of classes to phones, without silence.
 
-        A new phone starts where the phone changes or the state number falls.
-        """
-        found: list[int] = []
-        last = -1
-        for label in path:
-            phone = label // self.num_states
-            if last < 0 or phone != last // self.num_states or label < last:
-                found.append(phone)
-            last = label
-        return [self.phones[phone] for phone in found if phone]
+def collapse(path: Sequence[int], phones: Sequence[str], num_states: int) -> list[str]:
+    """Converts a sequence of classes to phones, without silence.
+
+    A new phone starts where the phone changes or the state number falls.
+
+    Args:
+        path: the classes, ordered by phone.
+        phones: phone names; the first is silence.
+        num_states: number of classes of each phone.
+    """
+    found: list[int] = []
+    last = -1
+    for label in path:
+        phone = label // num_states
+        if last < 0 or phone != last // num_states or label < last:
+            found.append(phone)
+        last = label
+    return [phones[phone] for phone in found if phone]

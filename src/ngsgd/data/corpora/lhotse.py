@@ -1,73 +1,33 @@
-"""``corpus: lhotse``: reads cuts with features or audio, and with labels or a phone alignment.
-
-A manifest can name commands, URLs and pickles, which Lhotse would run or load. Each line is therefore checked before it
-reaches Lhotse, and only audio and arrays in files are accepted.
-"""
+"""``corpus: lhotse``: reads cuts with features or audio, and with labels or a phone alignment."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
 import re
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from ngsgd.data.alignment_files import Segment, open_alignments
 from ngsgd.data.corpora import CorpusSettings, ExtractorSettings, FileSettings, register_corpus
-from ngsgd.data.corpus import MAX_CLASSES, Float32s, Int32s, Utterance, WordModel, map_array, split_bounds
+from ngsgd.data.corpus import MAX_CLASSES, Float32s, Int32s, Utterance, WordModel, split_bounds
 from ngsgd.data.extractor import Extractor, floats, one_line
 from ngsgd.data.holdout import hold_out, include_copies
+from ngsgd.data.lhotse_manifests import Items, Manifests
+from ngsgd.data.phones import collapse
 from ngsgd.declare import setting
 from ngsgd.errors import ConfigError, DataError, UtteranceError
-from ngsgd.files import require_regular_file, resolve_path
 from ngsgd.kaldi.tables import read_lines
 
-MAX_LINE = 2**23  # bytes of one item
-MAX_EXPANSION = 100  # largest uncompressed size of a gzipped manifest, relative to its size
-RATES = (1000, 200_000)  # Hz
 PROBED = 20  # cuts read to find the feature dimension
-AUDIO = (".wav", ".flac", ".ogg", ".mp3")
 PERTURBED = re.compile(r"_(sp|tp|vp)[\d.]+(?=_|-|$)")  # suffix that Lhotse gives to perturbed copies
-
-
-@dataclass(frozen=True)
-class Manifests:
-    """Manifests of the training or test data: cuts, or recordings and supervisions, from which cuts are made."""
-
-    cuts: Path | None
-    recordings: Path | None
-    supervisions: Path | None
-
-    def read(self, root: Path, *, allow_pipes: bool) -> Iterator[Any]:
-        """Yields the cuts.
-
-        Raises:
-            DataError: a manifest is damaged, or names something that would be run or fetched.
-        """
-        if self.cuts:
-            return read_manifest(self.cuts, root, allow_pipes=allow_pipes)
-        from lhotse import CutSet, RecordingSet, SupervisionSet
-
-        assert self.recordings is not None
-        assert self.supervisions is not None
-        recordings = list(read_manifest(self.recordings, root, allow_pipes=allow_pipes, kind="recording"))
-        supervisions = list(read_manifest(self.supervisions, root, allow_pipes=allow_pipes, kind="supervision"))
-        try:
-            cuts = CutSet.from_manifests(
-                recordings=RecordingSet.from_recordings(recordings),
-                supervisions=SupervisionSet.from_segments(supervisions),
-            )
-            return iter(list(cuts.trim_to_supervisions(keep_overlapping=False)))
-        except Exception as e:  # Lhotse raises various types for manifests that do not match
-            raise DataError(
-                f"{self.supervisions}: no cuts can be made from it and {self.recordings} ({one_line(e)})"
-            ) from None
+EMPTY = "<eps>"  # symbol in the table for items of an alignment that have none
+MAX_PHONE_CLASSES = 1000  # the time that a phone loop takes is quadratic in the number of classes
+MAX_MIX = 3600.0  # seconds of a mix, all of which is in memory
+MIXABLE = ("kaldi-fbank",)  # types of stored features that Lhotse can mix without other packages
 
 
 @dataclass(frozen=True)
@@ -80,12 +40,16 @@ class LabelOptions:
         symbols: file with a line ``symbol number`` for each symbol of the alignment; frames that no symbol covers get
             the first one.
         states_per_symbol: number of classes of each symbol; its frames are divided equally between them.
+        files: alignments of cuts whose supervisions have none; see `open_alignments`.
+        num_classes: number of classes of the array; None to find it by reading all arrays.
     """
 
     array: str | None
     alignment: str
     symbols: Path | None
     states_per_symbol: int
+    files: Path | None = None
+    num_classes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +61,11 @@ class LhotseSettings(ExtractorSettings, FileSettings):
     """
 
     train_cuts: str | None = setting(
-        None, "Manifest of the training cuts, `.jsonl` or `.jsonl.gz`.", stage="corpus", is_source=True
-    )
-    test_cuts: str | None = setting(None, "Manifest of the test cuts.", stage="corpus", is_source=True)
+        None,
+        "Manifest of the training cuts, `.jsonl` or `.jsonl.gz`, or a folder in Lhotse's Shar format.",
+        stage="corpus", is_source=True,
+    )  # fmt: skip
+    test_cuts: str | None = setting(None, "Manifest of the test cuts, likewise.", stage="corpus", is_source=True)
     train_recordings: str | None = setting(
         None, "Manifest of the training recordings, instead of cuts.", stage="corpus", is_source=True
     )
@@ -123,8 +89,20 @@ class LhotseSettings(ExtractorSettings, FileSettings):
     alignment_symbols: str | None = setting(
         None,
         "File with a line `symbol number` for each symbol of that alignment. Frames without a symbol get the first "
-        "one.",
+        "one, and so do items with an empty symbol, unless the table has `<eps>` for these. If the first one has "
+        "number 0, the others are the phones whose error rate is measured.",
         stage="corpus", is_source=True,
+    )  # fmt: skip
+    alignment_files: str | None = setting(
+        None,
+        "Alignments for cuts whose supervisions have none: a folder with `<name>.TextGrid` for each supervision (times "
+        "from its start) or recording, or a `.ctm` file with these names.",
+        stage="corpus", is_source=True,
+    )  # fmt: skip
+    num_classes: int | None = setting(
+        None,
+        "Number of classes of `label_array`. Without it, each job that prepares data reads all labels to find it.",
+        stage="corpus", minimum=1, maximum=MAX_CLASSES,
     )  # fmt: skip
 
     def check(self) -> None:
@@ -134,6 +112,9 @@ class LhotseSettings(ExtractorSettings, FileSettings):
                 raise ConfigError(f"corpus: lhotse needs {side}_cuts, or {side}_recordings and {side}_supervisions")
         if (self.label_array is None) == (self.alignment_symbols is None):
             raise ConfigError("corpus: lhotse needs label_array or alignment_symbols, and not both")
+        for name, other in (("alignment_files", "alignment_symbols"), ("num_classes", "label_array")):
+            if getattr(self, name) is not None and getattr(self, other) is None:
+                raise ConfigError(f"{name} is only used with {other}")
 
 
 @register_corpus("lhotse")
@@ -158,7 +139,6 @@ class LhotseCorpus:
     settings_type: ClassVar[type[CorpusSettings]] = LhotseSettings
     const_dim = 0
     transition_model: str | None = None
-    phones: tuple[str, ...] = ()
 
     @classmethod
     def from_settings(cls, settings: LhotseSettings) -> LhotseCorpus:
@@ -171,6 +151,8 @@ class LhotseCorpus:
             settings.alignment_type,
             settings.path("alignment_symbols"),
             settings.states_per_symbol,
+            settings.path("alignment_files"),
+            settings.num_classes,
         )
         return cls(
             train,
@@ -196,29 +178,21 @@ class LhotseCorpus:
         allow_pipes: bool,
     ) -> None:
         self._sides = {"train": train, "test": test}
-        self._root, self._allow_pipes = root, allow_pipes
+        self._items = Items(root, allow_pipes)
         self._extractor = Extractor(extractor, root)
         self._options = labels
         self._symbols = _read_symbols(labels.symbols) if labels.symbols else {}
+        self._files = open_alignments(labels.files, labels.alignment) if labels.files else None
         self.words: list[WordModel] = []
-        self._names: dict[str, list[str]] = {"train": [], "test": []}
-        originals: dict[str, str] = {}
-        self.num_classes = (max(self._symbols.values(), default=0) + 1) * labels.states_per_symbol
-        if labels.array is not None:
-            self.num_classes = 1
-        for side, names in self._names.items():
-            for cut in self._cuts(side):
-                names.append(cut.id)
-                originals[cut.id] = PERTURBED.sub("", cut.id)
-                if labels.array is not None:
-                    self.num_classes = max(self.num_classes, self._largest_label(cut) + 1)
-        if self.num_classes > MAX_CLASSES:
-            raise DataError(f"labels up to {self.num_classes - 1}, but at most {MAX_CLASSES} classes are supported")
+        self._names = {side: manifests.names() for side, manifests in self._sides.items()}
         for side, names in self._names.items():
             if len(set(names)) != len(names):
                 raise DataError(f"{side} manifest: two cuts of the same name; make the names unique")
             if not names:
                 raise DataError(f"{side} manifest: it is empty")
+        self.num_classes = self._count_classes()
+        self.phones = self._find_phones()
+        originals = {name: PERTURBED.sub("", name) for name in self._names["train"]}
         if valid_utterances:
             listed = {name for name, _ in read_lines(valid_utterances)}
             self._valid = include_copies(listed, self._names["train"], originals)
@@ -232,81 +206,137 @@ class LhotseCorpus:
         """Reads the utterances of one part of a subset; see `Corpus`."""
         side = "test" if subset == "test" else "train"
         first, last = split_bounds(len(self._names[side]), part, num_parts)
-        for index, cut in enumerate(self._cuts(side)):
-            if not first <= index < last or (side == "train" and (cut.id in self._valid) != (subset == "valid")):
-                continue
+        for cut in self._cuts(
+            side, first, last, drop, lambda name: side == "test" or (name in self._valid) == (subset == "valid")
+        ):
             try:
-                features = self._features(cut)
-                labels = self._labels(cut, len(features))
+                utterance = self._utterance(cut)
             except UtteranceError as e:
                 drop(cut.id, str(e))
                 continue
-            text = " ".join(str(s.text) for s in cut.supervisions if s.text)
-            yield Utterance(cut.id, features, labels, " ".join(text.split()))
+            yield utterance
 
-    def _cuts(self, side: str) -> Iterator[Any]:
-        return self._sides[side].read(self._root, allow_pipes=self._allow_pipes)
+    def _cuts(
+        self,
+        side: str,
+        first: int,
+        last: int,
+        drop: Callable[[str, str], None],
+        wanted: Callable[[str], bool] = lambda name: True,
+    ) -> Iterator[Any]:
+        return self._sides[side].read(first, last, wanted, self._items, drop)
+
+    def _count_classes(self) -> int:
+        if self._options.array is None:
+            number = (max(self._symbols.values()) + 1) * self._options.states_per_symbol
+        elif self._options.num_classes is not None:
+            number = self._options.num_classes
+        else:
+            number = 1
+            for side, names in self._names.items():
+                for cut in self._cuts(side, 0, len(names), lambda name, reason: None):
+                    number = max(number, self._largest_label(cut) + 1)
+        if number > MAX_CLASSES:
+            raise DataError(f"labels up to {number - 1}, but at most {MAX_CLASSES} classes are supported")
+        return number
+
+    def _find_phones(self) -> tuple[str, ...]:
+        """Returns the phones of the table in the order of their numbers, if the first line is number 0."""
+        if not self._symbols or next(iter(self._symbols.values())) or self.num_classes > MAX_PHONE_CLASSES:
+            return ()
+        phones: dict[int, str] = {}
+        for symbol, number in self._symbols.items():
+            phones.setdefault(number, symbol)
+        return tuple(phones[number] for number in range(len(phones)))
 
     def _probe(self) -> int:
-        reason, found = "it is empty", Counter[int]()
-        for _, cut in zip(range(PROBED), self._cuts("train"), strict=False):
+        found = Counter[int]()
+        reasons: list[str] = []
+        for cut in self._cuts("train", 0, PROBED, lambda name, reason: reasons.append(f"{name}: {reason}")):
             try:
-                features = self._features(cut)
+                features = self._features(_speech(cut, self._options.array)[1])
                 if features.ndim == 2:
                     found[int(features.shape[1])] += 1
-                reason = f"{cut.id}: features of shape {features.shape}"
+                reasons.append(f"{cut.id}: features of shape {features.shape}")
             except UtteranceError as e:
-                reason = f"{cut.id}: {e}"
+                reasons.append(f"{cut.id}: {e}")
         if not found:
-            raise DataError(f"training manifest: none of its first cuts can be read; the last error: {reason}")
+            raise DataError(f"training manifest: none of its first cuts can be read; the last error: {reasons[-1]}")
         return found.most_common(1)[0][0]
+
+    def _utterance(self, cut: Any) -> Utterance:
+        speech, whole = _speech(cut, self._options.array)
+        features = self._features(whole)
+        text = " ".join(str(s.text) for s in speech.supervisions if s.text)
+        if self._options.array is not None:
+            labels = self._attached_labels(speech)
+        else:
+            labels = _load_checked(lambda: self._alignment_labels(speech, len(features)))
+            if self.phones:
+                text = " ".join(collapse(labels.tolist(), self.phones, self._options.states_per_symbol))
+        return Utterance(cut.id, features, labels.astype(np.int32), " ".join(text.split()))
 
     def _features(self, cut: Any) -> Float32s:
         """Returns the stored features (T, dim) of a cut, or computes them from its audio."""
-        if type(cut).__name__ != "MonoCut":
-            raise UtteranceError(f"it is a {type(cut).__name__}; only a MonoCut can be read")
-        if cut.has_features:
-            return floats(_load_stored(cut.features, cut.load_features))
-        if not cut.has_recording:
+        cuts = [track.cut for track in cut.tracks] if hasattr(cut, "tracks") else [cut]
+        if all(c.has_features for c in cuts):
+            if len(cuts) > 1 and not all(c.features.type in MIXABLE for c in cuts):
+                raise UtteranceError(f"a mix of stored features other than {', '.join(MIXABLE)}; remove the features")
+            return floats(_load_checked(cut.load_features))
+        if not all(c.has_recording for c in cuts):
             raise UtteranceError("it has neither features nor audio")
+        for source in (source for c in cuts for source in c.recording.sources):
+            _check_sphere(source)
         import lhotse
 
         # Other backends start programs, which may open more than this file.
         lhotse.audio.set_current_audio_backend(lhotse.audio.backend.LibsndfileBackend())
         return self._extractor(_load_checked(cut.load_audio), int(cut.sampling_rate))
 
-    def _labels(self, cut: Any, num_frames: int) -> Int32s:
-        if self._options.array is not None:
-            return self._attached_labels(cut).astype(np.int32)
-        labels: Int32s = _load_checked(lambda: self._alignment_labels(cut, num_frames))
-        return labels
-
     def _alignment_labels(self, cut: Any, num_frames: int) -> Int32s:
         """Returns the classes of a cut's frames, from the alignment of its supervisions."""
         if not num_frames:
             raise UtteranceError("no frames")
-        labels = np.full(num_frames, next(iter(self._symbols.values())) * self._options.states_per_symbol, np.int32)
-        items = [i for s in cut.supervisions for i in (s.alignment or {}).get(self._options.alignment, ())]
-        if not items:
-            raise UtteranceError(f"no alignment of type {self._options.alignment}")
+        n, outside = self._options.states_per_symbol, next(iter(self._symbols.values()))
+        labels = np.full(num_frames, outside * n, np.int32)
         shift = cut.duration / num_frames
-        for item in items:
-            if item.symbol not in self._symbols:
+        for item in self._alignment(cut):
+            number = self._symbols.get(item.symbol or EMPTY, None if item.symbol else outside)
+            if number is None:
                 raise UtteranceError(f"symbol {item.symbol!r:.60} is not in the table of alignment_symbols")
             # An item's start is relative to the start of the recording, not of the cut.
             first, last = (round((t - cut.start) / shift) for t in (item.start, item.start + item.duration))
             # If an item extends beyond the cut, only the states within the cut are used.
             frames = np.arange(max(first, 0), min(last, num_frames))
-            n = self._options.states_per_symbol
-            labels[frames] = self._symbols[item.symbol] * n + (frames - first) * n // max(1, last - first)
+            labels[frames] = number * n + (frames - first) * n // max(1, last - first)
         return labels
+
+    def _alignment(self, cut: Any) -> Sequence[Any]:
+        """Returns the items of a cut's alignment, from its supervisions or from the files next to the manifest."""
+        found: list[Any] = []
+        for supervision in cut.supervisions:
+            items = (supervision.alignment or {}).get(self._options.alignment)
+            found += items or self._alignment_in_files(cut, supervision)
+        if not found:
+            where = f" or in {self._options.files}" if self._files else "; alignment_files can name files of it"
+            raise UtteranceError(f"no alignment of type {self._options.alignment} in its supervisions{where}")
+        return found
+
+    def _alignment_in_files(self, cut: Any, supervision: Any) -> Sequence[Segment]:
+        if self._files is None:
+            return []
+        channel = supervision.channel if isinstance(supervision.channel, int) else 0
+        if supervision.id != supervision.recording_id and (own := self._files.find(supervision.id, channel)):
+            start = cut.start + supervision.start
+            return [Segment(item.symbol, item.start + start, item.duration) for item in own]
+        return self._files.find(supervision.recording_id, channel) or []
 
     def _attached_labels(self, cut: Any) -> Int32s:
         name = self._options.array
         manifest = (cut.custom or {}).get(name)
         if not hasattr(manifest, "storage_type") and not hasattr(manifest, "array"):
             raise UtteranceError(f"no array {name!r} is attached to it")
-        labels = np.asarray(_load_stored(getattr(manifest, "array", manifest), lambda: getattr(cut, f"load_{name}")()))
+        labels = np.asarray(_load_checked(lambda: cut.load_custom(name)))
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise UtteranceError(f"array {name!r} is {labels.dtype}{labels.shape}, expected one integer per frame")
         if labels.size and not 0 <= labels.min() <= labels.max() < MAX_CLASSES:
@@ -317,116 +347,52 @@ class LhotseCorpus:
 
     def _largest_label(self, cut: Any) -> int:
         try:
-            return int(self._attached_labels(cut).max(initial=0))
+            return int(self._attached_labels(_speech(cut, self._options.array)[0]).max(initial=0))
         except UtteranceError:  # `read` reports it
             return 0
 
 
-def read_manifest(path: Path, root: Path, *, allow_pipes: bool, kind: str = "cut") -> Iterator[Any]:
-    """Yields the items of a manifest, ``.jsonl`` or ``.jsonl.gz``: cuts, recordings or supervisions.
+def _speech(cut: Any, array: str | None) -> tuple[Any, Any]:
+    """Returns the speech of a cut, which has the labels, and the cut without padding, which gives the features.
 
     Raises:
-        DataError: the file is damaged, or names something that would be run or fetched.
+        UtteranceError: the cut is not one utterance, alone or mixed with padding or noise.
     """
-    import lhotse
-    from lhotse.serialization import deserialize_item
+    kind = type(cut).__name__
+    if kind == "MonoCut":
+        return cut, cut
+    if kind != "MixedCut":
+        raise UtteranceError(f"it is a {kind}; only a MonoCut or a MixedCut can be read")
+    tracks = [track for track in cut.tracks if type(track.cut).__name__ == "MonoCut"]
+    labelled = [track for track in tracks if track.cut.supervisions or array in (track.cut.custom or {})] or tracks
+    if len(labelled) != 1:
+        raise UtteranceError(f"it is a mix of {len(labelled)} utterances, expected one and padding or noise")
+    (track,) = labelled
+    if len(tracks) == 1 and not cut.transforms:
+        return track.cut, track.cut
+    if not 0 < track.cut.duration <= MAX_MIX:
+        raise UtteranceError(f"it is a mix of {track.cut.duration} seconds, at most {MAX_MIX:g} are read")
+    return track.cut, _load_checked(lambda: cut.truncate(offset=track.offset, duration=track.cut.duration))
 
-    known = {
-        "cut": lhotse.cut.Cut, "recording": lhotse.Recording, "supervision": lhotse.SupervisionSegment,
-    }  # fmt: skip
-    for number, raw in enumerate(_lines(path), start=1):
-        where = f"{path}: line {number}"
+
+def _check_sphere(source: Any) -> None:
+    """Refuses a SPHERE file that is compressed by shorten, which libsndfile would not name."""
+    if source.type == "file" and str(source.source).lower().endswith(".sph"):
         try:
-            fields = json.loads(raw)
-        except (ValueError, RecursionError) as e:
-            raise DataError(f"{where}: not JSON ({e})") from None
-        try:
-            if not allow_pipes:
-                _check_fields(fields, where, root)
-            item = deserialize_item(fields)
-        except DataError:
-            raise
-        except Exception as e:  # Lhotse raises various types for a malformed line
-            raise DataError(f"{where}: not an item of a Lhotse manifest ({one_line(e)})") from None
-        if not isinstance(item, known[kind]) or not isinstance(item.id, str):
-            raise DataError(f"{where}: a {type(item).__name__}, expected a {known[kind].__name__} with a name")
-        yield item
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise DataError(f"{path}: not a .jsonl or .jsonl.gz manifest; convert it with lhotse copy")
-    try:
-        require_regular_file(path)
-        left = max(2**24, MAX_EXPANSION * path.stat().st_size)
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as f:
-            while line := f.readline(MAX_LINE):
-                left -= len(line)
-                if left < 0:
-                    raise DataError(f"{path}: it expands more than {MAX_EXPANSION}-fold; unpack it first")
-                if len(line) == MAX_LINE:
-                    raise DataError(f"{path}: a line of more than {MAX_LINE} bytes")
-                if line.strip():
-                    yield line
-    except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f"{path}: cannot be read: {e}") from None
-
-
-def _check_fields(fields: Any, where: str, root: Path) -> None:
-    """Checks that only arrays and audio in files are named, and resolves their paths in place."""
-    if isinstance(fields, list):
-        for value in fields:
-            _check_fields(value, where, root)
-    if not isinstance(fields, dict):
-        return
-    if "storage_type" in fields:
-        if fields["storage_type"] != "numpy_files":
-            raise DataError(
-                f"{where}: storage of type {fields['storage_type']!r:.60}; only numpy_files is supported, convert it "
-                "with CutSet.copy_feats"
-            )
-        fields["storage_path"] = _checked_path(fields.get("storage_path"), where, root)
-        _checked_path(fields.get("storage_key"), where, root)
-    sources = fields.get("sources", [])
-    for source in sources if isinstance(sources, list) else [sources]:
-        if not isinstance(source, dict) or source.get("type") != "file":
-            raise DataError(f"{where}: an audio source that is not a file; it is only opened with allow_pipes: true")
-        source["source"] = _checked_path(source.get("source"), where, root)
-        if not source["source"].lower().endswith(AUDIO):
-            raise DataError(f"{where}: {source['source']!r:.60}: audio must be one of {', '.join(AUDIO)}")
-    rate = fields.get("sampling_rate", RATES[0])
-    if not isinstance(rate, int) or not RATES[0] <= rate <= RATES[1]:
-        raise DataError(f"{where}: sampling rate {rate!r:.60}, expected {RATES[0]} - {RATES[1]} Hz")
-    for transform in fields.get("transforms") or []:
-        factor = transform["kwargs"].get("factor", 1.0) if transform["name"] in ("Speed", "Tempo", "Volume") else None
-        if not isinstance(factor, int | float) or not 0.1 <= factor <= 10.0:
-            raise DataError(f"{where}: an audio transform other than Speed, Tempo or Volume with a factor of 0.1 to 10")
-    for value in fields.values():
-        _check_fields(value, where, root)
-
-
-def _checked_path(path: Any, where: str, root: Path) -> str:
-    if not isinstance(path, str) or "://" in path or path.startswith(("pipe:", "-")) or "|" in path or "\0" in path:
-        raise DataError(f"{where}: {path!r:.60} is not the path of a file; it is only opened with allow_pipes: true")
-    return os.fspath(resolve_path(path, root))
-
-
-def _load_stored(manifest: Any, load: Callable[[], Any]) -> Any:
-    """Loads a stored array, after a check that its file is as long as its header says."""
-    if manifest.storage_type == "numpy_files":
-        try:
-            map_array(Path(manifest.storage_path) / manifest.storage_key)
-        except DataError as e:
-            raise UtteranceError(str(e)) from None
-    return _load_checked(load)
+            with open(source.source, "rb") as f:
+                head = f.read(1024)
+        except OSError as e:
+            raise UtteranceError(f"{source.source}: {e.strerror}") from None
+        if b"shorten" in head:
+            raise UtteranceError(f"{source.source}: compressed by shorten; unpack it with sph2pipe")
 
 
 def _load_checked(load: Callable[[], Any]) -> Any:
     """Calls ``load`` and converts its exceptions to UtteranceError."""
     try:
         return load()
-    except UtteranceError:
-        raise
+    except DataError as e:
+        raise UtteranceError(str(e).partition("\n[extra info]")[0]) from None  # Lhotse appends all arguments
     except Exception as e:  # Lhotse and its libraries raise various types for a damaged file
         raise UtteranceError(f"cannot be read ({one_line(e)})") from None
 
