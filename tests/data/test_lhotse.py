@@ -16,7 +16,8 @@ from lhotse.supervision import AlignmentItem
 
 from ngsgd.data.corpora.lhotse import LabelOptions, LhotseCorpus
 from ngsgd.data.corpus import Subset, read_info
-from ngsgd.data.lhotse_manifests import Items, Manifests
+from ngsgd.data.lhotse_items import Items
+from ngsgd.data.lhotse_manifests import Manifests
 from ngsgd.data.parts import assemble, prepare_part
 from ngsgd.errors import ConfigError, DataError, NgsgdError
 

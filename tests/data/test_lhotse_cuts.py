@@ -17,7 +17,8 @@ from lhotse.supervision import AlignmentItem
 
 from ngsgd.data.corpora.lhotse import LabelOptions, LhotseCorpus
 from ngsgd.data.corpus import Utterance
-from ngsgd.data.lhotse_manifests import Items, Manifests
+from ngsgd.data.lhotse_items import Items
+from ngsgd.data.lhotse_manifests import Manifests
 from ngsgd.errors import DataError
 
 RATE = 16000

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from ngsgd.cli.models import load
 from ngsgd.data.kaldi_features import CmvnOptions
-from ngsgd.data.lhotse_manifests import Items, Manifests
+from ngsgd.data.lhotse_items import Items
+from ngsgd.data.lhotse_manifests import Manifests
 from ngsgd.errors import DataError, NgsgdError, UtteranceError
 from ngsgd.kaldi.graph import prepare_graph
 from ngsgd.kaldi.nnet2 import write_nnet2

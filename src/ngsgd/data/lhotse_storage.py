@@ -7,9 +7,11 @@ next to Lhotse's own, which run or unpickle what some files hold and trust the s
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import math
 import re
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ CHUNK = 500  # frames of each chunk but the last in a file of type lilcom_chunky
 
 Array = npt.NDArray[Any]
 #: Reads an array: path, key, first frame, end of the frames (None for all), and the folder for relative paths.
-Reader = Callable[[str, str, int, int | None, Path], Array]
+Reader = Callable[[str, Any, int, int | None, Path], Array]
 
 
 def _numpy_files(path: str, key: str, first: int, last: int | None, root: Path) -> Array:
@@ -86,12 +88,34 @@ READERS: dict[str, Reader] = {
 }
 
 
+def _npy_bytes(path: str, key: bytes, first: int, last: int | None, root: Path) -> Array:
+    """Reads an array that is in memory, in the form of an .npy file."""
+    source = io.BytesIO(key)
+    try:
+        np.lib.format.read_magic(source)
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(source)
+        data = key[source.tell() :]
+        if is_fortran or dtype.hasobject or len(data) != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{len(data)} bytes for {dtype}{shape}")
+        return np.frombuffer(data, dtype).reshape(shape)[first:last]
+    except (ValueError, SyntaxError, TypeError, OverflowError, tokenize.TokenError) as e:
+        raise UtteranceError(f"not an .npy array, or damaged ({e})") from None
+
+
+def _lilcom_bytes(path: str, key: bytes, first: int, last: int | None, root: Path) -> Array:
+    return decompress([key])[first:last]
+
+
+#: Readers of arrays in memory, by the endings of the files that they come from.
+MEMORY: dict[str, Reader] = {".npy": _npy_bytes, ".llc": _lilcom_bytes}
+
+
 @functools.cache
 def register(storage_type: str, root: Path) -> str:
     """Registers the reader of a storage type with Lhotse.
 
     Args:
-        storage_type: one of `READERS`.
+        storage_type: one of `READERS` or `MEMORY`.
         root: folder for relative paths in Kaldi's ``.scp`` files.
 
     Returns:
@@ -105,8 +129,8 @@ def register(storage_type: str, root: Path) -> str:
         def __init__(self, storage_path: str) -> None:
             self._path = storage_path
 
-        def read(self, key: str, left_offset_frames: int = 0, right_offset_frames: int | None = None) -> Array:
-            return READERS[storage_type](self._path, key, left_offset_frames, right_offset_frames, root)
+        def read(self, key: Any, left_offset_frames: int = 0, right_offset_frames: int | None = None) -> Array:
+            return (READERS | MEMORY)[storage_type](self._path, key, left_offset_frames, right_offset_frames, root)
 
     register_reader(RegisteredReader)
     return RegisteredReader.name

@@ -16,7 +16,8 @@ from ngsgd.data.corpora import CorpusSettings, ExtractorSettings, FileSettings, 
 from ngsgd.data.corpus import MAX_CLASSES, Float32s, Int32s, Utterance, WordModel, split_bounds
 from ngsgd.data.extractor import Extractor, floats, one_line
 from ngsgd.data.holdout import hold_out, include_copies
-from ngsgd.data.lhotse_manifests import Items, Manifests
+from ngsgd.data.lhotse_items import Items
+from ngsgd.data.lhotse_manifests import Manifests
 from ngsgd.data.phones import collapse
 from ngsgd.declare import setting
 from ngsgd.errors import ConfigError, DataError, UtteranceError
@@ -210,7 +211,7 @@ class LhotseCorpus:
             side, first, last, drop, lambda name: side == "test" or (name in self._valid) == (subset == "valid")
         ):
             try:
-                utterance = self._utterance(cut)
+                utterance: Utterance = _call_checked(self._utterance, cut)
             except UtteranceError as e:
                 drop(cut.id, str(e))
                 continue
@@ -254,7 +255,7 @@ class LhotseCorpus:
         reasons: list[str] = []
         for cut in self._cuts("train", 0, PROBED, lambda name, reason: reasons.append(f"{name}: {reason}")):
             try:
-                features = self._features(_speech(cut, self._options.array)[1])
+                features = _call_checked(lambda cut: self._features(_speech(cut, self._options.array)[1]), cut)
                 if features.ndim == 2:
                     found[int(features.shape[1])] += 1
                 reasons.append(f"{cut.id}: features of shape {features.shape}")
@@ -271,7 +272,7 @@ class LhotseCorpus:
         if self._options.array is not None:
             labels = self._attached_labels(speech)
         else:
-            labels = _load_checked(lambda: self._alignment_labels(speech, len(features)))
+            labels = self._alignment_labels(speech, len(features))
             if self.phones:
                 text = " ".join(collapse(labels.tolist(), self.phones, self._options.states_per_symbol))
         return Utterance(cut.id, features, labels.astype(np.int32), " ".join(text.split()))
@@ -282,7 +283,7 @@ class LhotseCorpus:
         if all(c.has_features for c in cuts):
             if len(cuts) > 1 and not all(c.features.type in MIXABLE for c in cuts):
                 raise UtteranceError(f"a mix of stored features other than {', '.join(MIXABLE)}; remove the features")
-            return floats(_load_checked(cut.load_features))
+            return floats(cut.load_features())
         if not all(c.has_recording for c in cuts):
             raise UtteranceError("it has neither features nor audio")
         for source in (source for c in cuts for source in c.recording.sources):
@@ -291,7 +292,7 @@ class LhotseCorpus:
 
         # Other backends start programs, which may open more than this file.
         lhotse.audio.set_current_audio_backend(lhotse.audio.backend.LibsndfileBackend())
-        return self._extractor(_load_checked(cut.load_audio), int(cut.sampling_rate))
+        return self._extractor(cut.load_audio(), int(cut.sampling_rate))
 
     def _alignment_labels(self, cut: Any, num_frames: int) -> Int32s:
         """Returns the classes of a cut's frames, from the alignment of its supervisions."""
@@ -336,7 +337,7 @@ class LhotseCorpus:
         manifest = (cut.custom or {}).get(name)
         if not hasattr(manifest, "storage_type") and not hasattr(manifest, "array"):
             raise UtteranceError(f"no array {name!r} is attached to it")
-        labels = np.asarray(_load_checked(lambda: cut.load_custom(name)))
+        labels = np.asarray(cut.load_custom(name))
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise UtteranceError(f"array {name!r} is {labels.dtype}{labels.shape}, expected one integer per frame")
         if labels.size and not 0 <= labels.min() <= labels.max() < MAX_CLASSES:
@@ -347,7 +348,8 @@ class LhotseCorpus:
 
     def _largest_label(self, cut: Any) -> int:
         try:
-            return int(self._attached_labels(_speech(cut, self._options.array)[0]).max(initial=0))
+            speech, _ = _call_checked(_speech, cut, self._options.array)
+            return int(_call_checked(self._attached_labels, speech).max(initial=0))
         except UtteranceError:  # `read` reports it
             return 0
 
@@ -372,7 +374,7 @@ def _speech(cut: Any, array: str | None) -> tuple[Any, Any]:
         return track.cut, track.cut
     if not 0 < track.cut.duration <= MAX_MIX:
         raise UtteranceError(f"it is a mix of {track.cut.duration} seconds, at most {MAX_MIX:g} are read")
-    return track.cut, _load_checked(lambda: cut.truncate(offset=track.offset, duration=track.cut.duration))
+    return track.cut, cut.truncate(offset=track.offset, duration=track.cut.duration)
 
 
 def _check_sphere(source: Any) -> None:
@@ -387,13 +389,15 @@ def _check_sphere(source: Any) -> None:
             raise UtteranceError(f"{source.source}: compressed by shorten; unpack it with sph2pipe")
 
 
-def _load_checked(load: Callable[[], Any]) -> Any:
-    """Calls ``load`` and converts its exceptions to UtteranceError."""
+def _call_checked(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function and converts its exceptions, except a ConfigError, to UtteranceError."""
     try:
-        return load()
+        return function(*arguments)
+    except ConfigError:
+        raise
     except DataError as e:
         raise UtteranceError(str(e).partition("\n[extra info]")[0]) from None  # Lhotse appends all arguments
-    except Exception as e:  # Lhotse and its libraries raise various types for a damaged file
+    except Exception as e:  # Lhotse and its libraries raise various types for damaged data
         raise UtteranceError(f"cannot be read ({one_line(e)})") from None
 
 
