@@ -191,7 +191,7 @@ HOSTILE = {
     "piped url": (source_with(type="url", source="pipe:touch pwned"), "allow_pipes"),
     "sphere": (
         lambda cut: (cut.pop("features"), source_with(source="$(touch pwned).sph")(cut)),
-        "pwned.*No such file",
+        r"No such file.*pwned",
     ),
     "pipe": (source_with(source="pipe:touch pwned;.wav"), "allow_pipes"),
     "other audio": (source_with(source="a.mp4"), "audio must be one of"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -97,6 +98,15 @@ def test_shortened_sphere_files_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "a.sph").write_bytes(head.replace(b"end_head", coding)[:1024] + samples)
     _, dropped = read(corpus(tmp_path, [cut_of(recording)]))
     assert "compressed by shorten; unpack it with sph2pipe" in dropped["a.sph"]
+
+
+def test_pipes_in_the_place_of_files_are_dropped(tmp_path: Path) -> None:
+    """Reading from a named pipe would not end."""
+    recording = sound(tmp_path / "a.wav")
+    (tmp_path / "a.wav").unlink()
+    os.mkfifo(tmp_path / "a.wav")
+    _, dropped = read(corpus(tmp_path, [cut_of(recording)]))
+    assert "not a file" in dropped["a.wav"]
 
 
 def test_resampled_recordings(tmp_path: Path) -> None:

@@ -268,4 +268,6 @@ def test_run_on_audio_from_lhotse_manifests(kaldi: Path, tmp_path: Path) -> None
     assert outcome.jobs["prepare_part"] == 2
     evaluation = json.loads((place.run / "evaluation.json").read_text())
     assert evaluation["accuracy"] > 0.25  # of 33 classes; chance is below 0.05
+    assert evaluation["phones"] == len(segments["test"])
+    assert evaluation["phone_error_rate"] < 0.2
     assert place.snakemake().jobs == {}

@@ -108,11 +108,13 @@ class Manifests:
 def _trim(recording: dict[str, Any], supervision: dict[str, Any], items: Items) -> Any:
     """Returns the part of a recording that a supervision describes, as a cut."""
     segment = items.make(supervision, "supervision")
-    # Making an object changes its fields.
-    whole = items.make(copy.deepcopy(recording), "recording").to_cut()
-    whole.supervisions = [segment]
     try:
+        # Making an object changes its fields, which other supervisions need, too.
+        whole = items.make(copy.deepcopy(recording), "recording").to_cut()
+        whole.supervisions = [segment]
         (cut,) = whole.trim_to_supervisions(keep_overlapping=False)
+    except UtteranceError:
+        raise
     except Exception as e:  # Lhotse raises various types for manifests that do not match
         raise UtteranceError(f"no cut can be made of it and its recording ({one_line(e)})") from None
     return cut

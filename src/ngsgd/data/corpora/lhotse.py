@@ -21,6 +21,7 @@ from ngsgd.data.lhotse_manifests import Manifests
 from ngsgd.data.phones import collapse
 from ngsgd.declare import setting
 from ngsgd.errors import ConfigError, DataError, UtteranceError
+from ngsgd.files import require_regular_file
 from ngsgd.kaldi.tables import read_lines
 
 PROBED = 20  # cuts read to find the feature dimension
@@ -262,7 +263,8 @@ class LhotseCorpus:
             except UtteranceError as e:
                 reasons.append(f"{cut.id}: {e}")
         if not found:
-            raise DataError(f"training manifest: none of its first cuts can be read; the last error: {reasons[-1]}")
+            last = " ".join(reasons[-1].split())
+            raise DataError(f"training manifest: none of its first cuts can be read; the last error: {last}")
         return found.most_common(1)[0][0]
 
     def _utterance(self, cut: Any) -> Utterance:
@@ -287,7 +289,7 @@ class LhotseCorpus:
         if not all(c.has_recording for c in cuts):
             raise UtteranceError("it has neither features nor audio")
         for source in (source for c in cuts for source in c.recording.sources):
-            _check_sphere(source)
+            _check_audio(source)
         import lhotse
 
         # Other backends start programs, which may open more than this file.
@@ -377,16 +379,15 @@ def _speech(cut: Any, array: str | None) -> tuple[Any, Any]:
     return track.cut, cut.truncate(offset=track.offset, duration=track.cut.duration)
 
 
-def _check_sphere(source: Any) -> None:
-    """Refuses a SPHERE file that is compressed by shorten, which libsndfile would not name."""
-    if source.type == "file" and str(source.source).lower().endswith(".sph"):
-        try:
-            with open(source.source, "rb") as f:
-                head = f.read(1024)
-        except OSError as e:
-            raise UtteranceError(f"{source.source}: {e.strerror}") from None
-        if b"shorten" in head:
-            raise UtteranceError(f"{source.source}: compressed by shorten; unpack it with sph2pipe")
+def _check_audio(source: Any) -> None:
+    """Refuses what is not a file, and a SPHERE file compressed by shorten, which libsndfile would not name."""
+    if source.type != "file":
+        return
+    require_regular_file(source.source)
+    if str(source.source).lower().endswith(".sph"):
+        with open(source.source, "rb") as f:
+            if b"shorten" in f.read(1024):
+                raise UtteranceError(f"{source.source}: compressed by shorten; unpack it with sph2pipe")
 
 
 def _call_checked(function: Callable[..., Any], *arguments: Any) -> Any:
