@@ -7,6 +7,7 @@ names of the others their JSON text is enough.
 from __future__ import annotations
 
 import copy
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Manifests:
         if self.cuts:
             is_shar = self.cuts.is_dir()
             return lhotse_shar.names(self.cuts) if is_shar else [fields["id"] for fields in read_fields(self.cuts)]
-        names = [name for own in self._supervisions().values() for name in own]
+        names = [name for own in self._supervisions.values() for name in own]
         if not names:
             raise DataError(f"{self.supervisions}: no cuts can be made from it and {self.recordings}")
         return names
@@ -69,8 +70,9 @@ class Manifests:
                 except UtteranceError as e:
                     drop(name, str(e))
 
+    @functools.cached_property
     def _supervisions(self) -> dict[str, list[str]]:
-        """Returns the names of the supervisions of each recording; those without a recording come last."""
+        """The names of the supervisions of each recording; those without a recording come last."""
         assert self.recordings is not None
         assert self.supervisions is not None
         found: dict[str, list[str]] = {fields["id"]: [] for fields in read_fields(self.recordings)}
@@ -84,7 +86,7 @@ class Manifests:
         assert self.supervisions is not None
         own: dict[str, set[str]] = {}
         position = 0
-        for recording, names in self._supervisions().items():
+        for recording, names in self._supervisions.items():
             chosen = {name for i, name in enumerate(names, position) if first <= i < last and wanted(name)}
             position += len(names)
             if chosen:
