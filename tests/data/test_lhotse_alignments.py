@@ -23,6 +23,8 @@ from ngsgd.errors import ConfigError, DataError, NgsgdError, UtteranceError
 from ..kaldi.test_fuzz import check_damaged
 from .test_lhotse_cuts import ITEMS, LABELS, corpus, cut_of, read, read_one, sound
 
+pytest.importorskip("praatio", reason="needs praatio to read TextGrid files")
+
 TEXTGRID = """File type = "ooTextFile"
 Object class = "TextGrid"
 
@@ -184,6 +186,7 @@ def timit(tmp_path: Path) -> Path:
 
 def test_timit_by_its_recipe(timit: Path) -> None:
     """Prepares the manifests and lilcom_chunky features that Lhotse's recipe and icefall make, and decodes phones."""
+    pytest.importorskip("lilcom", reason="needs lilcom to compress features")
     manifests = prepare_timit(timit / "timit", timit / "manifests", num_phones=48)
     extractor = Fbank(FbankConfig(sampling_rate=16000))
     for side, part in (("train", "TRAIN"), ("test", "TEST")):

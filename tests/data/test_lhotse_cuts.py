@@ -142,6 +142,7 @@ def test_noise_is_mixed_in(tmp_path: Path) -> None:
 
 
 def test_stored_features_of_padded_and_mixed_cuts(tmp_path: Path) -> None:
+    pytest.importorskip("lilcom", reason="needs lilcom to compress features")
     cut, noise = cut_of(sound(tmp_path / "a.wav")), sound(tmp_path / "noise.wav").to_cut()
     with LilcomChunkyWriter(tmp_path / "feats") as storage:
         cut, noise = (c.compute_and_store_features(FBANK, storage).drop_recording() for c in (cut, noise))
@@ -158,6 +159,7 @@ def test_stored_features_of_padded_and_mixed_cuts(tmp_path: Path) -> None:
 
 
 def test_label_arrays_in_hdf5(tmp_path: Path) -> None:
+    pytest.importorskip("h5py", reason="needs h5py to write HDF5 files")
     labels = RNG.integers(0, 7, 100)
     cuts = [cut_of(sound(tmp_path / "a.wav"))]
     with NumpyHdf5Writer(tmp_path / "ali") as storage:
@@ -225,6 +227,7 @@ def test_cuts_are_made_of_recordings_and_supervisions(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lilcom", reason="needs lilcom to compress features")
     cut = cut_of(sound(tmp_path / "a.wav"))
     with LilcomChunkyWriter(tmp_path / "feats") as storage:
         cut = cut.compute_and_store_features(FBANK, storage)

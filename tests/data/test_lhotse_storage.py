@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import kaldiio
-import lilcom
 import numpy as np
 import pytest
 from lhotse import LilcomChunkyWriter, NumpyFilesWriter, NumpyHdf5Writer
@@ -20,6 +18,9 @@ from ngsgd.data.lhotse_storage import READERS, decompress, register
 from ngsgd.errors import NgsgdError, UtteranceError
 
 from ..kaldi.test_fuzz import check_damaged, mutate
+
+h5py = pytest.importorskip("h5py", reason="needs h5py to write HDF5 files")
+lilcom = pytest.importorskip("lilcom", reason="needs lilcom to compress features")
 
 RNG = np.random.default_rng(0)
 FEATURES = {f"utt-{i}": RNG.normal(size=(n, 4)).astype(np.float32) for i, n in enumerate((1, 7, 500, 501, 1730))}
