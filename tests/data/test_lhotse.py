@@ -20,6 +20,7 @@ from ngsgd.data.lhotse_items import Items
 from ngsgd.data.lhotse_manifests import Manifests
 from ngsgd.data.parts import assemble, prepare_part
 from ngsgd.errors import ConfigError, DataError, NgsgdError
+from ngsgd.kaldi.tables import Locations
 
 RATE = 8000
 RNG = np.random.default_rng(0)
@@ -76,7 +77,7 @@ def cuts_of(path: Path, root: Path) -> list[lhotse.cut.Cut]:
     def drop(name: str, reason: str) -> None:
         raise AssertionError(f"{name}: {reason}")
 
-    return list(Manifests(path, None, None).read(0, 10**9, lambda name: True, Items(root, False), drop))
+    return list(Manifests(path, None, None).read(0, 10**9, lambda name: True, Items(Locations(root)), drop))
 
 
 def corpus(root: Path, cuts: bool, *, num_valid: int = 5, extractor: str = "kaldi-fbank", pipes: bool = False, **more):
@@ -97,7 +98,7 @@ def corpus(root: Path, cuts: bool, *, num_valid: int = 5, extractor: str = "kald
             | more
         )
     )
-    return LhotseCorpus(*sides, root, extractor, labels, None, num_valid, allow_pipes=pipes)
+    return LhotseCorpus(*sides, Locations(root, allow_pipes=pipes), extractor, labels, None, num_valid)
 
 
 def prepare(root: Path, source: LhotseCorpus, num_parts: int = 1, share: float = 0.01):

@@ -80,7 +80,7 @@ def test_alignments_in_files(tmp_path: Path, kind: str) -> None:
     assert "alignment_files can name files" in dropped["a.wav"]
     cut.supervisions[0].recording_id = cut.supervisions[0].id = "other"
     _, dropped = read(corpus(tmp_path, [cut], files=files))
-    assert f"no alignment of type phone in its supervisions or in {files}" in dropped["a.wav"]
+    assert f"it has no alignment of type phone in its supervisions or in {files}" in dropped["a.wav"]
 
 
 def test_alignments_of_utterances_within_a_recording(tmp_path: Path) -> None:

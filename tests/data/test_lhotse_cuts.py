@@ -21,6 +21,7 @@ from ngsgd.data.corpus import Utterance
 from ngsgd.data.lhotse_items import Items
 from ngsgd.data.lhotse_manifests import Manifests
 from ngsgd.errors import DataError
+from ngsgd.kaldi.tables import Locations
 
 RATE = 16000
 RNG = np.random.default_rng(0)
@@ -54,9 +55,7 @@ def corpus(root: Path, cuts: list[lhotse.cut.Cut], **options: object) -> LhotseC
         options = {"symbols": root / "symbols"} | options
     defaults = {"array": None, "alignment": "phone", "symbols": None, "states_per_symbol": 1}
     sides = (Manifests(root / f"{side}.jsonl", None, None) for side in ("train", "test"))
-    return LhotseCorpus(
-        *sides, root, "kaldi-fbank", LabelOptions(**defaults | options), None, 1, allow_pipes=False
-    )  # fmt: skip
+    return LhotseCorpus(*sides, Locations(root), "kaldi-fbank", LabelOptions(**defaults | options), None, 1)
 
 
 def read(source: LhotseCorpus, subset: str = "test") -> tuple[list[Utterance], dict[str, str]]:
@@ -217,7 +216,7 @@ def test_cuts_are_made_of_recordings_and_supervisions(tmp_path: Path) -> None:
     for first in range(0, 11, 4):
         found += list(
             manifests.read(
-                first, first + 4, lambda name: name != "b.wav-1", Items(tmp_path, False), dropped.__setitem__
+                first, first + 4, lambda name: name != "b.wav-1", Items(Locations(tmp_path)), dropped.__setitem__
             )
         )
     assert [cut.id for cut in found] == [n for n in names if n not in ("b.wav-1", "lost", "late")]
@@ -236,8 +235,15 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "pip install 'ngsgd[lilcom]'" in read(source)[1]["a.wav"]
     (tmp_path / "train.jsonl").write_text(json.dumps(cut.to_dict()) + "\n" + json.dumps(cut.with_id("b").to_dict()))
     sides = (Manifests(tmp_path / f"{side}.jsonl", None, None) for side in ("train", "test"))
+    labels = LabelOptions(None, "phone", tmp_path / "symbols", 1)
     with pytest.raises(DataError, match=r"none of its first cuts .* pip install 'ngsgd\[lilcom\]'"):
-        LhotseCorpus(
-            *sides, tmp_path, "kaldi-fbank", LabelOptions(None, "phone", tmp_path / "symbols", 1), None, 1,
-            allow_pipes=False,
-        )  # fmt: skip
+        LhotseCorpus(*sides, Locations(tmp_path), "kaldi-fbank", labels, None, 1)
+
+
+def test_paths_of_another_machine_are_replaced(tmp_path: Path) -> None:
+    source = {"type": "file", "channels": [0], "source": "/home/ann/audio/a.wav"}
+    fields = {"sources": [source], "features": {"storage_type": "numpy_files", "storage_path": "/home/ann/feats"}}
+    fields["features"]["storage_key"] = "a.npy"
+    Items(Locations(tmp_path, {"/home/ann": "data"})).check(fields)
+    assert source["source"] == f"{tmp_path}/data/audio/a.wav"
+    assert fields["features"]["storage_path"] == f"{tmp_path}/data/feats"

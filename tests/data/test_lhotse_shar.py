@@ -19,6 +19,7 @@ from ngsgd.data.corpus import Utterance
 from ngsgd.data.lhotse_items import Items
 from ngsgd.data.lhotse_manifests import Manifests
 from ngsgd.errors import DataError, UtteranceError
+from ngsgd.kaldi.tables import Locations
 
 from ..kaldi.test_fuzz import check_damaged
 from .test_lhotse_cuts import FBANK, LABELS, cut_of, sound
@@ -49,7 +50,7 @@ def write(root: Path, fields: dict[str, str]) -> list[Utterance]:
 def corpus(root: Path, test: Path, array: str | None = None) -> LhotseCorpus:
     labels = LabelOptions(array, "phone", None if array else root / "symbols", 1)
     sides = (Manifests(path, None, None) for path in (root / "train", test))
-    return LhotseCorpus(*sides, root, "kaldi-fbank", labels, None, 2, allow_pipes=False)
+    return LhotseCorpus(*sides, Locations(root), "kaldi-fbank", labels, None, 2)
 
 
 FIELDS: list[dict[str, str]] = [
@@ -180,7 +181,7 @@ def test_damaged_archives(shar: Path, field: str, number: int) -> None:
         def drop(name: str, reason: str) -> None:
             raise UtteranceError(reason)
 
-        for cut in lhotse_shar.read(shar / "test", 0, 2, lambda name: True, Items(shar, False), drop):
+        for cut in lhotse_shar.read(shar / "test", 0, 2, lambda name: True, Items(Locations(shar)), drop):
             assert cut.load_custom("pdf").tolist() == LABELS or field == "pdf"
 
     path = shar / f"test/{field}.000000.tar"

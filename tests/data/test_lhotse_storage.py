@@ -16,6 +16,7 @@ from lhotse.features.io import LilcomHdf5Writer, get_reader
 from ngsgd.data.hdf5 import Hdf5File
 from ngsgd.data.lhotse_storage import READERS, decompress, register
 from ngsgd.errors import NgsgdError, UtteranceError
+from ngsgd.kaldi.tables import Locations
 
 from ..kaldi.test_fuzz import check_damaged, mutate
 
@@ -38,7 +39,7 @@ def test_frames_are_those_that_lhotse_reads(tmp_path: Path, kind: str) -> None:
     with WRITERS[kind](tmp_path / "feats") as writer:
         keys = {name: writer.write(name, array) for name, array in FEATURES.items()}
     path = str(writer.storage_path)
-    expected, reader = get_reader(kind)(path), get_reader(register(kind, tmp_path))(path)
+    expected, reader = get_reader(kind)(path), get_reader(register(kind, Locations(tmp_path)))(path)
     for name, key in keys.items():
         for first, last in RANGES:
             if first < len(FEATURES[name]):
@@ -51,7 +52,7 @@ def test_matrices_of_kaldi(tmp_path: Path) -> None:
     places = dict(line.split() for line in (tmp_path / "feats.scp").read_text().splitlines())
     script = (tmp_path / "feats.scp").read_text().replace(f"{tmp_path}/", "")
     (tmp_path / "feats.scp").write_text(script + "bad gzip -dc feats.gz |\n")
-    kind = register("kaldiio", tmp_path)
+    kind = register("kaldiio", Locations(tmp_path))
     for name, place in places.items():
         reader = get_reader(kind)(place.removeprefix(f"{tmp_path}/"))
         np.testing.assert_array_equal(reader.read(name, 3, 9), FEATURES[name][3:9])

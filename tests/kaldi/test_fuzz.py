@@ -93,7 +93,7 @@ def read_manifest(path: Path) -> None:
     def drop(name: str, reason: str) -> None:
         raise UtteranceError(reason)
 
-    list(Manifests(path, None, None).read(0, 10, lambda name: True, Items(path.parent, False), drop))
+    list(Manifests(path, None, None).read(0, 10, lambda name: True, Items(Locations(path.parent)), drop))
 
 
 def read_model(path: Path) -> None:

@@ -32,7 +32,7 @@ from ngsgd.files import atomic_write, require_regular_file, write_text
 
 MAX_CLASSES = 1_000_000
 NO_CLASS = -1  # label of the frames of an utterance without alignment
-UNALIGNED = "it has no alignment"  # reason for which an utterance is dropped
+UNALIGNED = "it has no alignment"  # start of the reason for which an utterance without alignment is dropped
 NUM_NAMED = 3  # utterances that an error names
 SUBSETS = ("train", "valid", "test")
 
@@ -234,8 +234,8 @@ class UtteranceFilter:
         num_utterances = num_kept + len(self.dropped)
         if num_utterances == 0:
             raise DataError("the corpus is empty")
-        unaligned = [name for name, reason in self.dropped.items() if reason == UNALIGNED]
-        bad = [f"{name}: {reason}" for name, reason in self.dropped.items() if reason != UNALIGNED]
+        unaligned = [name for name, reason in self.dropped.items() if reason.startswith(UNALIGNED)]
+        bad = [f"{name}: {reason}" for name, reason in self.dropped.items() if not reason.startswith(UNALIGNED)]
         for names, kind, setting, limit in (
             (bad, "are bad", "max_bad_utterance_share", max_bad_share),
             (unaligned, "have no alignment", "max_unaligned_utterance_share", max_unaligned_share),

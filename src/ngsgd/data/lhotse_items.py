@@ -19,7 +19,8 @@ from typing import Any
 from ngsgd.data.extractor import one_line
 from ngsgd.data.lhotse_storage import READERS, register
 from ngsgd.errors import DataError, UtteranceError
-from ngsgd.files import require_regular_file, resolve_path
+from ngsgd.files import require_regular_file
+from ngsgd.kaldi.tables import Locations
 
 MAX_LINE = 2**23  # bytes of one item
 MAX_EXPANSION = 100  # largest uncompressed size of a gzipped manifest, relative to its size
@@ -37,12 +38,11 @@ class Items:
     """Makes Lhotse's objects from the items of manifests.
 
     Attributes:
-        root: folder for relative paths that do not exist in the working directory.
-        allow_pipes: whether to open everything that an item names, including commands and URLs.
+        locations: how paths are looked up; with ``allow_pipes`` everything that an item names is opened, including
+            commands and URLs.
     """
 
-    root: Path
-    allow_pipes: bool
+    locations: Locations
 
     def make(self, fields: dict[str, Any], kind: str) -> Any:
         """Returns a cut, a recording or a supervision.
@@ -58,7 +58,7 @@ class Items:
         }  # fmt: skip
         name = fields["id"]
         try:
-            if not self.allow_pipes:
+            if not self.locations.allow_pipes:
                 self.check(fields)
             item = deserialize_item(fields)
         except UtteranceError:
@@ -86,7 +86,7 @@ class Items:
         for source in sources if isinstance(sources, list) else [sources]:
             if not isinstance(source, dict) or source.get("type") != "file":
                 raise UtteranceError("an audio source that is not a file; it is only opened with allow_pipes: true")
-            source["source"] = os.fspath(resolve_path(_checked_path(source.get("source")), self.root))
+            source["source"] = os.fspath(self.locations.resolve(_checked_path(source.get("source"))))
             if not source["source"].lower().endswith(AUDIO):
                 raise UtteranceError(f"{source['source']!r:.60}: audio must be one of {', '.join(AUDIO)}")
         _check_rate(fields.get("sampling_rate", RATES[0]))
@@ -105,9 +105,9 @@ class Items:
         path = _checked_path(fields.get("storage_path"))
         # The place of a Kaldi matrix is a path and an offset, which its reader resolves.
         is_place = kind == "kaldiio" and not path.endswith(".scp")
-        fields["storage_path"] = path if is_place else os.fspath(resolve_path(path, self.root))
+        fields["storage_path"] = path if is_place else os.fspath(self.locations.resolve(path))
         _checked_path(fields.get("storage_key"))
-        fields["storage_type"] = register(kind, self.root)
+        fields["storage_type"] = register(kind, self.locations)
 
 
 def _checked_path(path: Any) -> str:

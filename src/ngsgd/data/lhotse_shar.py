@@ -181,7 +181,7 @@ def _load(path: Path, content: Member, description: Member, items: Items) -> Any
         kind = os.path.splitext(content.name)[1]
         if kind not in MEMORY:
             raise UtteranceError(f"{where}: only {', '.join(MEMORY)} are supported")
-        array |= {"storage_type": register(kind, items.root), "storage_path": "", "storage_key": data}
+        array |= {"storage_type": register(kind, items.locations), "storage_path": "", "storage_key": data}
         return Features.from_dict(meta) if "num_features" in meta else deserialize_array(meta)
     except UtteranceError:
         raise

@@ -23,31 +23,31 @@ from ngsgd.data.corpus import map_array
 from ngsgd.data.hdf5 import Hdf5File
 from ngsgd.errors import UtteranceError
 from ngsgd.files import require_regular_file
-from ngsgd.kaldi.tables import Script, read_location
+from ngsgd.kaldi.tables import Locations, Script, read_location
 
 MAX_BYTES = 2**30  # bytes of one array; larger ones are damage or an attack
 CHUNK = 500  # frames of each chunk but the last in a file of type lilcom_chunky
 
 Array = npt.NDArray[Any]
-#: Reads an array: path, key, first frame, end of the frames (None for all), and the folder for relative paths.
-Reader = Callable[[str, Any, int, int | None, Path], Array]
+#: Reads an array: path, key, first frame, end of the frames (None for all), and how paths are looked up.
+Reader = Callable[[str, Any, int, int | None, Locations], Array]
 
 
-def _numpy_files(path: str, key: str, first: int, last: int | None, root: Path) -> Array:
+def _numpy_files(path: str, key: str, first: int, last: int | None, locations: Locations) -> Array:
     return np.array(map_array(Path(path) / key)[first:last])
 
 
-def _numpy_hdf5(path: str, key: str, first: int, last: int | None, root: Path) -> Array:
+def _numpy_hdf5(path: str, key: str, first: int, last: int | None, locations: Locations) -> Array:
     with Hdf5File(Path(path)) as source:
         return source.read(key, first, last)
 
 
-def _lilcom_hdf5(path: str, key: str, first: int, last: int | None, root: Path) -> Array:
+def _lilcom_hdf5(path: str, key: str, first: int, last: int | None, locations: Locations) -> Array:
     with Hdf5File(Path(path)) as source:
         return decompress([source.read(key).tobytes()])[first:last]
 
 
-def _lilcom_chunky(path: str, key: str, first: int, last: int | None, root: Path) -> Array:
+def _lilcom_chunky(path: str, key: str, first: int, last: int | None, locations: Locations) -> Array:
     """Reads the chunks with the wanted frames; the key has the position of the array and the size of each chunk."""
     if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", key):
         raise UtteranceError(f"{key!r:.60} is not a list of chunks")
@@ -64,19 +64,19 @@ def _lilcom_chunky(path: str, key: str, first: int, last: int | None, root: Path
     return decompress(chunks)[first - start : None if last is None else last - start]
 
 
-def _kaldi(path: str, key: str, first: int, last: int | None, root: Path) -> Array:
+def _kaldi(path: str, key: str, first: int, last: int | None, locations: Locations) -> Array:
     """Reads a Kaldi matrix; the path is that of an ``.scp`` file, or the place in an archive, ``feats.ark:123``."""
     if path.endswith(".scp"):
-        script = _script(path, root)
+        script = _script(path, locations)
         if key not in script:
             raise UtteranceError(f"{path}: no entry {key:.60}")
         return script.read(key)[first:last]
-    return read_location(path, root, key)[first:last]
+    return read_location(path, locations, key)[first:last]
 
 
 @functools.lru_cache(maxsize=4)
-def _script(path: str, root: Path) -> Script:
-    return Script(path, root)
+def _script(path: str, locations: Locations) -> Script:
+    return Script(path, locations)
 
 
 READERS: dict[str, Reader] = {
@@ -88,7 +88,7 @@ READERS: dict[str, Reader] = {
 }
 
 
-def _npy_bytes(path: str, key: bytes, first: int, last: int | None, root: Path) -> Array:
+def _npy_bytes(path: str, key: bytes, first: int, last: int | None, locations: Locations) -> Array:
     """Reads an array that is in memory, in the form of an .npy file."""
     source = io.BytesIO(key)
     try:
@@ -102,7 +102,7 @@ def _npy_bytes(path: str, key: bytes, first: int, last: int | None, root: Path) 
         raise UtteranceError(f"not an .npy array, or damaged ({e})") from None
 
 
-def _lilcom_bytes(path: str, key: bytes, first: int, last: int | None, root: Path) -> Array:
+def _lilcom_bytes(path: str, key: bytes, first: int, last: int | None, locations: Locations) -> Array:
     return decompress([key])[first:last]
 
 
@@ -111,12 +111,12 @@ MEMORY: dict[str, Reader] = {".npy": _npy_bytes, ".llc": _lilcom_bytes}
 
 
 @functools.cache
-def register(storage_type: str, root: Path) -> str:
+def register(storage_type: str, locations: Locations) -> str:
     """Registers the reader of a storage type with Lhotse.
 
     Args:
         storage_type: one of `READERS` or `MEMORY`.
-        root: folder for relative paths in Kaldi's ``.scp`` files.
+        locations: how paths in Kaldi's ``.scp`` files are looked up.
 
     Returns:
         The storage type that a manifest must have to be read by it.
@@ -124,13 +124,13 @@ def register(storage_type: str, root: Path) -> str:
     from lhotse.features.io import register_reader
 
     class RegisteredReader:
-        name = f"ngsgd {storage_type} {root}"
+        name = f"ngsgd {storage_type} {locations}"
 
         def __init__(self, storage_path: str) -> None:
             self._path = storage_path
 
         def read(self, key: Any, left_offset_frames: int = 0, right_offset_frames: int | None = None) -> Array:
-            return (READERS | MEMORY)[storage_type](self._path, key, left_offset_frames, right_offset_frames, root)
+            return (READERS | MEMORY)[storage_type](self._path, key, left_offset_frames, right_offset_frames, locations)
 
     register_reader(RegisteredReader)
     return RegisteredReader.name

@@ -76,7 +76,9 @@ class Wspecifier:
         if not options:
             return cls(path, None, False)
         if "ark" not in options:
-            raise DataError(f"{text!r:.100}: an .scp file can only be written together with its archive: ark,scp:A.ark,A.scp")
+            raise DataError(
+                f"{text!r:.100}: an .scp file can only be written together with its archive: ark,scp:A.ark,A.scp"
+            )
         if "scp" not in options:
             return cls(path, None, "t" in options)
         archive, comma, script = path.partition(",")
@@ -94,7 +96,9 @@ def _split(text: str, others: set[str]) -> tuple[set[str], str]:
     if not colon or not options & {"ark", "scp"} or not options <= {"ark", "scp", *others}:
         options, path = set(), text
     if "|" in path:
-        raise DataError(f"{text!r:.100}: commands are not run here; write the output to a file, or use a pipe of the shell")
+        raise DataError(
+            f"{text!r:.100}: commands are not run here; write the output to a file, or use a pipe of the shell"
+        )
     if not path:
         raise DataError(f"{text!r:.100}: no file name; standard input and output are -")
     return options, path

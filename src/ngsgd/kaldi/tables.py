@@ -27,7 +27,7 @@ WHITE_SPACE = " \t\n\r\v\f"  # Kaldi's own; other spaces of Unicode are parts of
 
 @dataclass(frozen=True)
 class Locations:
-    """How the locations in ``.scp`` files are looked up.
+    """How the locations in ``.scp`` files and Lhotse manifests are looked up.
 
     Attributes:
         root: folder for relative paths that do not exist in the working directory, and in which commands run.
@@ -36,7 +36,7 @@ class Locations:
     """
 
     root: Path
-    path_map: Mapping[str, str] = field(default_factory=dict)
+    path_map: Mapping[str, str] = field(default_factory=dict, hash=False)
     allow_pipes: bool = False
 
     def resolve(self, path: str) -> Path:

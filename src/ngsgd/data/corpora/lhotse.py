@@ -13,7 +13,7 @@ import numpy as np
 
 from ngsgd.data.alignment_files import Segment, open_alignments
 from ngsgd.data.corpora import CorpusSettings, ExtractorSettings, FileSettings, register_corpus
-from ngsgd.data.corpus import MAX_CLASSES, Float32s, Int32s, Utterance, WordModel, split_bounds
+from ngsgd.data.corpus import MAX_CLASSES, UNALIGNED, Float32s, Int32s, Utterance, WordModel, split_bounds
 from ngsgd.data.extractor import Extractor, floats, one_line
 from ngsgd.data.holdout import hold_out, include_copies
 from ngsgd.data.lhotse_items import Items
@@ -22,7 +22,7 @@ from ngsgd.data.phones import collapse
 from ngsgd.declare import setting
 from ngsgd.errors import ConfigError, DataError, UtteranceError
 from ngsgd.files import require_regular_file
-from ngsgd.kaldi.tables import read_lines
+from ngsgd.kaldi.tables import Locations, read_lines, split_words
 
 PROBED = 20  # cuts read to find the feature dimension
 PERTURBED = re.compile(r"_(sp|tp|vp)[\d.]+(?=_|-|$)")  # suffix that Lhotse gives to perturbed copies
@@ -125,13 +125,13 @@ class LhotseCorpus:
 
     Args:
         train, test: the manifests.
-        root: folder for relative paths that do not exist in the working directory.
+        locations: how paths in the manifests are looked up; with ``allow_pipes`` everything that a manifest names is
+            opened, including commands and URLs.
         extractor: ``kaldi-fbank``, ``kaldi-mfcc``, or a YAML file of extractor settings written by Lhotse; used for
             cuts without features.
         labels: source of the labels.
         valid_utterances: file with one validation cut per line; None to hold out training cuts.
         num_valid_utterances: how many to hold out then; perturbed copies of one recording stay together.
-        allow_pipes: whether to open everything that a manifest names, including commands and URLs.
 
     Raises:
         DataError: a manifest or the table of symbols is missing or malformed.
@@ -159,29 +159,26 @@ class LhotseCorpus:
         return cls(
             train,
             test,
-            settings.root,
+            Locations(settings.root, settings.path_map, settings.allow_pipes),
             settings.feature_extractor,
             labels,
             settings.path("valid_utterances"),
             settings.num_valid_utterances,
-            allow_pipes=settings.allow_pipes,
         )
 
     def __init__(
         self,
         train: Manifests,
         test: Manifests,
-        root: Path,
+        locations: Locations,
         extractor: str,
         labels: LabelOptions,
         valid_utterances: Path | None,
         num_valid_utterances: int,
-        *,
-        allow_pipes: bool,
     ) -> None:
         self._sides = {"train": train, "test": test}
-        self._items = Items(root, allow_pipes)
-        self._extractor = Extractor(extractor, root)
+        self._items = Items(locations)
+        self._extractor = Extractor(extractor, locations.root)
         self._options = labels
         self._symbols = _read_symbols(labels.symbols) if labels.symbols else {}
         self._files = open_alignments(labels.files, labels.alignment) if labels.files else None
@@ -277,7 +274,7 @@ class LhotseCorpus:
             labels = self._alignment_labels(speech, len(features))
             if self.phones:
                 text = " ".join(collapse(labels.tolist(), self.phones, self._options.states_per_symbol))
-        return Utterance(cut.id, features, labels.astype(np.int32), " ".join(text.split()))
+        return Utterance(cut.id, features, labels.astype(np.int32), " ".join(split_words(text)))
 
     def _features(self, cut: Any) -> Float32s:
         """Returns the stored features (T, dim) of a cut, or computes them from its audio."""
@@ -322,7 +319,7 @@ class LhotseCorpus:
             found += items or self._alignment_in_files(cut, supervision)
         if not found:
             where = f" or in {self._options.files}" if self._files else "; alignment_files can name files of it"
-            raise UtteranceError(f"no alignment of type {self._options.alignment} in its supervisions{where}")
+            raise UtteranceError(f"{UNALIGNED} of type {self._options.alignment} in its supervisions{where}")
         return found
 
     def _alignment_in_files(self, cut: Any, supervision: Any) -> Sequence[Segment]:
