@@ -116,7 +116,8 @@ class FileSettings(CorpusSettings):
     path_map: dict[str, str] = setting(
         {},
         "Replacements of the start of paths inside `.scp` files and Lhotse manifests, for data that was made on "
-        "another machine: `{/home/ann/egs/s5: .}` looks for `/home/ann/egs/s5/mfcc/raw.1.ark` in `mfcc/` of `experiment`.",
+        "another machine: `{/home/ann/egs/s5: .}` looks for `/home/ann/egs/s5/mfcc/raw.1.ark` in `mfcc/` of "
+        "`experiment`.",
         stage="corpus", schema={"type": "object", "additionalProperties": {"type": "string"}},
     )  # fmt: skip
     allow_pipes: bool = setting(
