@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ngsgd.data.corpora.kaldi import KaldiSettings
 from ngsgd.errors import ConfigError
 from ngsgd.training.call_settings import CallSettings
 from ngsgd.training.run import Run
@@ -165,3 +166,12 @@ def test_a_setting_belongs_to_its_stage(make_settings) -> None:
     realigned, other_priors = ({"realign_times": [0.5]} | more for more in ({}, {"num_prior_frames": 7}))
     assert make_settings(**other_priors).values_for_training() != make_settings(**realigned).values_for_training()
     assert make_settings(num_valid_frames=7).values_for_scoring() != base.values_for_scoring()
+
+
+def test_values_that_are_no_paths_are_not_looked_for() -> None:
+    settings = KaldiSettings(silence_phones="1:2:3", train_transforms="none", test_transforms="none")
+    settings.check_sources()
+    assert settings.path("silence_phones") is None
+    for name in ("silence_phones", "train_transforms"):
+        with pytest.raises(ConfigError, match=rf"{name}: elsewhere: no such file or folder in .* or in \."):
+            KaldiSettings(**{name: "elsewhere"}).check_sources()

@@ -250,7 +250,7 @@ class KaldiSettings(FileSettings):
         None,
         "Phones that the feature transform ignores, as `1:2:3` or a file with such a line (`phones/silence.csl`); null "
         "for none.",
-        stage="corpus", is_source=True,
+        stage="corpus", is_source=True, not_a_path=PHONES,
     )  # fmt: skip
     feature_type: Literal["raw", "lda"] | None = setting(
         None,
@@ -271,7 +271,7 @@ class KaldiSettings(FileSettings):
         None,
         "Directory with `trans.*` (fMLLR by speaker) of the training data, or `raw_trans.*` for raw features; null for "
         "those of `train_alignment`, if it has any; `none` to use none. Training and test data are transformed alike.",
-        stage="corpus", is_source=True, kaldi="transform-dir",
+        stage="corpus", is_source=True, kaldi="transform-dir", not_a_path=NO_TRANSFORMS,
     )  # fmt: skip
     test_transforms: str | None = setting(
         None,
