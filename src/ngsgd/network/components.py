@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ngsgd import registry
 from ngsgd.network.affine import Affine, AffineForms
 from ngsgd.network.forms import TO_THE_END, KaldiFields, OnnxGraph, positive, to_array
 from ngsgd.network.norms import Normalized, TwoNorm
@@ -32,8 +33,9 @@ ComponentType = TypeVar("ComponentType", bound="type[Component]")
 
 def register_component(component: ComponentType) -> ComponentType:
     """Registers the decorated class by its kind, and by the kinds of Kaldi components that it reads."""
-    KINDS[component.kind] = component
-    KALDI_KINDS.update(dict.fromkeys(component.kaldi_kinds_read, component))
+    registry.add(KINDS, component.kind, component)
+    for kind in component.kaldi_kinds_read:
+        registry.add(KALDI_KINDS, kind, component)
     return component
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ngsgd import registry
 from ngsgd.ops import AffineLayer, append_ones
 
 
@@ -110,7 +111,7 @@ def register_adapter(module_type: type[nn.Module]) -> Callable[[Adapter], Adapte
     """Registers the decorated adapter for modules of a type and of its subclasses."""
 
     def register(adapter: Adapter) -> Adapter:
-        _adapters[module_type] = adapter
+        registry.add(_adapters, module_type, adapter)
         return adapter
 
     return register

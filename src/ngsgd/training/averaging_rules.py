@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from ngsgd import registry
 from ngsgd.network.storage import Arrays
 from ngsgd.training.model_mean import average_arrays
 
@@ -75,7 +76,7 @@ def register_averaging_rule(name: str) -> Callable[[RuleType], RuleType]:
     """
 
     def register(rule: RuleType) -> RuleType:
-        _rules[name] = rule
+        registry.add(_rules, name, rule)
         return rule
 
     return register

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from ngsgd import registry
+
 #: The effective learning rate when ``processed`` of ``total`` expanded archives have been processed, given the rates at
 #: the start and at the end: (initial, final, processed, total) -> rate. The last iteration has the final rate, whatever
 #: the schedule.
@@ -20,7 +22,7 @@ def register_schedule(name: str) -> Callable[[LearningRateSchedule], LearningRat
     """Registers the decorated function as the schedule that ``lrate_schedule: <name>`` selects."""
 
     def register(schedule: LearningRateSchedule) -> LearningRateSchedule:
-        SCHEDULES[name] = schedule
+        registry.add(SCHEDULES, name, schedule)
         return schedule
 
     return register

@@ -29,6 +29,7 @@ def average_arrays(paths: Sequence[str | os.PathLike[str]], weights: Sequence[fl
         return mean([(os.fspath(path), stack.enter_context(open_model(path))) for path in paths], weights)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # `end_iteration` reports a mean that is not finite
 def mean(models: Sequence[tuple[str, Mapping[str, Rows]]], weights: Sequence[float] | None = None) -> Arrays:
     """Returns the mean of the models' arrays, or with weights their weighted sum.
 

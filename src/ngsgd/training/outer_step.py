@@ -105,6 +105,7 @@ def scale_change(before: Arrays, average: Arrays, factor: float) -> Arrays:
     }
 
 
+@np.errstate(over="ignore", invalid="ignore")  # `end_iteration` reports parameters that are not finite
 def apply_outer_step(before: Arrays, average: Arrays, momentum: Arrays, step: OuterStep) -> tuple[Arrays, Arrays]:
     """Returns W_{t+1} and V_t.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from ngsgd import registry
 from ngsgd.data.corpus import Utterance, WordModel
 from ngsgd.declare import declared, setting
 from ngsgd.errors import ConfigError
@@ -200,7 +201,7 @@ def register_corpus(name: str) -> Callable[[CorpusType], CorpusType]:
     """Registers the decorated class as the corpus that ``corpus: <name>`` selects."""
 
     def register(corpus_type: CorpusType) -> CorpusType:
-        _corpora[name] = corpus_type
+        registry.add(_corpora, name, corpus_type)
         return corpus_type
 
     return register
