@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import kaldiio
@@ -49,16 +50,26 @@ def digit_transitions() -> TransitionModel:
     )
 
 
-def digit_loop() -> bytes:
-    """Returns a graph that accepts one or more words: start state 0, and a state for each HMM state of each word."""
-    arcs, states = [(2 * STATES * p + 1, p + 1, 2.3, 1 + STATES * p) for p in range(len(WORDS))], []
+def transition_id(word: int, state: int) -> int:
+    """Returns the transition-id of a self-loop in `digit_transitions`; words and states count from 0."""
+    return 2 * (STATES * word + state) + 1
+
+
+def digit_loop(label: Callable[[int, int], int] = transition_id) -> bytes:
+    """Returns a graph that accepts one or more words: start state 0, and a state for each HMM state of each word.
+
+    Args:
+        label: input label of a word's state.
+    """
+    arcs, states = [(label(p, 0), p + 1, 2.3, 1 + STATES * p) for p in range(len(WORDS))], []
     states.append((np.inf, 0, len(arcs)))
     for p in range(len(WORDS)):
         for s in range(STATES):
-            state, tid = 1 + STATES * p + s, 2 * STATES * p + 2 * s + 1
+            state = 1 + STATES * p + s
             last = s == STATES - 1
             states.append((0.0 if last else np.inf, len(arcs), 2))
-            arcs += [(tid, 0, 0.1, state), (0, 0, 5.0, 0) if last else (tid + 2, 0, 0.1, state + 1)]
+            following = (0, 0, 5.0, 0) if last else (label(p, s + 1), 0, 0.1, state + 1)
+            arcs += [(label(p, s), 0, 0.1, state), following]
     header = struct.pack("<i", 2125659606)
     header += b"".join(struct.pack("<i", len(name)) + name for name in (b"const", b"standard"))
     header += struct.pack("<iiQqqq", 2, 0, 1, 0, len(states), len(arcs))

@@ -18,7 +18,7 @@ import yaml
 from ngsgd import load_model
 from ngsgd.kaldi.nnet2 import read_nnet2
 
-from ..experiment import make_experiment
+from ..experiment import STATES, digit_loop, make_experiment
 from .conftest import ROOT, SMALL, SNAKEMAKE, Workplace
 
 REALIGNED = {"run": {"realign_times": [0.5]}}
@@ -271,3 +271,14 @@ def test_run_on_audio_from_lhotse_manifests(kaldi: Path, tmp_path: Path) -> None
     assert evaluation["phones"] == len(segments["test"])
     assert evaluation["phone_error_rate"] < 0.2
     assert place.snakemake().jobs == {}
+    # The words of the supervisions, with a graph over the classes; those of silence come first.
+    graph = tmp_path / "graph"
+    graph.mkdir()
+    (graph / "HCLG.fst").write_bytes(digit_loop(lambda word, state: STATES * (word + 1) + state + 1))
+    (graph / "words.txt").write_text("<eps> 0\n" + "".join(f"{digit} {digit + 1}\n" for digit in range(10)))
+    place.config |= {"transcripts": "words", "graph": "graph", "min_lmwt": 1, "max_lmwt": 3}
+    outcome = place.snakemake()
+    assert outcome.status == 0, outcome.text
+    evaluation = json.loads((place.run / "evaluation.json").read_text())
+    assert evaluation["words"] == len(segments["test"])
+    assert evaluation["word_error_rate"] < 0.2

@@ -66,7 +66,7 @@ class WordErrors(NamedTuple):
 
 
 def make_graph(settings: Settings, data: Path, output: Path) -> None:
-    """Writes the graph of the settings with pdf-ids instead of transition-ids.
+    """Writes the graph of the settings with pdf-ids as input labels, instead of transition-ids or classes from 1.
 
     Args:
         settings: of the run.
@@ -81,12 +81,16 @@ def make_graph(settings: Settings, data: Path, output: Path) -> None:
     graph = settings.path("graph")
     if graph is None:
         raise ConfigError("graph: not set in the run's settings")
-    if info.transition_model is None:
+    if info.transition_model is not None:
+        classes = transitions_from_text(info.transition_model, data / "corpus.json").pdf_ids
+    elif settings.corpus != "kaldi":
+        classes = np.arange(-1, len(info.class_counts), dtype=np.int32)
+    else:
         raise DataError(
             "graph: its transition-ids mean nothing without the model of the alignments; train_alignment must be an "
             "alignment directory with final.mdl"
         )
-    prepare_graph(graph, transitions_from_text(info.transition_model, data / "corpus.json").pdf_ids, output)
+    prepare_graph(graph, classes, output)
 
 
 def scoring_points(settings: Settings) -> list[ScoringPoint]:

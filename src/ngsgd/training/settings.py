@@ -273,8 +273,9 @@ class DecodingSettings:
 
     graph: str | None = setting(
         None,
-        "For `corpus: kaldi`: directory with `HCLG.fst` (of type const, as `mkgraph.sh` makes it) and `words.txt`, "
-        "made with the model of the alignments; null for no decoding.",
+        "Directory with `HCLG.fst` (of type const, as `mkgraph.sh` makes it) and `words.txt`; null for no decoding. "
+        "For `corpus: kaldi` it is made with the model of the alignments. For `corpus: lhotse` with `transcripts: words` "
+        "its input labels are the classes, counted from 1.",
         stage="evaluation", is_source=True,
     )  # fmt: skip
     beam: float = setting(
@@ -467,8 +468,9 @@ class Settings(
             raise ConfigError("outer_nesterov: needs an outer_momentum above 0")
         if self.precision == "tf32" and not self.device.startswith("cuda"):
             raise ConfigError("precision: tf32 is a number format of GPUs; it needs device: cuda")
-        if self.graph is not None and self.corpus != "kaldi":
-            raise ConfigError("graph: decoding with a graph needs corpus: kaldi")
+        has_words = self.corpus == "kaldi" or self.corpus_values.get("transcripts") == "words"
+        if self.graph is not None and not has_words:
+            raise ConfigError("graph: needs corpus: kaldi, or corpus: lhotse with transcripts: words")
         if self.min_lmwt > self.max_lmwt:
             raise ConfigError(f"min_lmwt {self.min_lmwt} is above max_lmwt {self.max_lmwt}")
         if self.word_ins_penalties != sorted(set(self.word_ins_penalties)):

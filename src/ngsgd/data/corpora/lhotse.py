@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class LabelOptions:
         states_per_symbol: number of classes of each symbol; its frames are divided equally between them.
         files: alignments of cuts whose supervisions have none; see `open_alignments`.
         num_classes: number of classes of the array; None to find it by reading all arrays.
+        transcripts: ``phones`` of the alignment or ``words`` of the supervisions.
     """
 
     array: str | None
@@ -52,6 +53,7 @@ class LabelOptions:
     states_per_symbol: int
     files: Path | None = None
     num_classes: int | None = None
+    transcripts: str = "phones"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,12 @@ class LhotseSettings(ExtractorSettings, FileSettings):
         "from its start) or recording, or a `.ctm` file with these names.",
         stage="corpus", is_source=True,
     )  # fmt: skip
+    transcripts: Literal["phones", "words"] = setting(
+        "phones",
+        "`phones`: with `alignment_symbols` the error rate of phones is measured; `words`: that of the supervisions' "
+        "words, decoded with a `graph`.",
+        stage="corpus",
+    )
     num_classes: int | None = setting(
         None,
         "Number of classes of `label_array`. Without it, each job that prepares data reads all labels to find it.",
@@ -155,6 +163,7 @@ class LhotseCorpus:
             settings.states_per_symbol,
             settings.path("alignment_files"),
             settings.num_classes,
+            settings.transcripts,
         )
         return cls(
             train,
@@ -241,7 +250,9 @@ class LhotseCorpus:
 
     def _find_phones(self) -> tuple[str, ...]:
         """Returns the phones of the table in the order of their numbers, if the first line is number 0."""
-        if not self._symbols or next(iter(self._symbols.values())) or self.num_classes > MAX_PHONE_CLASSES:
+        if self._options.transcripts == "words" or not self._symbols:
+            return ()
+        if next(iter(self._symbols.values())) or self.num_classes > MAX_PHONE_CLASSES:
             return ()
         phones: dict[int, str] = {}
         for symbol, number in self._symbols.items():
