@@ -1,4 +1,4 @@
-"""The reference backend: every function of `ngsgd.ops` in PyTorch's operators, for any device and floating-point dtype.
+"""The reference backend: every function of `ngsgd.ops` with PyTorch's operators, for any device and float dtype.
 
 It computes the same as the other backends up to rounding, and their tests compare with it. On a GPU it avoids reading
 results: per-layer scalars stay on the device, and R x R matrices are fetched for all layers together.

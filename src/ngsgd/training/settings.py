@@ -274,8 +274,8 @@ class DecodingSettings:
     graph: str | None = setting(
         None,
         "Directory with `HCLG.fst` (of type const, as `mkgraph.sh` makes it) and `words.txt`; null for no decoding. "
-        "For `corpus: kaldi` it is made with the model of the alignments. For `corpus: lhotse` with `transcripts: words` "
-        "its input labels are the classes, counted from 1.",
+        "For `corpus: kaldi` it is made with the model of the alignments. For `corpus: lhotse` with `transcripts: "
+        "words` its input labels are the classes, counted from 1.",
         stage="evaluation", is_source=True,
     )  # fmt: skip
     beam: float = setting(

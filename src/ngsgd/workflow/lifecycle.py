@@ -71,7 +71,7 @@ def report_errors(snakemake_log: str | Path, reasons: Mapping[str, str]) -> None
 
     Args:
         snakemake_log: Snakemake's log.
-        reasons: by the path of a job's log, why the job failed, where the cluster knows it.
+        reasons: why each job failed, by the path of its log, where the cluster knows it.
     """
     text = Path(snakemake_log).read_text(encoding="utf-8", errors="replace")
     printed: set[str] = set()
