@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from ngsgd.data import egs
+from ngsgd.data.corpora import check_unchanged, corpus_key, open_corpus
 from ngsgd.data.corpora.kaldi import DataPaths, KaldiCorpus
 from ngsgd.data.corpus import NO_CLASS, SUBSET_FILES, Subset, read_info
 from ngsgd.data.kaldi_features import FeatureOptions, Features
@@ -593,3 +595,22 @@ def test_ivectors_in_corpus_examples_and_network(root: Path) -> None:
     with torch.no_grad():
         alone = model(torch.from_numpy(window)[None])[0, 2]  # the network has one layer and its context
     torch.testing.assert_close(model.log_posteriors(torch.from_numpy(same))[5], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_data_that_changes_while_it_is_read_is_not_believed(root: Path) -> None:
+    values = {
+        "corpus": "kaldi", "experiment": str(root), "train_data": "train", "test_data": "test",
+        "train_alignment": "train.pdfs", "test_alignment": "test.pdfs", "num_valid_utterances": 12,
+    }  # fmt: skip
+    key = corpus_key(values)
+    prepare_part(open_corpus(values), root / "part", 0, 1)
+    check_unchanged(values, key)
+    for file in ("train/feats.ark", "train/text", "test.pdfs", "train/utt2spk"):
+        before = (root / file).stat()
+        with open(root / file, "ab") as f:
+            f.write(b"\n")
+        with pytest.raises(DataError, match=f"the data of corpus {key} was changed while it was read"):
+            check_unchanged(values, key)
+        os.truncate(root / file, before.st_size)
+        os.utime(root / file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        check_unchanged(values, key)

@@ -29,6 +29,7 @@ rule graph:
         **RESOURCES.for_rule("graph"),
     params:
         **GRAPH.params,
+        key=INPUTS.graph_key,
     script:
         "../scripts/make_graph.py"
 

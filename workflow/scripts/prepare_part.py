@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from ngsgd.cli.entry_point import entry_point
-from ngsgd.data.corpora import open_corpus
+from ngsgd.data.corpora import check_unchanged, open_corpus
 from ngsgd.data.parts import prepare_part
 
 with entry_point(snakemake.log[0]):
@@ -11,3 +11,4 @@ with entry_point(snakemake.log[0]):
         int(snakemake.wildcards.split),
         int(snakemake.wildcards.num),
     )
+    check_unchanged(snakemake.params.settings, snakemake.wildcards.data)

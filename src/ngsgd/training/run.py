@@ -73,7 +73,7 @@ class Run:
 
     def key(self) -> str:
         """Returns a digest of the settings and of the contents of the data and of the decoding graph."""
-        return digest([self.fields(), self.settings.graph_stamps()])
+        return digest([self.fields(), self.settings.graph_key()])
 
     def models_key(self) -> str:
         """Returns a digest of the settings and data that the run's models depend on."""

@@ -15,7 +15,7 @@ import numpy as np
 from ngsgd.data.corpus import CorpusInfo
 from ngsgd.declare import Stage, declared, setting
 from ngsgd.errors import ConfigError
-from ngsgd.files import digest, expand_path, file_stamp, resolve_path, scp_targets
+from ngsgd.files import digest, expand_path, resolve_path
 from ngsgd.network.splices import Splices, context, parse_splice_indexes
 
 if TYPE_CHECKING:
@@ -421,31 +421,13 @@ class Settings(
     def _root(self) -> Path:
         return Path(expand_path(self.corpus_values["experiment"]))
 
-    def source(self) -> list[str]:
-        """Fingerprints of the contents of everything that the corpus is made from.
+    def graph_key(self) -> str:
+        """A digest of the contents of the decoding graph."""
+        from ngsgd.data.corpora import path_stamps
 
-        Raises:
-            ConfigError: the package that it comes from is not installed.
-        """
-        corpus = self.corpus_settings
-        stamps = corpus.stamps()
-        for name, declaration in declared(type(corpus)).items():
-            if declaration.is_source and (path := corpus.path(name)) is not None:
-                stamps += self._stamps(name, path)
-        return stamps
-
-    def _stamps(self, name: str, path: Path) -> list[str]:
-        files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-        path_map = self.corpus_values.get("path_map", {})
-        targets = {other for p in files if p.suffix == ".scp" for other in scp_targets(p, self._root, path_map)}
-        return [f"{name} {p.name} {file_stamp(p)}" for p in files] + [
-            f"{name} {other} {file_stamp(other, hashed=0)}" for other in sorted(targets - set(files))
-        ]
-
-    def graph_stamps(self) -> list[str]:
-        """Fingerprints of the contents of the decoding graph."""
         path = self.path("graph")
-        return [] if path is None else self._stamps("graph", path)
+        stamps = [] if path is None else path_stamps("graph", path, self._root, {})
+        return digest(stamps)
 
     def check(self) -> None:
         """Checks that the settings match each other.
@@ -529,7 +511,9 @@ class Settings(
 
     def data_key(self) -> str:
         """Name of the prepared corpus, which runs share if this is the same."""
-        return f"{self.corpus}-{digest([self.source(), self.values_for_corpus()])}"
+        from ngsgd.data.corpora import corpus_key
+
+        return corpus_key(self.values_for_corpus())
 
     def egs_key(self) -> str:
         """Name of the examples, which runs share if this is the same."""

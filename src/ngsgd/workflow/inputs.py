@@ -135,6 +135,9 @@ class Inputs:
     ) -> None:
         self.runs, self.plans, self.call, self.execution = runs, plans, call, execution
         self._corpora, self._examples = corpora, examples
+        # Found when the call starts: a graph that changes afterwards is not that of the recipe.
+        graphs = {run.settings.path("graph"): run for run in runs.values() if run.settings.graph}
+        self._graph_keys = {path: run.settings.graph_key() for path, run in graphs.items()}
 
     def step(
         self,
@@ -260,6 +263,10 @@ class Inputs:
         """The labels of the validation frames; none before the first realignment."""
         alignment = self.plans.alignment_of_model(wildcards.run, self.plans.last_models(wildcards.run)[-1])
         return _not_none([self.runs[wildcards.run].diagnostic_labels_file(alignment, "valid")])
+
+    def graph_key(self, wildcards: Any, output: Any) -> str:
+        """The digest of a run's decoding graph when the call started."""
+        return self._graph_keys[self.runs[wildcards.run].settings.path("graph")]
 
     def decoded(self, wildcards: Any) -> list[str]:
         """The decoded words of all splits; none without a graph."""

@@ -22,6 +22,11 @@ def initial_model_path(settings: Settings) -> Path | None:
     return given if given.is_relative_to("results") else settings.path("initial_model")
 
 
+def file_origin(path: Path) -> str:
+    """Identifies the initial model in a file, by its contents."""
+    return f"{path} {file_stamp(path)}"
+
+
 def make_runs(settings: Mapping[str, Settings]) -> dict[str, Run]:
     """The runs by name, each after the one whose model it starts from.
 
@@ -46,7 +51,7 @@ def _add_run(name: str, settings: Mapping[str, Settings], runs: dict[str, Run], 
         if maker is None:
             if not path.exists():
                 raise ConfigError(f"runs: {name}: initial_model: {path}: no such file")
-            origin = f"{path} {file_stamp(path)}"
+            origin = file_origin(path)
         else:
             # The model may not exist yet: what it is made from stands for its contents.
             _add_run(maker, settings, runs, (*dependents, name))

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from ngsgd import registry
 from ngsgd.data.corpus import Utterance, WordModel
 from ngsgd.declare import declared, setting
-from ngsgd.errors import ConfigError
-from ngsgd.files import expand_path, resolve_path
+from ngsgd.errors import ConfigError, DataError
+from ngsgd.files import digest, expand_path, file_stamp, resolve_path, scp_targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,18 @@ class CorpusSettings:
             if declaration.is_source and (path := self.path(name)) is not None:
                 check_exists(name, path, self.root)
 
+    def sources(self) -> list[str]:
+        """Fingerprints of the contents of everything that the corpus is made from.
+
+        Raises:
+            ConfigError: a package that the data comes from is not installed.
+        """
+        stamps = self.stamps()
+        for name, declaration in declared(type(self)).items():
+            if declaration.is_source and (path := self.path(name)) is not None:
+                stamps += path_stamps(name, path, self.root, getattr(self, "path_map", {}))
+        return stamps
+
     def stamps(self) -> list[str]:
         """Fingerprints of what the data depends on apart from the values of settings and the files that they name.
 
@@ -82,6 +94,21 @@ class CorpusSettings:
             ConfigError: a package that the data comes from is not installed.
         """
         return []
+
+
+def path_stamps(name: str, path: Path, root: Path, path_map: Mapping[str, str]) -> list[str]:
+    """Fingerprints of the contents of a file or folder, and of the files that its ``.scp`` files point into.
+
+    Args:
+        name: of the setting that gives the path.
+        path: the file or folder.
+        root, path_map: see `ngsgd.kaldi.tables.Locations`.
+    """
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    targets = {other for p in files if p.suffix == ".scp" for other in scp_targets(p, root, path_map)}
+    return [f"{name} {p.name} {file_stamp(p)}" for p in files] + [
+        f"{name} {other} {file_stamp(other, hashed=0)}" for other in sorted(targets - set(files))
+    ]
 
 
 def check_exists(name: str, path: Path, root: Path) -> None:
@@ -224,6 +251,26 @@ def corpus_settings(name: str, values: Mapping[str, Any]) -> CorpusSettings:
         raise ConfigError(f"corpus: {name!r} is not one of {', '.join(corpora())}")
     settings_type = corpora()[name].settings_type
     return settings_type(**{key: values[key] for key in settings_type.__dataclass_fields__ if key in values})
+
+
+def corpus_key(values: Mapping[str, Any]) -> str:
+    """Name of the prepared corpus: a digest of the settings and of the contents of its sources.
+
+    Args:
+        values: the settings of the corpus and its name, and no others.
+    """
+    sources = corpus_settings(values["corpus"], values).sources()
+    return f"{values['corpus']}-{digest([sources, values])}"
+
+
+def check_unchanged(values: Mapping[str, Any], key: str) -> None:
+    """Checks that a corpus that was read is still the one that its key names.
+
+    Raises:
+        DataError: a source was changed in the meantime.
+    """
+    if corpus_key(values) != key:
+        raise DataError(f"the data of corpus {key} was changed while it was read; run again, which reads it anew")
 
 
 def open_corpus(values: Mapping[str, Any]) -> Corpus:
