@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import os
 import platform
+import stat
 from pathlib import Path
 
 import pytest
 
 from ngsgd.errors import NgsgdError
-from ngsgd.files import atomic_write, canonical_json, derived_seed, file_stamp, remove_abandoned
+from ngsgd.files import atomic_write, canonical_json, derived_seed, file_stamp, remove_abandoned, write_text
 from ngsgd.locks import RunLock
 
 
@@ -74,3 +75,14 @@ def test_lock_is_refused_if_another_call_held_it_since_it_was_opened(tmp_path: P
         with pytest.raises(NgsgdError, match="until just now"):
             late.claim()
     RunLock(tmp_path).claim()
+
+
+def test_a_pipe_is_written_through_and_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(path, "through\n")
+    assert os.read(reader, 100) == b"through\n"
+    os.close(reader)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert list(tmp_path.iterdir()) == [path]

@@ -21,12 +21,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path next to ``path``, which is renamed to ``path`` when the block succeeds.
 
     The contents are synced to disk before the file is renamed. The temporary name is unique to the process, so that two
-    writers of the same file, such as an old job that has not ended yet, cannot mix their output.
+    writers of the same file, such as an old job that has not ended yet, cannot mix their output. A device or a pipe is
+    never replaced: then ``path`` itself is yielded, which is written through.
 
     Raises:
         OSError: the file cannot be written. The temporary file is removed then, as after an exception in the block.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{platform.node()}.{os.getpid()}.part"
     try:
