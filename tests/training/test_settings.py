@@ -173,5 +173,5 @@ def test_values_that_are_no_paths_are_not_looked_for() -> None:
     settings.check_sources()
     assert settings.path("silence_phones") is None
     for name in ("silence_phones", "train_transforms"):
-        with pytest.raises(ConfigError, match=rf"{name}: elsewhere: no such file or folder in .* or in \."):
+        with pytest.raises(ConfigError, match=rf"{name}: elsewhere: no such file or folder in /"):
             KaldiSettings(**{name: "elsewhere"}).check_sources()

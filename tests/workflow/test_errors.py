@@ -37,7 +37,7 @@ def test_invalid_setting_stops_the_call_at_once(empty: Workplace, change, line: 
     [
         ({"num_jobs_final": 20}, "error: num_jobs_final = 20 jobs, but only 12 expanded archives"),
         ({"num_epochs": 0.2}, "error: 1 iterations are too few to insert 2 hidden layers"),
-        ({"digits_file": "nowhere.npz"}, "error: nowhere.npz: no such file"),
+        ({"digits_file": "nowhere.npz"}, "error: runs: run: digits_file: nowhere.npz: no such file or folder in /"),
         ({"device": "cuda"}, "error: device: cuda: this machine has no usable GPU"),
     ],
 )

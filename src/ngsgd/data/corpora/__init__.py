@@ -119,7 +119,8 @@ def check_exists(name: str, path: Path, root: Path) -> None:
     """
     if path.exists():
         return
-    where = f" in {Path.cwd()} or in {root}" if path.is_relative_to(root) else ""
+    folders = dict.fromkeys([Path.cwd(), root.resolve()]) if path.is_relative_to(root) else {}
+    where = "".join(f"{' or' if k else ''} in {folder}" for k, folder in enumerate(folders))
     raise ConfigError(f"{name}: {path}: no such file or folder{where}")
 
 
