@@ -6,11 +6,26 @@ import snakemake
 sys.setrecursionlimit(200_000)
 
 
-configfile: f"{workflow.basedir}/config/config.yaml"
-
-
 include: "workflow/rules/common.smk"
 include: "workflow/rules/call.smk"
+
+
+# The first rule is the default target, in a workflow that uses this one as a module only if it has no earlier rule.
+rule all:
+    input:
+        expand(
+            "results/{run}/{made}",
+            run=RUNS,
+            made=["plan.tsv", "settings.json", "final.safetensors", "combination.json"],
+        ),
+        expand("results/{run}/evaluation.json", run=RUNS),
+        expand("results/{run}/metrics.tsv", run=RUNS),
+        expand("results/{run}/figures/convergence.png", run=RUNS),
+        INPUTS.all_models,
+        INPUTS.all_lm_weight_scores,
+    localrule: True
+
+
 include: "workflow/rules/data.smk"
 include: "workflow/rules/egs.smk"
 include: "workflow/rules/model.smk"
@@ -25,30 +40,3 @@ include: "workflow/rules/figures.smk"
 if STUDY:
 
     include: "workflow/rules/study.smk"
-
-
-# These rules run next to the scheduler, also where others go to a cluster: their jobs take a moment.
-localrules:
-    all,
-    activate_recipe,
-    plan,
-    initial_model,
-    average,
-    metrics,
-    score_lm_weights,
-    convergence,
-
-
-rule all:
-    default_target: True
-    input:
-        expand(
-            "results/{run}/{made}",
-            run=RUNS,
-            made=["plan.tsv", "settings.json", "final.safetensors", "combination.json"],
-        ),
-        expand("results/{run}/evaluation.json", run=RUNS),
-        expand("results/{run}/metrics.tsv", run=RUNS),
-        expand("results/{run}/figures/convergence.png", run=RUNS),
-        INPUTS.all_models,
-        INPUTS.all_lm_weight_scores,

@@ -54,8 +54,8 @@ def workflow_mark(workflow: WorkflowExecutorInterface) -> str:
 def cancel_former_jobs(workflow: WorkflowExecutorInterface, logger: LoggerExecutorInterface) -> bool:
     """Cancels the jobs of an earlier call whose machine died, if this plugin executes the workflow.
 
-    To be called from ``onstart``, before the workflow changes any file and while no other call is working in the same
-    directory: it would lose its jobs.
+    To be called before the workflow starts a job or changes a file, while no other call is working in the same
+    directory: that one would lose its jobs.
 
     Returns:
         Whether this plugin executes the workflow; if so, no job of an earlier call is active on any machine.

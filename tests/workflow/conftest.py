@@ -63,6 +63,9 @@ class Workplace:
         config: settings that differ from the default configuration.
         profile: folder of a cluster's profile in the project.
         environment: variables for Snakemake in addition to those of this process.
+
+    Attributes:
+        snakefile: the main Snakefile.
     """
 
     def __init__(
@@ -77,13 +80,14 @@ class Workplace:
         self.environment = dict(environment or {})
         self.profile = ["--profile", str(ROOT / profile)] if profile else []
         self.run = folder / "results" / "run"
+        self.snakefile = ROOT / "Snakefile"
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Starts Snakemake."""
         (self.folder / "mine.yaml").write_text(json.dumps(self.config))
         return subprocess.Popen(
-            [SNAKEMAKE, "--snakefile", ROOT / "Snakefile", *self.profile, *arguments, "--configfile", "mine.yaml"],
+            [SNAKEMAKE, "--snakefile", self.snakefile, *self.profile, *arguments, "--configfile", "mine.yaml"],
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

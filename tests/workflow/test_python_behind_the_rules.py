@@ -36,8 +36,17 @@ class Wildcards(dict[str, str]):
 
 def make_call(**dag_settings: Any) -> SnakemakeCall:
     given = {"forceall": False, "forcetargets": False, "forcerun": frozenset()} | dag_settings
-    dag = SimpleNamespace(forcefiles=set(), targetfiles=set())
-    return SnakemakeCall(SimpleNamespace(dag_settings=SimpleNamespace(**given), dag=dag), "9.1.2", ValueError)
+    rules = {
+        "asr_train": SimpleNamespace(is_producer=lambda path: "/jobs/" in path),
+        "asr_average": SimpleNamespace(is_producer=lambda path: "/models/" in path and "/0." not in path),
+    }
+    workflow = SimpleNamespace(
+        dag_settings=SimpleNamespace(**given),
+        dag=SimpleNamespace(forcefiles=set(), targetfiles=set()),
+        is_rule=rules.__contains__,
+        get_rule=rules.__getitem__,
+    )
+    return SnakemakeCall(workflow, "9.1.2", ValueError)
 
 
 def make_inputs(config: dict[str, Any], **dag_settings: Any) -> Inputs:
@@ -46,7 +55,7 @@ def make_inputs(config: dict[str, Any], **dag_settings: Any) -> Inputs:
     runs, call = make_runs(settings), make_call(**dag_settings)
     for run in runs.values():
         Recipe(run, Layout(4, 8)).write(Path(recipe_path(run)))
-    plans = Plans(runs, call, lambda **wildcards: None)
+    plans = Plans(runs, call, lambda path, **wildcards: None)
     return Inputs(runs, plans, call, CallSettings.from_config(config), {}, {})
 
 
@@ -59,7 +68,6 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def train_step(inputs: Inputs) -> Step:
     """The step of the rule `train`, in short."""
     return inputs.step(
-        "train",
         reads={
             "settings": "results/{run}/settings.json",
             "plan": "results/{run}/plan.tsv",
@@ -101,12 +109,12 @@ def test_an_existing_output_asks_for_nothing_unless_forced(config: dict[str, Any
     assert train_step(make_inputs(config)).missing(JOB) == []
     everything = train_step(make_inputs(config, forceall=True)).missing(JOB)
     assert len(everything) == 4
-    for forced in ({"forcetargets": True}, {"forcerun": frozenset({output})}, {"forcerun": frozenset({"train"})}):
+    for forced in ({"forcetargets": True}, {"forcerun": frozenset({output})}, {"forcerun": frozenset({"asr_train"})}):
         assert train_step(make_inputs(config, **forced)).missing(JOB) == everything
     touch(*everything[2:])
     assert train_step(make_inputs(config, forcetargets=True)).missing(JOB) == everything[:2]
     # A step of training that is forced makes all of them again.
-    assert train_step(make_inputs(config, forcerun=frozenset({"average"}))).missing(JOB) == everything
+    assert train_step(make_inputs(config, forcerun=frozenset({"asr_average"}))).missing(JOB) == everything
     assert train_step(make_inputs(config, forcerun=frozenset({everything[2]}))).missing(JOB) == []  # the output exists
 
 
@@ -125,7 +133,7 @@ def test_a_command_gets_every_path_of_its_step(config: dict[str, Any]) -> None:
 def test_a_new_final_model_is_used_again(config: dict[str, Any]) -> None:
     inputs = make_inputs(config)
     final, output, settings = (f"results/r/{name}" for name in ("final.safetensors", "out.json", "settings.json"))
-    step = inputs.step("s", {"settings": settings, "model": final}, {"out": output}, follows_final=True)
+    step = inputs.step({"settings": settings, "model": final}, {"out": output}, follows_final=True)
     touch(output, final)
     for age, expected in ((-5, [final]), (5, [settings, final])):
         os.utime(final, ns=(0, os.stat(output).st_mtime_ns + age * 10**9))
@@ -170,12 +178,12 @@ def test_each_error_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixtu
     logs[1].write_text("a warning\nerror: the disk is full\n")
     logs[2].write_text("nothing to the point\n")
     snakemake_log = tmp_path / "snakemake.log"
-    snakemake_log.write_text("".join(f"    log: {log} (check log file(s) for error details)\n" for log in logs))
-    report_errors(snakemake_log, {str(logs[3]): "it was cancelled"})
+    snakemake_log.write_text("".join(f"    log: {log.name} (check log file(s) for error details)\n" for log in logs))
+    report_errors(snakemake_log, tmp_path, {logs[3].name: "it was cancelled"})
     assert capsys.readouterr().err.splitlines() == [
         "error: the disk is full",
-        f"error: a job was killed, or crashed: its log is {logs[2]}",
-        f"error: it was cancelled: its log is {logs[3]}",
+        f"error: a job was killed, or crashed: its log is {logs[2].name}",
+        f"error: it was cancelled: its log is {logs[3].name}",
     ]
 
 
@@ -189,12 +197,14 @@ def test_jobs_of_successive_iterations_can_be_lost_in_one_call(config: dict[str,
     policy = TrainingJobPolicy(inputs.runs, plans, inputs.execution)
     for x, job in ((1, 2), (2, 1)):
         named = Wildcards({"run": "r", "iteration": str(x), "job": str(job)})
-        failed = SimpleNamespace(
-            is_group=lambda: False, rule=SimpleNamespace(name="train"), log=["log"], wildcards=named
-        )
+        output = [run.job_file(x, job)]
+        failed = SimpleNamespace(is_group=lambda: False, output=output, log=["log"], wildcards=named)
         assert policy.on_failure(failed, "it was cancelled", attempts_left=0)
         lost = {(lost.iteration, lost.job) for lost in read_lost_jobs(run.lost_jobs_file)}
         row = next(row for row in jobs_after_losses(run.plan_file, x, lost) if row.job == job)
         record_lost_jobs([row], {job: run.job_file(x, job)}, run.lost_jobs_file, 0)
     assert [(lost.iteration, lost.job) for lost in read_lost_jobs(run.lost_jobs_file)] == [(1, 2), (2, 1)]
     assert policy.failure_reasons == {"log": "it was cancelled"}
+    # A rule of another workflow may have the same wildcards.
+    other = SimpleNamespace(is_group=lambda: False, output=["other"], log=[], wildcards=named)
+    assert not policy.on_failure(other, "it was cancelled", attempts_left=0)

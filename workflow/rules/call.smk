@@ -2,6 +2,8 @@
 
 import atexit
 
+from snakemake.settings.enums import RerunTrigger
+
 from ngsgd.locks import RunLock
 from ngsgd.workflow.job_policy import TrainingJobPolicy
 from ngsgd.workflow.lifecycle import finish_call, report_errors, start_call
@@ -13,14 +15,14 @@ RESULTS_LOCK = RunLock("results")
 JOB_POLICY = TrainingJobPolicy(RUNS, PLANS, CALL_SETTINGS)
 
 
-onstart:
+def start():
     try:
         start_call(RESULTS_LOCK, CALL, lambda: cancel_former_jobs(workflow, logger))
     except NgsgdError as e:
         sys.exit(f"error: {e}")
 
 
-onsuccess:
+def succeed():
     finish_call(RUNS, PLANS, CALL, CALL_SETTINGS)
     if STUDY and STUDY_TARGETS.needs_another_call():
         print("Going on with the study.", file=sys.stderr)
@@ -28,9 +30,12 @@ onsuccess:
         atexit.register(os.execv, sys.executable, sys.orig_argv)
 
 
-onerror:
-    # At the very end, after Snakemake's own last words.
-    atexit.register(report_errors, log[0] if isinstance(log, list) else log, JOB_POLICY.failure_reasons)
+def fail(logs):
+    # At the very end, after Snakemake's own last words; by then it has left its working directory.
+    atexit.register(report_errors, logs[0], Path.cwd(), JOB_POLICY.failure_reasons)
 
 
-set_job_policy(workflow, JOB_POLICY)
+if CALL.is_main_process and not IS_USED_BEFORE:
+    CALL.make_only_what_is_missing(frozenset({RerunTrigger.MTIME, RerunTrigger.PARAMS}))
+    CALL.add_hooks(start, succeed, fail)
+    set_job_policy(workflow, JOB_POLICY)

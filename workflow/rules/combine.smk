@@ -1,7 +1,6 @@
 # The final model, from the last ones of training.
 
 COMBINE = INPUTS.step(
-    "combine",
     reads=dict(
         settings="results/{run}/settings.json",
         plan="results/{run}/plan.tsv",

@@ -1,5 +1,6 @@
 # Objects and functions that the other files share: the runs, their plans and inputs, and the resources of their jobs.
 
+from snakemake.checkpoints import Checkpoint
 from snakemake.exceptions import WorkflowError
 
 from ngsgd.errors import NgsgdError
@@ -18,10 +19,8 @@ from ngsgd.workflow.snakemake_call import SnakemakeCall
 
 try:
     CALL = SnakemakeCall(workflow, snakemake.__version__, WorkflowError)
-    # Snakemake merges the configuration of the command line into the default one, key by key; runs replace the default
-    # ones instead.
-    if "runs" in CALL.command_line_config:
-        config["runs"] = CALL.command_line_config["runs"]
+    ROOT = CALL.root
+    config = CALL.with_defaults(config, ROOT / "config/config.yaml")
     STUDY = Study.from_config(config) if "paper" in config else None
     if STUDY:
         # Read once: this call changes the files.
@@ -37,10 +36,16 @@ try:
     CORPORA = {settings.data_key(): settings for settings in SETTINGS.values()}
     EXAMPLES = {settings.egs_key(): settings for settings in SETTINGS.values()}
     RUNS = make_runs(SETTINGS)
+    IS_USED_BEFORE = CALL.is_used_before(config)
 except NgsgdError as e:
     sys.exit(f"error: {e}")
 
-PLANS = Plans(RUNS, CALL, lambda **wildcards: checkpoints.activate_recipe.get(**wildcards))
+
+def activate_recipe(path, **wildcards):
+    Checkpoint(CALL.checkpoint_of(path), workflow.checkpoints).get(**wildcards)
+
+
+PLANS = Plans(RUNS, CALL, activate_recipe)
 RESOURCES = JobResources(RUNS, CALL, CALL_SETTINGS)
 INPUTS = Inputs(RUNS, PLANS, CALL, CALL_SETTINGS, CORPORA, EXAMPLES)
 

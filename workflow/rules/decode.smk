@@ -1,12 +1,10 @@
 # Words, where the settings have a decoding graph.
 
 GRAPH = INPUTS.step(
-    "graph",
     reads=dict(settings="results/{run}/settings.json", corpus=INPUTS.corpus),
     writes=dict(graph="results/{run}/decoding/graph.fst"),
 )
 DECODE = INPUTS.step(
-    "decode",
     reads=dict(
         settings="results/{run}/settings.json",
         model="results/{run}/final.safetensors",
@@ -60,6 +58,7 @@ rule score_lm_weights:
         per_speaker="results/{run}/decoding/per_spk.tsv",
     log:
         "results/{run}/logs/score_lm_weights.log",
+    localrule: True
     params:
         settings="results/{run}/settings.json",
         corpus=INPUTS.corpus,

@@ -1,7 +1,6 @@
 # How good the models are: the diagnostics of each while training goes on, and the final one on the test set.
 
 DIAGNOSE = INPUTS.step(
-    "diagnose",
     reads=dict(
         settings="results/{run}/settings.json",
         plan="results/{run}/plan.tsv",
@@ -12,7 +11,6 @@ DIAGNOSE = INPUTS.step(
     writes=dict(scores="results/{run}/diagnostics/{iteration}.json"),
 )
 EVALUATE = INPUTS.step(
-    "evaluate",
     reads=dict(
         settings="results/{run}/settings.json",
         model="results/{run}/final.safetensors",
@@ -49,6 +47,7 @@ rule metrics:
         report("results/{run}/metrics.tsv", caption="../report/metrics.rst", category="{run}"),
     log:
         "results/{run}/logs/metrics.log",
+    localrule: True
     params:
         settings="results/{run}/settings.json",
     script:

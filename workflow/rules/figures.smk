@@ -8,6 +8,7 @@ rule convergence:
         report("results/{run}/figures/convergence.png", caption="../report/convergence.rst", category="{run}"),
     log:
         "results/{run}/logs/convergence.log",
+    localrule: True
     params:
         runs=list(RUNS),
     script:

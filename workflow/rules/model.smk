@@ -1,12 +1,10 @@
 # The plan of a run, and the model that it starts from.
 
 PLAN = INPUTS.step(
-    "plan",
     reads=dict(recipe=INPUTS.recipe),
     writes=dict(plan="results/{run}/plan.tsv", settings="results/{run}/settings.json"),
 )
 INITIAL_MODEL = INPUTS.step(
-    "initial_model",
     reads=dict(settings="results/{run}/settings.json", corpus=INPUTS.corpus, origin=INPUTS.origin),
     writes=dict(model="results/{run}/models/0.safetensors"),
 )
@@ -21,6 +19,7 @@ checkpoint activate_recipe:
         "results/{run}/recipe/{key}.json",
     log:
         "results/logs/{run}/activate_recipe.{key}.log",
+    localrule: True
     params:
         settings=lambda wildcards: RUNS[wildcards.run].settings.values(),
         data=lambda wildcards: str(RUNS[wildcards.run].data),
@@ -37,6 +36,7 @@ rule plan:
         **PLAN.writes,
     log:
         "results/{run}/logs/plan.log",
+    localrule: True
     params:
         **PLAN.params,
     script:
@@ -50,6 +50,7 @@ rule initial_model:
         **INITIAL_MODEL.writes,
     log:
         "results/{run}/logs/initial_model.log",
+    localrule: True
     params:
         **INITIAL_MODEL.params,
     script:

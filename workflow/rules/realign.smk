@@ -1,12 +1,10 @@
 # New labels in the middle of training, where the settings have realign_times.
 
 ADJUST_PRIORS = INPUTS.step(
-    "adjust_priors",
     reads=dict(settings="results/{run}/settings.json", model=INPUTS.model_before_alignment, prior=INPUTS.prior),
     writes=dict(model="results/{run}/alignments/{alignment}/model.safetensors"),
 )
 ALIGN = INPUTS.step(
-    "align",
     reads=dict(
         settings="results/{run}/settings.json",
         model="results/{run}/alignments/{alignment}/model.safetensors",
@@ -18,12 +16,10 @@ ALIGN = INPUTS.step(
     ),
 )
 RELABEL = INPUTS.step(
-    "relabel",
     reads=dict(settings="results/{run}/settings.json", corpus=INPUTS.corpus, splits=INPUTS.aligned_training_splits),
     writes=dict(labels="results/{run}/alignments/{alignment}/archives/{archive}.npy"),
 )
 RELABEL_DIAGNOSTICS = INPUTS.step(
-    "relabel_diagnostics",
     reads=dict(settings="results/{run}/settings.json", corpus=INPUTS.corpus, splits=INPUTS.aligned_splits),
     writes=dict(labels="results/{run}/diagnostics/labels/{alignment}.{scored}.npy"),
 )

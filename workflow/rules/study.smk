@@ -5,16 +5,6 @@ from ngsgd.workflow.study_targets import StudyTargets
 STUDY_TARGETS = StudyTargets(STUDY, RATES, RUNS, PLANS, CALL)
 
 
-localrules:
-    choose_rates,
-    study_tables,
-    study_cost,
-    study_recorded,
-    study_figure,
-    study_page,
-    paper,
-
-
 wildcard_constraints:
     experiment="|".join(map(re.escape, STUDY.experiments)),
     figure="|".join(map(re.escape, STUDY_TARGETS.figures())),
@@ -28,6 +18,7 @@ rule choose_rates:
         table="results/paper/{experiment}/tuning.tsv",
     log:
         "results/paper/logs/{experiment}.choose_rates.log",
+    localrule: True
     params:
         experiment=STUDY_TARGETS.experiment,
     script:
@@ -44,6 +35,7 @@ rule study_tables:
         summary="results/paper/{experiment}/summary.tsv",
     log:
         "results/paper/logs/{experiment}.tables.log",
+    localrule: True
     params:
         experiment=STUDY_TARGETS.experiment,
         turnaround=STUDY.turnaround,
@@ -58,6 +50,7 @@ rule study_cost:
         "results/paper/{experiment}/cost.tsv",
     log:
         "results/paper/logs/{experiment}.cost.log",
+    localrule: True
     # Alone on this machine.
     threads: CALL.cores or 1
     params:
@@ -69,11 +62,12 @@ rule study_cost:
 rule study_recorded:
     input:
         curves="results/paper/{experiment}/curves.tsv",
-        recorded=lambda wildcards: f"{workflow.basedir}/{STUDY.experiments[wildcards.experiment].recorded}",
+        recorded=lambda wildcards: f"{ROOT}/{STUDY.experiments[wildcards.experiment].recorded}",
     output:
         "results/paper/{experiment}/recorded.tsv",
     log:
         "results/paper/logs/{experiment}.recorded.log",
+    localrule: True
     script:
         "../scripts/study_recorded.py"
 
@@ -86,6 +80,7 @@ rule study_figure:
         pdf="results/paper/{experiment}/{figure}.pdf",
     log:
         "results/paper/logs/{experiment}.{figure}.log",
+    localrule: True
     script:
         "../scripts/study_figure.py"
 
@@ -98,10 +93,11 @@ rule study_page:
         STUDY_TARGETS.page,
     log:
         "results/paper/logs/page.log",
+    localrule: True
     params:
         study=STUDY,
         tables=STUDY_TARGETS.tables(),
-        root=workflow.basedir,
+        root=str(ROOT),
     script:
         "../scripts/study_page.py"
 
@@ -109,3 +105,4 @@ rule study_page:
 rule paper:
     input:
         STUDY_TARGETS.study,
+    localrule: True

@@ -1,7 +1,6 @@
 # The iterations: N independent jobs from one model, then their average, or the best of them.
 
 TRAIN = INPUTS.step(
-    "train",
     reads=dict(
         settings="results/{run}/settings.json",
         plan="results/{run}/plan.tsv",
@@ -13,7 +12,6 @@ TRAIN = INPUTS.step(
     updates=dict(progress="results/{run}/progress/{iteration}.{job}.json"),
 )
 AVERAGE = INPUTS.step(
-    "average",
     reads=dict(
         settings="results/{run}/settings.json",
         plan="results/{run}/plan.tsv",
@@ -63,6 +61,7 @@ rule average:
         "results/{run}/logs/average/{next}.log",
     # Retrying cannot help: the failure is permanent, or jobs must run again first.
     retries: 0
+    localrule: True
     resources:
         **RESOURCES.keep,
         **RESOURCES.min_jobs,

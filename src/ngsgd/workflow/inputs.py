@@ -17,17 +17,18 @@ from ngsgd.workflow.snakemake_call import SnakemakeCall
 
 CORPUS_FILES = [f"{subset}.{file}" for subset in SUBSETS for file in SUBSET_FILES]
 
-#: The rules of training that follow from one another. Where one of them is forced, everything is made again.
-TRAINING_RULES = {
-    "activate_recipe",
-    "plan",
-    "initial_model",
-    "train",
-    "average",
-    "adjust_priors",
-    "align",
-    "relabel",
-}
+#: A file of each rule of training that follows from another one. Where one of these rules is forced, everything is made
+#: again. The rules' names may differ: a module can have a prefix for them.
+TRAINING_FILES = (
+    "results/{run}/recipe/0.json",
+    "results/{run}/plan.tsv",
+    "results/{run}/models/0.safetensors",
+    "results/{run}/jobs/0.1.safetensors",
+    "results/{run}/models/1.safetensors",
+    "results/{run}/alignments/1/model.safetensors",
+    "results/{run}/alignments/1/splits/0of1.train.npy",
+    "results/{run}/alignments/1/archives/0.npy",
+)
 
 #: One or several paths of a step: a pattern with the rule's wildcards, or a function of them.
 Paths = str | Callable[[Any], str | list[str]]
@@ -45,7 +46,6 @@ class Step:
     Where everything is forced, or a rule of training, it gets all of them.
 
     Attributes:
-        rule: name of the rule.
         plans: the plans of the runs.
         call: the call of Snakemake.
         reads: paths of the files that the step reads, by name.
@@ -55,7 +55,6 @@ class Step:
             the step runs again as well.
     """
 
-    rule: str
     plans: Plans
     call: SnakemakeCall
     reads: Mapping[str, Paths]
@@ -66,13 +65,12 @@ class Step:
     def missing(self, wildcards: Any) -> list[str]:
         """The input function: the files that Snakemake has to make before the step."""
         self.plans.plan_for(wildcards.run)  # a new recipe sets the files of the former one aside
-        forced = self.call.forced
-        if self.call.forces_all or not TRAINING_RULES.isdisjoint(forced):
+        if self.call.forces_all or self._training_is_forced(wildcards.run):
             return self._read_paths(wildcards)
         outputs = [pattern.format(**wildcards) for pattern in self.writes.values()]
         final = f"results/{wildcards.run}/final.safetensors" if self.follows_final else None
         is_done = not any(map(self._is_wanted, outputs)) and (final is None or _is_newer(outputs[0], final))
-        if is_done and not (self.call.forces_targets or self.rule in forced):
+        if is_done and not (self.call.forces_targets or self.call.forces_rule_of(outputs[0])):
             return [final] if final else []
         return [path for path in self._read_paths(wildcards) if path == final or self._is_wanted(path)]
 
@@ -88,6 +86,11 @@ class Step:
     def _read_paths(self, wildcards: Any) -> list[str]:
         values = [_evaluate(paths, wildcards) for paths in self.reads.values()]
         return [path for value in values for path in ([value] if isinstance(value, str) else value)]
+
+    def _training_is_forced(self, run: str) -> bool:
+        if not self.call.forced:
+            return False
+        return any(self.call.forces_rule_of(path.format(run=run)) for path in TRAINING_FILES)
 
     def _is_wanted(self, path: str) -> bool:
         return path in self.call.forced or not Path(path).exists()
@@ -141,7 +144,6 @@ class Inputs:
 
     def step(
         self,
-        rule: str,
         reads: Mapping[str, Paths],
         writes: Mapping[str, str],
         updates: Mapping[str, Paths] | None = None,
@@ -149,7 +151,7 @@ class Inputs:
         follows_final: bool = False,
     ) -> Step:
         """Declares what a rule reads and writes; see `Step`."""
-        return Step(rule, self.plans, self.call, reads, writes, updates or {}, follows_final)
+        return Step(self.plans, self.call, reads, writes, updates or {}, follows_final)
 
     # The corpus.
 

@@ -36,10 +36,11 @@ class TrainingJobPolicy:
     def on_failure(self, job: Any, reason: str, attempts_left: int) -> bool:
         """Records the failure of a job, and returns whether the workflow goes on without it."""
         if not job.is_group():
-            self.failure_reasons[str(job.log[0])] = reason
-        if job.is_group() or job.rule.name != "train":
+            self.failure_reasons |= {str(log): reason for log in job.log}
+        training_job = self._training_job(job)
+        if training_job is None:
             return False
-        run, x, number = self._runs[job.wildcards.run], int(job.wildcards.iteration), int(job.wildcards.job)
+        run, x, number = training_job
         # Jobs may have been lost since the call made its plan, which changes what later jobs train on.
         lost = {(lost.iteration, lost.job) for lost in read_lost_jobs(run.lost_jobs_file)}
         row = next((row for row in jobs_after_losses(run.plan_file, x, lost) if row.job == number), None)
@@ -50,8 +51,22 @@ class TrainingJobPolicy:
 
     def is_straggler(self, job: Any) -> bool:
         """Returns whether the iteration of a training job has waited for it long enough."""
-        if self._stragglers is None or job.is_group() or job.rule.name != "train":
+        training_job = self._training_job(job)
+        if self._stragglers is None or training_job is None:
             return False
-        run, x = self._runs[job.wildcards.run], int(job.wildcards.iteration)
-        outputs = [run.job_file(x, row.job) for row in self._plans.iteration(job.wildcards.run, x)]
+        run, x, _ = training_job
+        outputs = [run.job_file(x, row.job) for row in self._plans.iteration(run.folder.name, x)]
         return self._stragglers.overdue(outputs, time.monotonic())
+
+    def _training_job(self, job: Any) -> tuple[Run, int, int] | None:
+        """Returns the run, the iteration and the number of a training job, or None if the job is another one.
+
+        The output tells, not the name of the rule, which a module may change and which another rule may have.
+        """
+        if job.is_group() or not {"run", "iteration", "job"} <= set(job.wildcards.keys()):
+            return None
+        run = self._runs.get(job.wildcards.run)
+        if run is None or not job.wildcards.iteration.isdecimal() or not job.wildcards.job.isdecimal():
+            return None
+        x, number = int(job.wildcards.iteration), int(job.wildcards.job)
+        return (run, x, number) if str(run.job_file(x, number)) in map(str, job.output) else None

@@ -66,17 +66,19 @@ def handle_signal_in_thread(number: int) -> None:
     signal.signal(number, lambda *arguments: received.put(arguments))
 
 
-def report_errors(snakemake_log: str | Path, reasons: Mapping[str, str]) -> None:
+def report_errors(snakemake_log: str | Path, directory: Path, reasons: Mapping[str, str]) -> None:
     """Prints the last line of each failed job's log, so that it is the last thing that a failed call prints.
 
     Args:
         snakemake_log: Snakemake's log.
+        directory: the working directory of the call, to which the logs' paths are relative.
         reasons: why each job failed, by the path of its log, where the cluster knows it.
     """
     text = Path(snakemake_log).read_text(encoding="utf-8", errors="replace")
     printed: set[str] = set()
     for log in dict.fromkeys(re.findall(r"^ *log: (\S+) \(check log", text, flags=re.MULTILINE)):
-        lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines() if Path(log).exists() else []
+        path = directory / log
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         errors = [line for line in lines if line.startswith("error: ")]
         reason = reasons.get(log, "a job was killed, or crashed")
         # Several jobs of a fan-out may fail for the same reason.

@@ -22,8 +22,8 @@ class Plans:
     Args:
         runs: the runs by name.
         call: the call of Snakemake.
-        activate_recipe: waits for the checkpoint of this name with wildcards ``run`` and ``key``; Snakemake then calls
-            the input function again when the checkpoint has run.
+        activate_recipe: waits for the checkpoint that makes a recipe's file, given the file and the wildcards ``run``
+            and ``key``; Snakemake calls the input function again when the checkpoint has run.
     """
 
     def __init__(self, runs: Mapping[str, Run], call: SnakemakeCall, activate_recipe: Callable[..., Any]) -> None:
@@ -41,7 +41,7 @@ class Plans:
         # Snakemake does not look at the inputs of a target that exists.
         if not Path(path).exists():
             self._call.force([path])
-        self._activate_recipe(run=name, key=run.key())
+        self._activate_recipe(path, run=name, key=run.key())
         layout = Recipe.read(path).layout
         plan = make_plan(layout, run.settings)
         if run.plan_file.exists() and read_plan(run.plan_file) != plan:
