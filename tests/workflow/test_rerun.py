@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import urlsafe_b64encode
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,43 @@ def test_finished_run_has_nothing_to_do(finished: Workplace) -> None:
     outcome = finished.snakemake()
     assert (outcome.status, outcome.jobs) == (0, {})
     assert "Nothing to be done" in outcome.text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--workflow-profile", "slurm", "-j", "4"],
+        ["--workflow-profile", "sge", "-j", "4"],
+        ["--workflow-profile", "none", "--cores", "2"],
+        ["--workflow-profile", "none", "--profile", "none", "--cores", "2", "--rerun-incomplete"],
+        ["--rerun-triggers", "code", "input", "mtime", "params", "software-env"],
+        ["--rerun-triggers", "code"],
+        ["--rerun-incomplete"],
+        ["--scheduler", "ilp"],
+        ["--latency-wait", "0"],
+    ],
+    ids=" ".join,
+)
+def test_no_option_makes_a_finished_run_again(finished: Workplace, arguments: list[str]) -> None:
+    """Also if Snakemake was killed before and left its lock and a mark of an incomplete file, or scripts are newer."""
+    model = "results/run/models/3.safetensors"
+    (finished.folder / ".snakemake/locks/0.output.lock").write_text(f"{model}\n")
+    (finished.folder / ".snakemake/incomplete" / urlsafe_b64encode(model.encode()).decode()).write_text("{}")
+    for path in (finished.folder / "results").rglob("*"):
+        os.utime(path, ns=(0, path.stat().st_mtime_ns - 10**18))  # older than the scripts
+    outcome = finished.snakemake(*arguments)
+    assert (outcome.status, outcome.jobs) == (0, {}), outcome.text
+
+
+def test_call_without_the_default_profile_continues_after_a_kill(finished: Workplace, undisturbed: Workplace) -> None:
+    model = "results/run/models/3.safetensors"
+    (finished.folder / ".snakemake/locks/0.output.lock").write_text(f"{model}\n")
+    (finished.folder / ".snakemake/incomplete" / urlsafe_b64encode(model.encode()).decode()).write_text("{}")
+    (finished.folder / model).unlink()
+    outcome = finished.snakemake("--workflow-profile", "none", "--cores", "2")
+    assert outcome.status == 0, outcome.text
+    assert outcome.jobs == {"average": 1} | DERIVED
+    assert finished.models() == undisturbed.models()
 
 
 def test_forced_iteration_alone_is_repeated_with_the_same_models(finished: Workplace, undisturbed: Workplace) -> None:
