@@ -65,6 +65,18 @@ def test_lock_is_exclusive(tmp_path: Path) -> None:
         RunLock(tmp_path / "results").claim()
 
 
+@pytest.mark.parametrize("obstacle", ["results", "results/.lock"])
+def test_a_lock_that_cannot_be_made_is_reported(tmp_path: Path, obstacle: str) -> None:
+    path = tmp_path / obstacle
+    if path.name == "results":
+        path.touch()
+    else:
+        path.mkdir(parents=True)
+    lock = RunLock(tmp_path / "results")
+    with pytest.raises(NgsgdError, match=f"{path}: the lock of .*results/ cannot be made"):
+        lock.claim()
+
+
 def test_lock_is_refused_if_another_call_held_it_since_it_was_opened(tmp_path: Path) -> None:
     first, early = RunLock(tmp_path), RunLock(tmp_path)
     first.claim()

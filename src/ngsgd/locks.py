@@ -42,9 +42,16 @@ class RunLock:
 
         Raises:
             NgsgdError: another process holds the lock, or held it since this object was created; the message names it.
+                Or the lock cannot be made, or its file system does not support locks.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115  held until the process ends
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115  held until the process ends
+        except OSError as e:
+            raise NgsgdError(
+                f"{e.filename}: the lock of {self._directory}/ cannot be made ({e.strerror}); results need a folder "
+                "that this user may write to"
+            ) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -55,15 +62,20 @@ class RunLock:
             ) from None
         if self._initially_held or self._read() != self._initial_holder:
             raise self._refusal("was being worked on, until just now, by", "start again")
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {platform.node()} ({_identity(os.getpid())})")
-        self._file.flush()
+        try:
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {platform.node()} ({_identity(os.getpid())})")
+            self._file.flush()
+        except OSError as e:
+            raise NgsgdError(f"{self._path}: cannot be written ({e.strerror})") from None
 
     def _last_holder(self) -> tuple[str, bool]:
         """Returns the last holder of the lock, and whether the lock is held now."""
-        if not self._path.exists():
+        try:
+            f = open(self._path, encoding="utf-8")  # noqa: SIM115  closed below
+        except OSError:  # there is none, or `claim` reports why it cannot be read
             return "", False
-        with open(self._path, encoding="utf-8") as f:
+        with f:
             try:
                 fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

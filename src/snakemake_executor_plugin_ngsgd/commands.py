@@ -21,5 +21,6 @@ def run_scheduler_command(command: Sequence[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as e:
         raise ClusterError(f"{command[0]}: {e}") from None
     if done.returncode:
-        raise ClusterError(f"{' '.join(command)}: {' '.join(done.stderr.split())}")
+        message = " ".join(done.stderr.split())
+        raise ClusterError(f"{' '.join(command)}: exit status {done.returncode}{f': {message}' if message else ''}")
     return done.stdout

@@ -227,7 +227,11 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         if now < tracked.next_straggler_check:
             return False
         tracked.next_straggler_check = now + STRAGGLER_INTERVAL
-        return job_policy(self.workflow).is_straggler(info.job)
+        try:
+            return job_policy(self.workflow).is_straggler(info.job)
+        except Exception as e:  # it would end this thread, which waits for the other jobs, too
+            self.logger.error(f"{info.external_jobid}: {e}")
+            return False
 
     def give_up(self, name: str, submission: Submission) -> None:
         """Cancels a job."""

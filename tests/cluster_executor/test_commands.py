@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ngsgd.errors import ClusterError
+from snakemake_executor_plugin_ngsgd.commands import run_scheduler_command
 from snakemake_executor_plugin_ngsgd.gridengine import GridEngine
 from snakemake_executor_plugin_ngsgd.scheduler import Resources
 from snakemake_executor_plugin_ngsgd.slurm import Slurm, SlurmAllocation
@@ -99,3 +101,11 @@ def test_reason_of_a_failure_on_grid_engine(output: str, seconds: float, reason:
     failure = GridEngine().outcome(output, seconds, Resources(runtime=1))
     assert reason in failure.reason
     assert failure.exhausted == exhausted
+
+
+@pytest.mark.parametrize(
+    ("script", "message"), [("exit 3", "exit status 3"), ("echo no >&2; exit 1", "exit status 1: no")]
+)
+def test_failed_command_is_reported_with_its_status(script: str, message: str) -> None:
+    with pytest.raises(ClusterError, match=f"{message}$"):
+        run_scheduler_command(["sh", "-c", script])

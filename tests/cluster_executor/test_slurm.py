@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..workflow.conftest import Workplace
+from ..workflow.conftest import SNAKEMAKE, Workplace
 from .conftest import (
     copy_run,
     kill,
@@ -292,3 +292,41 @@ def test_request_that_no_node_can_satisfy_is_reported(place: Workplace) -> None:
     outcome = wait_for_end(start_snakemake(place, "--retries", "0"))
     assert outcome.status == 1
     assert "Requested node configuration is not available" in outcome.text
+
+
+FAULTY_POLICY = """
+from snakemake_executor_plugin_ngsgd import set_job_policy
+
+
+class Faulty:
+    def is_straggler(self, job):
+        raise OSError("no such plan")
+
+    def on_failure(self, job, reason, attempts_left):
+        return False
+
+
+set_job_policy(workflow, Faulty())
+
+
+rule a:
+    output:
+        "a.txt",
+    shell:
+        "sleep 2; touch {output}"
+"""
+
+
+def test_error_of_the_policy_stops_nothing(slurm: Slurm, tmp_path: Path) -> None:
+    """It would end the thread that waits for the jobs, and the call would wait for ever."""
+    (tmp_path / "Snakefile").write_text(FAULTY_POLICY)
+    done = subprocess.run(
+        [SNAKEMAKE, "--executor", "ngsgd", "-j", "1", "--latency-wait", "10"],
+        cwd=tmp_path,
+        env=slurm.env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no such plan" in done.stderr
