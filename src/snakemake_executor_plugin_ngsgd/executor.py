@@ -24,6 +24,7 @@ from ngsgd.errors import ClusterError
 from ngsgd.files import digest
 from ngsgd.locks import SNAKEMAKE_PROCESS
 from snakemake_executor_plugin_ngsgd.policy import job_policy
+from snakemake_executor_plugin_ngsgd.requests import PER_JOB, check_resources, has_unasked_memory, make_request
 from snakemake_executor_plugin_ngsgd.scheduler import Failure, Resources, make_scheduler
 from snakemake_executor_plugin_ngsgd.settings import ExecutorSettings
 from snakemake_executor_plugin_ngsgd.submission import Reaper, Submission
@@ -106,6 +107,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         self.scheduler = make_scheduler(self.workflow.executor_settings)
+        check_resources(self.workflow.rules, self.scheduler)
+        self.default_resources = self.workflow.resource_settings._parsed_default_resources
+        self.has_unasked_memory = has_unasked_memory(self.default_resources)
         self.retry_wait = self.workflow.executor_settings.retry_wait
         self.mark = workflow_mark(self.workflow)
         self.memory: dict[str, int] = {}  # MB to request for the jobs of a rule, once one had too little
@@ -152,10 +156,20 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def requested_resources(self, job: JobExecutorInterface) -> Resources:
         """Returns the resources to request for a job: its own, or more once these have been too little."""
-        requested = {name: value for name, value in job.resources.items() if name in Resources.__dataclass_fields__}
-        resources = Resources(**{**requested, "threads": job.threads})
+        given = dict(job.resources.items())
+        jobs = list(job.jobs) if job.is_group() else [job]
+        if job.is_group():  # Snakemake adds up what holds for the whole group
+            given |= {name: max(single.resources.get(name, 0) for single in jobs) for name in PER_JOB}
+        defaults = {
+            name
+            for name, value in self.default_resources.items()
+            if all(name in single.rule.resources and single.rule.resources[name] == value for single in jobs)
+        }
+        if self.has_unasked_memory and "mem_mb" in defaults:
+            given.pop("mem_mb", None)
+        resources = make_request(given, job.threads, defaults)
         if job.name in self.memory:
-            resources = replace(resources, mem_mb=max(resources.mem_mb or 0, self.memory[job.name]))
+            resources = resources.with_memory(self.memory[job.name])
         if self.title(job) in self.runtime:
             resources = replace(resources, runtime=self.runtime[self.title(job)])
         return resources
@@ -267,10 +281,10 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         """Doubles the request for an exhausted resource: memory for all jobs of the rule, time for this job."""
         if job.is_group():
             return
-        if exhausted == "memory" and resources.mem_mb is not None:
-            self.memory[job.name] = max(2 * resources.mem_mb, self.memory.get(job.name, 0))
+        if exhausted == "memory" and resources.memory is not None:
+            self.memory[job.name] = max(2 * resources.memory, self.memory.get(job.name, 0))
             self.logger.warning(
-                f"{job.name}: mem_mb={resources.mem_mb} was too little, its jobs ask for {self.memory[job.name]} "
+                f"{job.name}: mem_mb={resources.memory} was too little, its jobs ask for {self.memory[job.name]} "
                 "from now on; raise it in the configuration or the profile"
             )
         elif exhausted == "time" and resources.runtime is not None:

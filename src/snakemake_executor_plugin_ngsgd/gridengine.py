@@ -33,6 +33,7 @@ class GridEngine:
     """
 
     lists_every_job: ClassVar[bool] = True
+    lacks: ClassVar[frozenset[str]] = frozenset({"constraint", "qos", "reservation", "gpu_model"})
     memory: str = "mem_free"
     gpu: str = "gpu"
     parallel_environment: str = "smp"
@@ -43,10 +44,10 @@ class GridEngine:
 
     def command(self, name: str, resources: Resources, script: str) -> list[str]:
         command = ["qrsh", "-now", "no", "-noshell", "-V", "-cwd", "-N", name]
-        if resources.threads > 1:
-            command += ["-pe", self.parallel_environment, str(resources.threads)]
-        if resources.mem_mb is not None:
-            command += ["-l", f"{self.memory}={-(-resources.mem_mb // resources.threads)}M"]
+        if resources.cores > 1:
+            command += ["-pe", self.parallel_environment, str(resources.cores)]
+        if resources.memory is not None:
+            command += ["-l", f"{self.memory}={-(-resources.memory // resources.cores)}M"]
         if resources.runtime is not None:
             command += ["-l", f"h_rt={60 * resources.runtime}"]
         if resources.gres or resources.gpus:

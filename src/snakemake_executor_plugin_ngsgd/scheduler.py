@@ -8,7 +8,7 @@ in a module of its own, decorate it with `register_scheduler`, and import the mo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from snakemake_interface_common.exceptions import WorkflowError
@@ -22,24 +22,54 @@ class Resources:
     """Resources that a job requests.
 
     Attributes:
-        threads: processor cores.
+        threads: threads of the job, and the cores to request.
+        cpus: cores to request instead.
         mem_mb: memory, MB; None for the cluster's default.
+        mem_mb_per_cpu: memory per core, MB; replaces ``mem_mb``.
         runtime: time limit, minutes; None for the cluster's default.
         gpus: number of GPUs.
+        gpu_model: SLURM's type of the GPUs, such as ``a100``.
         gres: the scheduler's own request for GPUs, such as ``gpu:a100:1`` on SLURM; replaces ``gpus``.
         partition: SLURM's partition or Grid Engine's queue; None for the cluster's default.
         account: SLURM's account or Grid Engine's project.
+        constraint: SLURM's features that a node must have.
+        qos: SLURM's quality of service.
+        reservation: SLURM's reservation.
         extra: further arguments for the scheduler's command.
     """
 
     threads: int = 1
+    cpus: int | None = None
     mem_mb: int | None = None
+    mem_mb_per_cpu: int | None = None
     runtime: int | None = None
     gpus: int = 0
+    gpu_model: str | None = None
     gres: str | None = None
     partition: str | None = None
     account: str | None = None
+    constraint: str | None = None
+    qos: str | None = None
+    reservation: str | None = None
     extra: str = ""
+
+    @property
+    def cores(self) -> int:
+        """Number of cores to request."""
+        return self.cpus or self.threads
+
+    @property
+    def memory(self) -> int | None:
+        """Requested memory of the whole job, MB."""
+        return self.mem_mb if self.mem_mb_per_cpu is None else self.mem_mb_per_cpu * self.cores
+
+    def with_memory(self, least: int) -> Resources:
+        """Returns the same request with at least so much memory, MB, for the whole job."""
+        if self.memory is not None and self.memory >= least:
+            return self
+        if self.mem_mb_per_cpu is not None:
+            return replace(self, mem_mb_per_cpu=-(-least // self.cores))
+        return replace(self, mem_mb=least)
 
 
 class Failure(NamedTuple):
@@ -63,9 +93,11 @@ class Scheduler(Protocol):
 
     Attributes:
         lists_every_job: whether `active_jobs` lists every job; if so, a job that it does not list has ended.
+        lacks: the resources that it cannot request.
     """
 
     lists_every_job: ClassVar[bool]
+    lacks: ClassVar[frozenset[str]]
 
     @classmethod
     def from_settings(cls, settings: ExecutorSettings) -> Self:

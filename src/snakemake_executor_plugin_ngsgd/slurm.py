@@ -35,6 +35,7 @@ class Slurm:
     """Runs each job in its own allocation."""
 
     lists_every_job: ClassVar[bool] = True
+    lacks: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def from_settings(cls, settings: ExecutorSettings) -> Self:
@@ -42,19 +43,21 @@ class Slurm:
 
     def command(self, name: str, resources: Resources, script: str) -> list[str]:
         command = [
-            "srun", f"--job-name={name}", "--nodes=1", "--ntasks=1", f"--cpus-per-task={resources.threads}",
+            "srun", f"--job-name={name}", "--nodes=1", "--ntasks=1", f"--cpus-per-task={resources.cores}",
             "--input=none", "--quiet",
         ]  # fmt: skip
-        if resources.mem_mb is not None:
+        if resources.mem_mb_per_cpu is not None:
+            command.append(f"--mem-per-cpu={resources.mem_mb_per_cpu}M")
+        elif resources.mem_mb is not None:
             command.append(f"--mem={resources.mem_mb}M")
         if resources.runtime is not None:
             command.append(f"--time={resources.runtime}")
         if resources.gres or resources.gpus:
-            command.append(f"--gres={resources.gres or f'gpu:{resources.gpus}'}")
-        if resources.partition:
-            command.append(f"--partition={resources.partition}")
-        if resources.account:
-            command.append(f"--account={resources.account}")
+            gpus = ":".join(filter(None, ["gpu", resources.gpu_model, str(resources.gpus)]))
+            command.append(f"--gres={resources.gres or gpus}")
+        for option in ("partition", "account", "constraint", "qos", "reservation"):
+            if value := getattr(resources, option):
+                command.append(f"--{option}={value}")
         return [*command, *shlex.split(resources.extra), "bash", "-c", script]
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
@@ -102,8 +105,10 @@ class SlurmAllocation(Slurm):
         return cls()
 
     def command(self, name: str, resources: Resources, script: str) -> list[str]:
-        # The allocation determines partition, account and time limit.
-        resources = replace(resources, runtime=None, partition=None, account=None)
+        # The allocation determines these.
+        resources = replace(
+            resources, runtime=None, partition=None, account=None, constraint=None, qos=None, reservation=None
+        )
         srun, *rest = super().command(name, resources, script)
         return [srun, "--exact", *rest]
 

@@ -10,6 +10,7 @@ import pytest
 from ngsgd.errors import ClusterError
 from snakemake_executor_plugin_ngsgd.commands import run_scheduler_command
 from snakemake_executor_plugin_ngsgd.gridengine import GridEngine
+from snakemake_executor_plugin_ngsgd.requests import make_request
 from snakemake_executor_plugin_ngsgd.scheduler import Resources
 from snakemake_executor_plugin_ngsgd.slurm import Slurm, SlurmAllocation
 
@@ -31,6 +32,49 @@ def test_slurm_command_requests_all_resources() -> None:
     assert "--gres=gpu:a100:1" in Slurm().command("x", Resources(gpus=2, gres="gpu:a100:1"), "")
     minimal = " ".join(Slurm().command("x", Resources(), ""))
     assert not any(option in minimal for option in ("--mem", "--time", "--gres", "--partition", "--account"))
+
+
+def test_slurm_command_requests_what_profiles_of_other_plugins_name() -> None:
+    request = make_request(
+        {
+            "slurm_partition": "gpu", "slurm_account": "asr", "slurm_extra": "--nice=5", "gpu": 2, "gpus": 0,
+            "gpu_model": "a100", "mem_mb": 4000, "mem_mb_per_cpu": 500, "cpus_per_task": 6, "constraint": "ib&ssd",
+            "qos": "low", "reservation": "course", "tasks": 1, "nodes": 1, "runtime": 60, "licences": 3,
+        },
+        4,
+        {"mem_mb"},
+    )  # fmt: skip
+    command = Slurm().command("train.1", request, "")
+    assert {
+        "--partition=gpu", "--account=asr", "--nice=5", "--gres=gpu:a100:2", "--mem-per-cpu=500M", "--cpus-per-task=6",
+        "--constraint=ib&ssd", "--qos=low", "--reservation=course", "--time=60",
+    } <= set(command)  # fmt: skip
+    assert not any(word.startswith("--mem=") for word in command)
+    step = SlurmAllocation().command("train.1", request, "")
+    assert not any(word.startswith(("--constraint", "--qos", "--reservation")) for word in step)
+    assert "--gres=gpu:a100:2" in step
+    assert "-l mem_free=500M" in " ".join(GridEngine().command("train.1", request, ""))
+
+
+@pytest.mark.parametrize(
+    ("given", "defaults", "option"),
+    [
+        ({"mem_mb": 0}, {"mem_mb"}, None),
+        ({"mem_mb": 8000}, {"mem_mb"}, "--mem=8000M"),
+        ({"mem_mb": 8000, "mem_mb_per_cpu": 500}, {"mem_mb_per_cpu"}, "--mem-per-cpu=2000M"),
+        ({"mem_mb": 8000, "mem_mb_per_cpu": 500}, {"mem_mb"}, "--mem-per-cpu=500M"),
+        ({"mem_mb": 8000, "mem_mb_per_cpu": 500}, {"mem_mb", "mem_mb_per_cpu"}, "--mem-per-cpu=500M"),
+    ],
+)
+def test_memory_is_requested_in_one_form(given: dict[str, int], defaults: set[str], option: str | None) -> None:
+    words = [word for word in Slurm().command("x", make_request(given, 4, defaults), "") if word.startswith("--mem")]
+    assert words == ([option] if option else [])
+
+
+def test_more_memory_is_requested_in_the_same_form() -> None:
+    assert Resources(threads=4, mem_mb_per_cpu=500).with_memory(4001).mem_mb_per_cpu == 1001
+    assert Resources(threads=4, mem_mb=500).with_memory(4001).mem_mb == 4001
+    assert Resources(threads=4, mem_mb=5000).with_memory(4001).mem_mb == 5000
 
 
 def test_slurm_step_requests_no_allocation_options() -> None:

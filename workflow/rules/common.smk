@@ -45,6 +45,7 @@ def activate_recipe(path, **wildcards):
     Checkpoint(CALL.checkpoint_of(path), workflow.checkpoints).get(**wildcards)
 
 
+CALL.read_units_of_memory()
 PLANS = Plans(RUNS, CALL, activate_recipe)
 RESOURCES = JobResources(RUNS, CALL, CALL_SETTINGS)
 INPUTS = Inputs(RUNS, PLANS, CALL, CALL_SETTINGS, CORPORA, EXAMPLES)

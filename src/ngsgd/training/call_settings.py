@@ -41,6 +41,19 @@ RULES = (
     "align", "relabel", "relabel_diagnostics", "combine", "graph", "decode", "evaluate",
 )  # fmt: skip
 
+#: Values of size and time as Snakemake reads them in a profile; 0 and null ask for nothing.
+MEMORY: dict[str, Any] = {
+    "type": ["integer", "string", "null"],
+    "minimum": 0,
+    "pattern": r"^\d+(\.\d+)?\s*([kKMGT](i?B)?)?$",
+    "description": "a number of megabytes, or a size such as 8GB",
+}
+TIME: dict[str, Any] = {
+    "type": ["integer", "string", "null"],
+    "minimum": 0,
+    "pattern": r"^\d+(\.\d+)?\s*[smhdw]?$",
+    "description": "a number of minutes, or a time such as 2h",
+}
 RESOURCES_SCHEMA = {
     "type": "object",
     "propertyNames": {"enum": list(RULES)},
@@ -48,10 +61,15 @@ RESOURCES_SCHEMA = {
         "type": "object",
         "additionalProperties": False,
         "properties": {
-            "mem_mb": {"type": "integer", "minimum": 1},
-            "runtime": {"type": "integer", "minimum": 1},
+            "mem_mb": MEMORY,
+            "mem": MEMORY,
+            "runtime": TIME,
+            **{name: {"type": "integer", "minimum": 1} for name in ("mem_mb_per_cpu", "cpus_per_task")},
             "gpus": {"type": "integer", "minimum": 0},
-            **{name: {"type": "string"} for name in ("gres", "partition", "account", "extra")},
+            **{
+                name: {"type": "string"}
+                for name in ("gpu_model", "gres", "partition", "account", "constraint", "qos", "reservation", "extra")
+            },
         },
     },
 }
@@ -90,8 +108,9 @@ class CallSettings:
     )
     resources: Mapping[str, Mapping[str, Any]] = setting(
         {},
-        "Cluster resources of the jobs of a rule: `mem_mb`, `runtime` (minutes), `gpus`, `gres`, `partition`, "
-        "`account`, `extra`, as in `resources: {train: {mem_mb: 8000, partition: gpu}}` (`docs/clusters.md`).",
+        "Cluster resources of the jobs of a rule: `mem_mb` or `mem`, `mem_mb_per_cpu`, `runtime` (minutes, or `2h`), "
+        "`cpus_per_task`, `gpus`, `gpu_model`, `gres`, `partition`, `account`, `constraint`, `qos`, `reservation`, "
+        "`extra`, as in `resources: {train: {mem: 8GB, partition: gpu}}` (`docs/clusters.md`).",
         stage="none", schema=RESOURCES_SCHEMA,
     )  # fmt: skip
 
@@ -100,11 +119,14 @@ class CallSettings:
         """Takes these settings from a configuration that `run_settings` has checked.
 
         Raises:
-            ConfigError: ``straggler_timeout`` is set without ``min_jobs``.
+            ConfigError: ``straggler_timeout`` is set without ``min_jobs``, or a resource twice.
         """
         execution = cls(**{field.name: config[field.name] for field in fields(cls)})
         if execution.straggler_timeout is not None and execution.min_jobs is None:
             raise ConfigError("straggler_timeout: needs min_jobs, without which an iteration waits for all its jobs")
+        for rule, resources in execution.resources.items():
+            if {"mem", "mem_mb"} <= resources.keys():
+                raise ConfigError(f"resources: {rule}: mem and mem_mb are two names of the same: give one of them")
         return execution
 
     @property

@@ -208,10 +208,10 @@ def _check(validator: Any, config: Mapping[str, Any], schema: Mapping[str, Any],
     for error in sorted(validator.iter_errors(config), key=lambda e: [str(part) for part in e.path]):
         path = ": ".join(str(part) for part in error.path)
         if error.validator == "additionalProperties":
-            unknown = next(key for key in error.instance if key not in schema["properties"])
-            near = difflib.get_close_matches(str(unknown), schema["properties"], n=1)
+            unknown = next(key for key in error.instance if key not in error.schema["properties"])
+            near = difflib.get_close_matches(str(unknown), error.schema["properties"], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "; config/README.md lists those there are"
-            raise ConfigError(f"{where}unknown setting {unknown!r}{hint}")
+            raise ConfigError(f"{where}{f'{path}: ' if path else ''}unknown setting {unknown!r}{hint}")
         if error.validator == "required":
             missing = next(key for key in error.validator_value if key not in error.instance)
             raise ConfigError(f"{where}the setting {missing!r} is missing; config/config.yaml has its default")
@@ -220,6 +220,8 @@ def _check(validator: Any, config: Mapping[str, Any], schema: Mapping[str, Any],
                 f"runs: {error.instance!r} cannot be a run's name: letters, digits, '.', '_' and '-', "
                 "and not data, egs or logs"
             )
+        if error.validator == "pattern" and "description" in error.schema:
+            raise ConfigError(f"{where}{path}: {error.instance!r} is not {error.schema['description']}")
         hint = ""
         if error.validator == "enum":
             near = difflib.get_close_matches(str(error.instance), map(str, error.validator_value), n=1)

@@ -31,7 +31,11 @@ class JobResources:
 
     def for_rule(self, rule: str) -> dict[str, Any]:
         """The resources that the configuration sets for a rule; the profile sets the others."""
-        resources: dict[str, Any] = dict(self._execution.resources.get(rule, {}))
+        # Snakemake reads units in `mem` only, and takes no None.
+        resources: dict[str, Any] = {
+            "mem" if name == "mem_mb" and isinstance(value, str) else name: value or 0
+            for name, value in self._execution.resources.get(rule, {}).items()
+        }
         if rule == "train":
             resources.setdefault("gpus", self._gpus)
         return resources

@@ -7,6 +7,7 @@ plugin.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 
 from ngsgd.errors import NgsgdError
+from ngsgd.training.call_settings import MEMORY
 
 MAJOR_VERSION = 9  # of Snakemake, that this module was written for
 
@@ -155,6 +157,21 @@ class SnakemakeCall:
         """Limits a resource over all local jobs, unless the command line does."""
         if name not in self._workflow.global_resources:
             self._workflow.global_resources[name] = value
+
+    def read_units_of_memory(self) -> None:
+        """Has ``mem_mb: 8G`` and ``mem_mb: null`` in a profile mean what ``mem: 8G`` and ``mem_mb: 0`` mean.
+
+        Snakemake reads units in ``mem`` only, and fails when it runs the first job. To be called before the first rule.
+        """
+        settings = self._workflow.resource_settings
+        for resources in (settings._parsed_default_resources, *settings._parsed_overwrite_resources.values()):
+            if "mem_mb" not in resources:
+                continue
+            resource = resources["mem_mb"]
+            if resource.raw in ("None", "null"):
+                resources["mem_mb"] = 0
+            elif isinstance(resource.raw, str) and re.fullmatch(MEMORY["pattern"], resource.raw):
+                resources["mem_mb"] = resource.parse_human_friendly("mem", resource.raw)
 
     @property
     def retries(self) -> int:
