@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -26,8 +26,23 @@ REASONS = {
     r"DUE TO NODE FAILURE|Node failure": Failure("its node failed"),
     r"CANCELLED|Job/step already completing": Failure("it was cancelled"),
 }
+CONNECTION = ("SLURM_CONF", "SLURM_JWT")  # variables by which commands find the controller
+# Variables of users and sites that are options of srun. An allocation does not set them.
+REQUESTS = (
+    "SLURM_ACCOUNT", "SLURM_CLUSTERS", "SLURM_CONSTRAINT", "SLURM_PARTITION", "SLURM_QOS", "SLURM_RESERVATION",
+    "SLURM_TIMELIMIT", "SLURM_WCKEY",
+)  # fmt: skip
 # Messages of srun if slurmctld does not answer.
 UNREACHABLE = r"Unable to contact slurm controller|Unable to confirm allocation|Socket timed out|Connection refused"
+
+
+def _without_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    prefixes = ("SLURM_", "SLURMD_", "SRUN_")
+    return {name: value for name, value in environment.items() if not name.startswith(prefixes)}
+
+
+def _selected(environment: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    return {name: environment[name] for name in names if name in environment}
 
 
 @register_scheduler("slurm")
@@ -62,11 +77,13 @@ class Slurm:
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         # With the variables of an allocation, srun would start a step in it instead of a new job.
-        return {
-            name: value
-            for name, value in environment.items()
-            if name == "SLURM_CONF" or not name.startswith(("SLURM_", "SLURMD_", "SRUN_"))
-        }
+        kept = _without_slurm(environment) | _selected(environment, CONNECTION + REQUESTS)
+        # Sites and users set the defaults of sbatch, too, which srun does not read.
+        for name in REQUESTS:
+            value = environment.get(name.replace("SLURM_", "SBATCH_"))
+            if value is not None:
+                kept.setdefault(name, value)
+        return kept
 
     def outcome(self, output: str, seconds: float | None, resources: Resources) -> Failure:
         if seconds is None and re.search(UNREACHABLE, output):
@@ -113,7 +130,8 @@ class SlurmAllocation(Slurm):
         return [srun, "--exact", *rest]
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
-        return dict(environment)
+        # Others describe the allocation's own request, such as SLURM_MEM_PER_CPU, and srun would read them as options.
+        return _without_slurm(environment) | _selected(environment, (*CONNECTION, "SLURM_JOB_ID", "SLURM_JOBID"))
 
     def active_jobs(self, mark: str) -> dict[str, str]:
         return {}  # squeue does not list steps, which end with their allocation

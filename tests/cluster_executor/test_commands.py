@@ -84,9 +84,11 @@ def test_slurm_step_requests_no_allocation_options() -> None:
 
 
 def test_slurm_job_is_not_a_step_of_the_job_of_snakemake() -> None:
-    outer = {"SLURM_JOB_ID": "7", "SLURM_CONF": "/etc/slurm.conf", "SRUN_DEBUG": "3", "PATH": "/bin"}
-    assert Slurm().environment(outer) == {"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin"}
-    assert SlurmAllocation().environment(outer) == outer
+    inner = {"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin"}
+    outer = inner | {"SLURM_JOB_ID": "7", "SRUN_DEBUG": "3", "SLURM_MEM_PER_CPU": "9", "SBATCH_QOS": "low"}
+    asked = {"SLURM_ACCOUNT": "asr", "SLURM_CLUSTERS": "a,b"}
+    assert Slurm().environment(outer | asked) == inner | asked | {"SLURM_QOS": "low", "SBATCH_QOS": "low"}
+    assert SlurmAllocation().environment(outer | asked) == inner | {"SLURM_JOB_ID": "7", "SBATCH_QOS": "low"}
 
 
 def test_grid_engine_command_requests_all_resources() -> None:

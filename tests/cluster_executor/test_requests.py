@@ -1,8 +1,9 @@
-"""Requests on a real SLURM: what a job gets of a profile."""
+"""Requests on a real SLURM: what a job gets of a profile, and of the environment of the call."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_profile_is_requested_and_nothing_else(
     assert done.returncode == 0, done.stderr
     job = job_of(tmp_path, slurm)
     assert {name: job.get(name) for name in expected} == expected, job
-    if "gpu" in resources or "slurm_extra" in resources:
+    if "gpu" in json.dumps(resources):
         assert "gpu:1" in "".join(value for name, value in job.items() if name.startswith("Tres")).replace("=", ":")
 
 
@@ -67,3 +68,41 @@ def test_resource_without_a_meaning_is_refused_by_name(
     assert done.returncode == 1
     assert line in done.stderr
     assert not (tmp_path / "a.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_PARTITION": "urgent"},
+        {"SBATCH_PARTITION": "urgent"},
+        {"SLURM_PARTITION": "urgent", "SBATCH_PARTITION": "main"},
+    ],
+)
+def test_defaults_of_the_environment_reach_the_job(tmp_path: Path, slurm: Slurm, environment: dict[str, str]) -> None:
+    # As in the shell of an allocation with other resources.
+    outer = {"SLURM_JOB_PARTITION": "main", "SLURM_JOB_ID": "99999", "SLURM_NTASKS": "7", "SLURM_MEM_PER_NODE": "1"}
+    done = subprocess.run(
+        prepare(tmp_path, {"runtime": 5}),
+        cwd=tmp_path,
+        env=slurm.env | outer | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    job = job_of(tmp_path, slurm)
+    assert {name: job.get(name) for name in PARTITIONED} == PARTITIONED
+    assert job["NumTasks"] == "1"
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "slurm-allocation"])
+def test_allocation_around_the_call(tmp_path: Path, slurm: Slurm, scheduler: str) -> None:
+    """Of the variables of the allocation, those that describe its own resources contradict the jobs' requests."""
+    command = shlex.join(map(str, prepare(tmp_path, {"mem_mb": 150}, scheduler)))
+    harmful = "SLURM_TRES_PER_TASK=cpu:7 SLURM_CPU_BIND=map_cpu:99 SLURM_GPUS_PER_TASK=3"
+    number = slurm.run(
+        "sbatch", "--parsable", "--wait", "--ntasks=2", "--mem-per-cpu=200", f"--chdir={tmp_path}",
+        f"--output={tmp_path}/out", "--wrap", f"export {harmful}; {command}", timeout=120,
+    ).strip()  # fmt: skip
+    text = (tmp_path / "out").read_text()
+    assert (tmp_path / "a.txt").exists(), text
+    assert ((tmp_path / "a.txt").read_text().strip() == number) == (scheduler == "slurm-allocation"), text
