@@ -29,7 +29,8 @@ def test_slurm_command_requests_all_resources() -> None:
         "--job-name=train.1", "--cpus-per-task=4", "--mem=8001M", "--time=90", "--gres=gpu:2", "--partition=gpu",
         "--account=asr", "--qos=low", "--comment=a b",
     } <= set(command)  # fmt: skip
-    assert "--gres=gpu:a100:1" in Slurm().command("x", Resources(gpus=2, gres="gpu:a100:1"), "")
+    for gres in ("gpu:a100:1", "gpu:1g.10gb:1"):
+        assert f"--gres={gres}" in Slurm().command("x", Resources(gpus=2, gres=gres), "")
     minimal = " ".join(Slurm().command("x", Resources(), ""))
     assert not any(option in minimal for option in ("--mem", "--time", "--gres", "--partition", "--account"))
 

@@ -36,6 +36,8 @@ def job_of(folder: Path, slurm: Slurm) -> dict[str, str]:
         ({"mem": "2GB"}, {"MinMemoryNode": "2000M"}),
         ({"mem_mb_per_cpu": 200, "cpus_per_task": 2}, {"MinMemoryCPU": "200M", "NumCPUs": "2"}),
         ({"runtime": "2h", "mem_mb": 0, "gpu": 1}, {"TimeLimit": "02:00:00", "MinMemoryCPU": "100M"}),
+        ({"extra": "--gpus=1", "partition": "main,urgent", "runtime": 3}, {"TimeLimit": "00:03:00"}),
+        ({"gres": "gpu:1", "partition": "urgent"}, PARTITIONED),
         ({"slurm_extra": "'--gpus-per-task=1 --exclusive'"}, {"OverSubscribe": "NO", "MinMemoryCPU": "100M"}),
     ],
 )
