@@ -21,6 +21,9 @@ SNAKEMAKE_PROCESS = (
 )
 
 
+IN_USE = "is being worked on by", "wait for it, or end it, before starting another"
+
+
 class RunLock:
     """The lock of a results folder, held from `claim` until the process ends.
 
@@ -36,6 +39,15 @@ class RunLock:
         self._path = self._directory / ".lock"
         self._file: IO[str] | None = None
         self._initial_holder, self._initially_held = self._last_holder()
+
+    def check_free(self) -> None:
+        """Checks that no other process holds the lock.
+
+        Raises:
+            NgsgdError: one does; the message names it.
+        """
+        if self._last_holder()[1]:
+            raise self._refusal(*IN_USE)
 
     def claim(self) -> None:
         """Takes the lock.
@@ -55,7 +67,7 @@ class RunLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise self._refusal("is being worked on by", "wait for it, or end it, before starting another") from None
+            raise self._refusal(*IN_USE) from None
         except OSError as e:
             raise NgsgdError(
                 f"{self._path}: the file system does not support locks ({e}); put results/ on another one"

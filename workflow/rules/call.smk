@@ -15,6 +15,14 @@ RESULTS_LOCK = RunLock("results")
 JOB_POLICY = TrainingJobPolicy(RUNS, PLANS, CALL_SETTINGS)
 
 
+def plan():
+    # Files that another call removes and makes meanwhile would make Snakemake fail for other reasons.
+    try:
+        RESULTS_LOCK.check_free()
+    except NgsgdError as e:
+        sys.exit(f"error: {e}")
+
+
 def start():
     try:
         start_call(RESULTS_LOCK, CALL, lambda: cancel_former_jobs(workflow, logger))
@@ -37,5 +45,5 @@ def fail(logs):
 
 if CALL.is_main_process and not IS_USED_BEFORE:
     CALL.make_only_what_is_missing(frozenset({RerunTrigger.MTIME, RerunTrigger.PARAMS}))
-    CALL.add_hooks(start, succeed, fail)
+    CALL.add_hooks(plan, start, succeed, fail)
     set_job_policy(workflow, JOB_POLICY)

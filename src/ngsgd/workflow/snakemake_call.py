@@ -59,6 +59,7 @@ class SnakemakeCall:
 
     def add_hooks(
         self,
+        plan: Callable[[], None],
         start: Callable[[], None],
         success: Callable[[], None],
         error: Callable[[list[str]], None],
@@ -69,6 +70,7 @@ class SnakemakeCall:
         with ``--no-hooks``. The main Snakefile's own handlers run after these functions.
 
         Args:
+            plan: called before the graph of jobs is made, but not in a dry run.
             start: called before the first job, but not if there is nothing to do, nor in a dry run.
             success: called after the last job.
             error: called after a job has failed, with the paths of Snakemake's logs.
@@ -78,6 +80,8 @@ class SnakemakeCall:
         def add(arguments: dict[str, Any]) -> None:
             if workflow.execution_settings is None:  # no jobs are run
                 return
+            if not workflow.dryrun:
+                plan()
             handlers = [workflow._onstart, workflow._onsuccess, workflow._onerror]
             if workflow.execution_settings.no_hooks:
                 handlers = [lambda log: None] * 3
