@@ -7,20 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
-from lhotse import CutSet, Fbank, FbankConfig, LilcomChunkyWriter, SupervisionSegment
-from lhotse.recipes.timit import get_phonemes, prepare_timit
+from lhotse import SupervisionSegment
 
 from ngsgd.data.alignment_files import Segment, open_alignments
 from ngsgd.data.corpora import corpus_settings, open_corpus
 from ngsgd.data.corpus import Subset, read_info
 from ngsgd.data.parts import assemble, prepare_part
 from ngsgd.data.phones import PhoneLoop
-from ngsgd.data.synthetic.espeak import PHONES, RATE, SILENCE, Voice, package, say
-from ngsgd.data.synthetic.rooms import resample
-from ngsgd.errors import ConfigError, DataError, NgsgdError, UtteranceError
+from ngsgd.errors import ConfigError, DataError, UtteranceError
 
 from ..kaldi.test_fuzz import check_damaged
+from ..timit import make_timit, prepare_cuts
 from .test_lhotse_cuts import ITEMS, LABELS, corpus, cut_of, read, read_one, sound
 
 pytest.importorskip("praatio", reason="needs praatio to read TextGrid files")
@@ -153,57 +150,13 @@ def test_damaged_alignments(tmp_path: Path, name: str, number: int) -> None:
     check_damaged(whole, tmp_path / name, read_file, number)
 
 
-TIMIT_PHONES = sorted(set(get_phonemes(48)) - {"h#", "pau", "sil"})
-
-
-@pytest.fixture
-def timit(tmp_path: Path) -> Path:
-    """Makes a TIMIT of synthesised speech, with SPHERE files as the real one has, and phones of another language."""
-    try:
-        package()
-    except NgsgdError as e:
-        pytest.skip(str(e))
-    for side, speakers in (("TRAIN", ("FCJF0", "MDAB9")), ("TEST", ("FAKS0", "MDAB0"))):
-        for speaker in speakers:
-            folder = tmp_path / "timit/data" / side / "DR1" / speaker
-            folder.mkdir(parents=True)
-            for i in range(3):
-                text = f"number {i} is {speaker[1:4].lower()}"
-                speech = say(text, Voice("en-us", speed=170, pitch=40 + i, pitch_range=50))
-                samples = resample(speech.samples, RATE, 16000)
-                soundfile.write(folder / f"SX{i}.WAV", samples, 16000, format="NIST")
-                begins = [begin * 16000 // RATE for begin in speech.begins]
-                ends = [*begins[1:], len(samples)]
-                phones = [
-                    f"{start} {end} {'h#' if PHONES[p] == SILENCE else TIMIT_PHONES[p]}\n"
-                    for p, start, end in zip(speech.phones, begins, ends, strict=True)
-                ]
-                (folder / f"SX{i}.PHN").write_text("".join(phones))
-                (folder / f"SX{i}.WRD").write_text(f"0 {ends[-1]} number\n")
-                (folder / f"SX{i}.TXT").write_text(f"0 {ends[-1]} {text}\n")
-    return tmp_path
-
-
-def test_timit_by_its_recipe(timit: Path) -> None:
-    """Prepares the manifests and lilcom_chunky features that Lhotse's recipe and icefall make, and decodes phones."""
-    pytest.importorskip("lilcom", reason="needs lilcom to compress features")
-    manifests = prepare_timit(timit / "timit", timit / "manifests", num_phones=48)
-    extractor = Fbank(FbankConfig(sampling_rate=16000))
-    for side, part in (("train", "TRAIN"), ("test", "TEST")):
-        cuts = CutSet.from_manifests(**manifests[part])
-        cuts = cuts.compute_and_store_features(
-            extractor, timit / f"{side}_feats", storage_type=LilcomChunkyWriter, progress_bar=False
-        )
-        cuts.to_file(timit / f"{side}_cuts.jsonl.gz")
-    symbols = sorted(set(get_phonemes(48).values()) - {"", "sil"})
-    (timit / "phones.txt").write_text("".join(f"{s} {i}\n" for i, s in enumerate(["sil", *symbols])))
-    source = open_corpus(
-        {
-            "corpus": "lhotse", "experiment": str(timit), "train_cuts": "train_cuts.jsonl.gz",
-            "test_cuts": "test_cuts.jsonl.gz", "alignment_symbols": "phones.txt", "num_valid_utterances": 1,
-            "states_per_symbol": 2,
-        }
-    )  # fmt: skip
+def test_timit_by_its_recipe(tmp_path: Path) -> None:
+    """Decodes the phones of manifests that Lhotse's recipe makes, with lilcom_chunky features as icefall makes them."""
+    timit = tmp_path
+    make_timit(timit / "timit", {"TRAIN": ("FCJF0", "MDAB9"), "TEST": ("FAKS0", "MDAB0")}, sentences=3)
+    manifests, settings = prepare_cuts(timit / "timit", timit)
+    source = open_corpus(settings | {"num_valid_utterances": 1})
+    symbols = source.phones[1:]
     parts = [timit / "parts" / str(k) for k in range(2)]
     for k, part in enumerate(parts):
         prepare_part(source, part, k, 2)

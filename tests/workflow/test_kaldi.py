@@ -19,6 +19,7 @@ from ngsgd import load_model
 from ngsgd.kaldi.nnet2 import read_nnet2
 
 from ..experiment import STATES, digit_loop, make_experiment
+from ..timit import make_timit, prepare_cuts
 from .conftest import ROOT, SMALL, SNAKEMAKE, Workplace
 
 REALIGNED = {"run": {"realign_times": [0.5]}}
@@ -282,3 +283,18 @@ def test_run_on_audio_from_lhotse_manifests(kaldi: Path, tmp_path: Path) -> None
     evaluation = json.loads((place.run / "evaluation.json").read_text())
     assert evaluation["words"] == len(segments["test"])
     assert evaluation["word_error_rate"] < 0.2
+
+
+@pytest.mark.slow
+def test_run_on_a_recipe_of_lhotse(tmp_path: Path) -> None:
+    """Trains on TIMIT's manifests as Lhotse's recipe makes them, with the features of icefall's recipes."""
+    speakers = {"TRAIN": [f"F{k:03d}0" for k in range(8)], "TEST": ["FAKS0", "MDAB0", "MTAS1"]}
+    make_timit(tmp_path / "timit", speakers, sentences=8)
+    _, settings = prepare_cuts(tmp_path / "timit", tmp_path)
+    more = {"num_valid_utterances": 8, "num_epochs": 4, "samples_per_iter": 1000, "num_splits": 2}
+    place = Workplace(tmp_path / "work", SMALL_KALDI | settings | more)
+    outcome = place.snakemake()
+    assert outcome.status == 0, outcome.text
+    evaluation = json.loads((place.run / "evaluation.json").read_text())
+    assert evaluation["phones"] > 200
+    assert evaluation["phone_error_rate"] < 0.5
