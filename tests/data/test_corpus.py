@@ -19,6 +19,7 @@ BAD = {
     "no frames": utterance("bad", frames=0),
     "labels": utterance("bad", labels=np.zeros(4, np.int32)),
     "shape": utterance("bad", dim=3),
+    "surrogate": utterance("bad", text="a \ud800 b"),
     "finite": utterance("bad", features=np.array([[1, np.nan]] * 5, np.float32)),
 }
 
@@ -90,6 +91,20 @@ def test_subset_is_read_as_written(tmp_path: Path) -> None:
     assert subset.texts == ["yes"] * 3
     other = write_subset(tmp_path, "valid", iter(utterances[:2]), 2)
     assert other.sha256 != written.sha256
+
+
+def test_long_names_and_transcripts_are_read_as_written(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    write_subset(tmp_path, "train", [utterance(long, text=long, speaker=long)], 2)
+    subset = Subset(tmp_path, "train")
+    assert subset.names == subset.texts == subset.speakers == [long]
+
+
+def test_name_with_a_lone_surrogate_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    utterance_filter = UtteranceFilter(2, 3)
+    assert list(utterance_filter.accept([utterance("a\udcff")])) == []
+    assert list(utterance_filter.dropped) == ["a\\udcff"]
+    caplog.text.encode("utf-8")
 
 
 def test_interrupted_subset_leaves_no_file(tmp_path: Path) -> None:

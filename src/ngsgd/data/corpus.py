@@ -40,6 +40,8 @@ Bools = npt.NDArray[np.bool_]
 Float32s = npt.NDArray[np.float32]
 Int32s = npt.NDArray[np.int32]
 
+csv.field_size_limit(2**31 - 1)  # Python's own limit is shorter than some transcripts
+
 log = logging.getLogger(__name__)
 
 
@@ -189,6 +191,7 @@ class UtteranceFilter:
 
     def drop(self, name: str, reason: str) -> None:
         """Records a dropped utterance and logs a warning."""
+        name = name.encode("utf-8", "backslashreplace").decode("utf-8")
         reason = " ".join(reason.split())[:500]
         log.warning("utterance %s dropped: %s", name, reason)
         self.dropped[name] = reason
@@ -205,6 +208,11 @@ class UtteranceFilter:
 
     def _fault(self, utterance: Utterance) -> str | None:
         features, labels = utterance.features, utterance.labels
+        try:
+            for text in (utterance.name, utterance.speaker, utterance.text):
+                text.encode("utf-8")
+        except UnicodeEncodeError:
+            return "its name, speaker or transcript has a lone surrogate, which is no character"
         if features.ndim != 2 or features.shape[1] != self.dim:
             return f"features of shape {features.shape}, expected (frames, {self.dim})"
         if len(features) == 0:
