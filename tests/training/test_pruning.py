@@ -97,3 +97,18 @@ def test_model_for_a_coming_realignment_is_kept(make_settings, tmp_path: Path) -
     run.alignment_model_file(1).touch()
     prune(run, plan, ModelRetention(last=2), idle=True)
     assert kept(run) == [19, 20]
+
+
+def test_files_of_other_names_are_left_alone(run: Run, plan: list[Job]) -> None:
+    """People make copies such as ``models/4.best.safetensors``."""
+    write_models(run, models=10, scored=11)
+    others = [
+        run.model_file(0).parent / name for name in ("4.best.safetensors", "4 (copy).safetensors", "٤.safetensors")
+    ]
+    others += [run.job_file(0, 1).parent / "3.1.old.safetensors", run.momentum_file(0).parent / "x.safetensors"]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    prune(run, plan, ModelRetention(last=2), idle=True)
+    assert run.existing_models() == {9, 10}
+    assert all(path.exists() for path in others)

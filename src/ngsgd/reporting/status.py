@@ -32,7 +32,7 @@ def describe(run: Run, now: float) -> str:
     """
     plan = read_plan(run.plan_file)
     num_iters = plan[-1].iteration + 1
-    x = max((int(path.stem) for path in run.model_file(0).parent.glob("[0-9]*.safetensors")), default=0)
+    x = max(run.existing_models(), default=0)
     scheduler = lock_holder(run.folder.parent)
     return "\n".join(
         [

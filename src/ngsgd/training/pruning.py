@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 from ngsgd.files import write_text
 from ngsgd.training.call_settings import ModelRetention
@@ -30,14 +29,13 @@ def prune(
     """
     if retention.all:
         return
-    existing = {int(path.stem) for path in _files(run.model_file(0).parent)}
-    for path in _files(run.job_file(0, 1).parent):
-        if int(path.name.split(".")[0]) + 1 in existing:
-            path.unlink(missing_ok=True)
+    existing = run.existing_models()
+    for iteration, job in run.existing_jobs():
+        if iteration + 1 in existing:
+            run.job_file(iteration, job).unlink(missing_ok=True)
     if idle:  # a killed call may have left a momentum without its model
-        for path in _files(run.momentum_file(0).parent):
-            if int(path.stem) not in existing:
-                path.unlink(missing_ok=True)
+        for x in run.existing_momenta() - existing:
+            run.momentum_file(x).unlink(missing_ok=True)
     newest = min(max(existing, default=0), plan[-1].iteration + 1)  # the run may have been longer before
     still_needed = set(needed)
     if not run.final_model_file.exists():
@@ -56,8 +54,3 @@ def prune(
                 write_text(run.pruned_marker, "Models have been removed here, as the configuration says.\n")
             run.model_file(x).unlink(missing_ok=True)
             run.momentum_file(x).unlink(missing_ok=True)
-
-
-def _files(folder: Path) -> list[Path]:
-    """Lists the models in a folder, without those being written."""
-    return list(folder.glob("[0-9]*.safetensors")) if folder.exists() else []

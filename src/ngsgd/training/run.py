@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,18 @@ class Run:
         """The model from which iteration x starts."""
         return self.folder / "models" / f"{x}.safetensors"
 
+    def existing_models(self) -> set[int]:
+        """The numbers of the models in the folder; files of other names, which people may have made, do not count."""
+        return {int(match[1]) for match in _own_files(self.model_file(0).parent, r"(\d+)")}
+
+    def existing_momenta(self) -> set[int]:
+        """The numbers of the momenta in the folder, likewise."""
+        return {int(match[1]) for match in _own_files(self.momentum_file(0).parent, r"(\d+)")}
+
+    def existing_jobs(self) -> set[tuple[int, int]]:
+        """Iteration and number of the jobs' models in the folder, likewise."""
+        return {(int(m[1]), int(m[2])) for m in _own_files(self.job_file(0, 1).parent, r"(\d+)\.(\d+)")}
+
     def momentum_file(self, x: int) -> Path:
         """The momentum of the outer step that led to model x."""
         return self.folder / "momenta" / f"{x}.safetensors"
@@ -211,3 +225,10 @@ class Run:
     def prior_file(self) -> Path:
         """Training frames over which the final model's posteriors are averaged."""
         return self.examples / f"prior-{self.settings.num_prior_frames}.npy"
+
+
+def _own_files(folder: Path, stem: str) -> Iterator[re.Match[str]]:
+    """Yields the matches of the models in a folder whose names are as a run writes them."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if match := re.fullmatch(rf"{stem}\.safetensors", path.name, re.ASCII):
+            yield match
