@@ -82,7 +82,10 @@ def test_malformed_runs_are_refused(config, runs) -> None:
         ({"straggler_timeout": 5.0}, "straggler_timeout: needs min_jobs"),
         ({"resources": {"trian": {"mem_mb": 1}}}, "'trian' is not one of"),
         ({"resources": {"train": {"memory": 1}}}, "unknown setting 'memory'"),
-        ({"resources": {"train": {"mem_mb": "1G"}}}, "resources: train: mem_mb: '1G' is not of type 'integer'"),
+        (
+            {"resources": {"train": {"mem_mb": "a lot"}}},
+            "resources: train: mem_mb: 'a lot' is not a number of megabytes, or a size such as 8GB",
+        ),
     ],
 )
 def test_a_bad_setting_of_the_call_is_named(config, changes, text: str) -> None:
