@@ -30,6 +30,7 @@ class Setting:
         unit: of a number.
         kaldi: the option of Kaldi's ``train_multisplice_accel2.sh`` (or the script named) with another name.
         is_source: whether it names a file or folder whose contents matter, and not only its name.
+        files: patterns of the files that are read, if it names a folder; None for all.
         not_a_path: regular expression of the values of such a setting that are no paths.
         schema: JSON schema of a structured value, instead of one made from the type.
     """
@@ -45,6 +46,7 @@ class Setting:
     unit: str | None = None
     kaldi: str | None = None
     is_source: bool = False
+    files: tuple[str, ...] | None = None
     not_a_path: str | None = None
     schema: Mapping[str, Any] | None = None
 

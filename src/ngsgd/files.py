@@ -8,11 +8,13 @@ import hashlib
 import json
 import os
 import platform
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+SCP_END = re.compile(rb"(:\d+)?(\[[^\[\]]*\])?$")  # offset and range after the file in an entry of an .scp
 MAX_HASHED_BYTES = 16 * 2**20  # bytes; larger files are not hashed
 
 
@@ -128,7 +130,8 @@ def scp_targets(script: Path, root: Path, path_map: Mapping[str, str]) -> set[Pa
         lines = script.read_bytes().splitlines()
     except OSError:
         return set()
-    ends = {line.partition(b" ")[2].strip().partition(b"[")[0].rpartition(b":")[0] for line in lines}
+    entries = {words[1].rstrip() for line in lines if len(words := line.split(maxsplit=1)) == 2}
+    ends = {SCP_END.sub(b"", entry) for entry in entries if b"|" not in entry}
     found = (resolve_path(map_path(os.fsdecode(end), path_map), root) for end in ends if end and b"\0" not in end)
     return {path for path in found if path.is_file()}
 

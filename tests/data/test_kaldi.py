@@ -15,7 +15,7 @@ import torch
 
 from ngsgd.data import egs
 from ngsgd.data.corpora import check_unchanged, corpus_key, open_corpus
-from ngsgd.data.corpora.kaldi import DataPaths, KaldiCorpus
+from ngsgd.data.corpora.kaldi import DataPaths, KaldiCorpus, KaldiSettings
 from ngsgd.data.corpus import NO_CLASS, SUBSET_FILES, Subset, read_info
 from ngsgd.data.kaldi_features import FeatureOptions, Features
 from ngsgd.data.parts import assemble, prepare_part
@@ -510,7 +510,7 @@ def test_transform_is_that_of_kaldi(kaldi: Path, tmp_path: Path) -> None:
     root = kaldi / "fsdd"
     sides = [DataPaths(s, root / "data" / s, root / f"exp/tri1_ali_{s}") for s in ("train", "test")]
     options = FeatureOptions(Locations(root))
-    source = KaldiCorpus(*sides, options, root / "exp/nnet/valid_uttlist", 1, "exp/graph/silence.csl")
+    source = KaldiCorpus(*sides, options, root / "exp/nnet/valid_uttlist", 1, root / "exp/graph/silence.csl")
     prepare_part(source, tmp_path, 0, 1)
     info = read_info(tmp_path)
     assert info.num_frames["train"] + info.num_frames["valid"] == 112911
@@ -614,3 +614,61 @@ def test_data_that_changes_while_it_is_read_is_not_believed(root: Path) -> None:
         os.truncate(root / file, before.st_size)
         os.utime(root / file, ns=(before.st_atime_ns, before.st_mtime_ns))
         check_unchanged(values, key)
+
+
+def kaldi_values(root: Path, **changes: object) -> dict[str, object]:
+    return {
+        "corpus": "kaldi", "experiment": str(root), "train_data": "train", "test_data": "test",
+        "train_alignment": "train.pdfs", "test_alignment": "test.pdfs", "num_valid_utterances": 12,
+    } | changes  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["{key} {path}", "{key}\t{path}", "{key} {path}[0:3]", "{key} {path}:0"])
+def test_key_depends_on_every_file_that_a_script_names(root: Path, form: str) -> None:
+    matrices = dict(kaldiio.load_ark(str(root / "test/feats.ark")))
+    lines = []
+    for key, matrix in matrices.items():
+        kaldiio.save_mat(str(root / f"{key}.mat"), matrix)
+        lines.append(form.format(key=key, path=f"{key}.mat") + "\n")
+    (root / "test/feats.scp").write_text("".join(lines))
+    before = corpus_key(kaldi_values(root))
+    kaldiio.save_mat(str(root / "t0-14.mat"), np.vstack((matrices["t0-14"], matrices["t0-14"])))
+    assert corpus_key(kaldi_values(root)) != before
+
+
+def test_key_does_not_depend_on_files_that_are_not_read(root: Path) -> None:
+    before = corpus_key(kaldi_values(root))
+    for name in ("test/notes.txt", "train/wav.scp", "train/spk2utt"):
+        (root / name).write_text("s0-00 somewhere.wav\n")
+    assert corpus_key(kaldi_values(root)) == before
+    (root / "train/utt2uniq").write_text("s0-00 s0-01\n")
+    assert corpus_key(kaldi_values(root)) != before
+
+
+def test_settings_of_paths_may_have_variables(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", str(root))
+    ali_directories(root)
+    (root / "silence.csl").write_bytes(b"\xef\xbb\xbf1:2\n")
+    (root / "train/feats.scp").write_text((root / "train/feats.scp").read_text().replace(" train/", " /far/train/"))
+    values = kaldi_values(root, experiment="$PLACE", silence_phones="$PLACE/silence.csl", path_map={"/far": "$PLACE"})
+    values |= {"train_alignment": "$PLACE/ali_train", "test_alignment": None}
+    before = corpus_key(values)
+    assert next(open_corpus(values).read("train", 0, 1, print)).silence is not None
+    truncate(root / "train/feats.ark")
+    assert corpus_key(values) != before
+
+
+def test_words_need_texts_and_a_model(root: Path) -> None:
+    settings = KaldiSettings(**{k: v for k, v in kaldi_values(root).items() if k != "corpus"})
+    with pytest.raises(ConfigError, match=r"graph: its transition-ids .* train_alignment .*train\.pdfs"):
+        settings.check_words()
+    (root / "test/text").unlink()
+    with pytest.raises(ConfigError, match=r"test_data: .*test has no file text"):
+        settings.check_words()
+
+
+def test_empty_subset_says_what_was_dropped(root: Path) -> None:
+    (root / "valid").write_text("s0-03\n")
+    replace_labels(root / "train.pdfs", "s0-03", None)
+    with pytest.raises(DataError, match="left in the valid subset; dropped were s0-03: it has no alignment"):
+        prepare(root, valid=root / "valid")

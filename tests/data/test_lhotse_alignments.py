@@ -184,3 +184,24 @@ def test_timit_by_its_recipe(tmp_path: Path) -> None:
 def test_settings_that_do_not_match(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         corpus_settings("lhotse", {"train_cuts": "a", "test_cuts": "b"} | settings).check()
+
+
+def test_byte_order_mark_of_a_ctm_file_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "a.ctm").write_bytes(b"\xef\xbb\xbfr 1 0.0 0.5 a\nr 1 0.5 0.5 b\nq 1 0 1 c\n")
+    files = open_alignments(tmp_path / "a.ctm", "phone")
+    assert [s.symbol for s in files.find("r", 0) or ()] == ["a", "b"]
+    assert [s.symbol for s in files.find("q", 0) or ()] == ["c"]
+
+
+def test_cut_with_speech_without_alignment_is_dropped(tmp_path: Path) -> None:
+    """Its frames would be silence."""
+    cut = cut_of(sound(tmp_path / "a.wav"))
+    (whole,) = cut.supervisions
+    second = SupervisionSegment("s2", whole.recording_id, whole.duration, 0.1, text="more")
+    for text, is_dropped in (("more", True), (None, False)):
+        second.text = text
+        cut.supervisions = [whole, second]
+        _, dropped = read(corpus(tmp_path, [cut]))
+        assert (list(dropped) == [cut.id]) == is_dropped, dropped
+        if is_dropped:
+            assert dropped[cut.id].startswith("it has no alignment")

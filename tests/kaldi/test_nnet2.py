@@ -368,6 +368,7 @@ def test_compute_writes_text_and_scripts(kaldi: Path, tmp_path: Path) -> None:
         ("some.scp", "scp:out.scp", "can only be written together with its archive"),
         ("some.scp", "ark,scp:out.ark", "expected the names of an archive and of an .scp file"),
         ("some.scp", "ark,scp:-,out.scp", "cannot point into a pipe"),
+        ("some.scp", "scp,ark:out.scp,out.ark", "the archive comes first"),
     ],
 )
 def test_compute_refuses_other_specifiers(kaldi: Path, features: str, output: str, message: str) -> None:
@@ -417,3 +418,19 @@ def test_script_and_archive_have_the_same_features(kaldi: Path) -> None:
     script = Script(root / "data/test/feats.scp", Locations(root))
     for name, features in read_archive(root / "data/test/feats.ark", matrix):
         np.testing.assert_array_equal(script.read(name), features)
+
+
+def test_compute_reads_from_a_process_substitution(kaldi: Path, tmp_path: Path) -> None:
+    scp = kaldi / "fsdd/data/test/feats.scp"
+    command = f"{sys.executable} -m ngsgd compute {kaldi}/fsdd/exp/nnet/final.mdl scp:<(head -2 {scp}) ark,t:-"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --experiment {kaldi}/fsdd"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[") == 2
+
+
+def test_compute_refuses_a_missing_alignment_folder(kaldi: Path) -> None:
+    command = ["compute", str(kaldi / "fsdd/exp/nnet/final.mdl"), "ark:-", "ark:-", "--alignment", "exp/tri1_alo"]
+    done = subprocess.run([sys.executable, "-m", "ngsgd", *command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: --alignment exp/tri1_alo: no such folder\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -107,3 +108,25 @@ def test_an_utterance_that_is_not_decoded_is_an_error(decoded) -> None:
     words.write_text(json.dumps(results))
     with pytest.raises(DataError, match="u2 is not decoded"):
         read_transcripts(settings, data, [words])
+
+
+def test_speaker_without_words_has_a_row(decoded, make_settings) -> None:
+    settings, data, words = decoded
+    settings = dataclasses.replace(settings, unscored_words=["d"])
+    test = read_transcripts(settings, data, [words])["test"]
+    write_alignments(
+        test._replace(hypotheses=[[["a"], ["a"], ["x", "y"]]]), 0, data / "per_utt.tsv", data / "per_spk.tsv"
+    )
+    assert (data / "per_spk.tsv").read_text().splitlines()[-1].split("\t") == [
+        "sTrue",
+        "1",
+        "0",
+        "0",
+        "0",
+        "2",
+        "0",
+        "",
+    ]
+    settings = dataclasses.replace(settings, unscored_words=["a", "b\u00a0c", "d", "[noise]"])
+    with pytest.raises(DataError, match=r"the valid subset have no words, or all are unscored_words \(a, b"):
+        score_points(settings, read_transcripts(settings, data, [words]))

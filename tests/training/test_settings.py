@@ -108,6 +108,8 @@ def test_a_bad_setting_of_the_call_is_named(config, changes, text: str) -> None:
         ("initial_effective_lrate: 2E-2", 0.02),
         ("samples_per_iter: 4e3", 4000),
         ("combination_decay: 5e-1", 0.5),
+        ("word_ins_penalties: [0, 1e-1]", [0, 0.1]),
+        ("unscored_words: [1, <UNK>]", ["1", "<UNK>"]),
     ],
 )
 def test_a_value_that_yaml_reads_as_another_type_is_understood(config, text: str, value) -> None:
@@ -124,6 +126,8 @@ def test_a_value_that_yaml_reads_as_another_type_is_understood(config, text: str
         ("train_data: 2020-01-01", 'train_data: YAML reads this value as the date 2020-01-01; .*"2020-01-01"$'),
         ("cmvn_opts: 1.5", 'cmvn_opts: YAML reads this value as the number 1.5; .*"1.5"$'),
         ("test_data: no", 'test_data: YAML reads this value as the truth value False; .*"False"$'),
+        ("path_map: {1: /a}", "path_map: YAML reads the key 1 as no text; write it in quotes"),
+        ("path_map: {null: /a}", "path_map: YAML reads the key None as no text; write it in quotes"),
         ("samples_per_iter: 45e-1", "samples_per_iter: '45e-1' is not of type 'integer'"),
     ],
 )

@@ -176,12 +176,15 @@ def _export(arguments: argparse.Namespace) -> None:
 def _compute(arguments: argparse.Namespace) -> None:
     from ngsgd.cli.models import compute, load, read_features
     from ngsgd.data.kaldi_features import FeatureOptions, Features
+    from ngsgd.errors import DataError
     from ngsgd.kaldi.specifiers import Rspecifier, Wspecifier
     from ngsgd.kaldi.tables import Locations
 
     def path(value: str | None) -> Path | None:
         return None if value is None else Path(value)
 
+    if arguments.alignment and not Path(arguments.alignment).is_dir():
+        raise DataError(f"--alignment {arguments.alignment}: no such folder")
     locations = Locations(Path(arguments.experiment), dict(arguments.path_map), arguments.allow_pipes)
     options = FeatureOptions(locations, arguments.cmvn_opts, arguments.feature_type, arguments.delta_order)
     features = Features(

@@ -12,6 +12,7 @@ from typing import Protocol
 from ngsgd.data.extractor import one_line
 from ngsgd.errors import DataError, UtteranceError
 from ngsgd.files import require_regular_file
+from ngsgd.kaldi.tables import BYTE_ORDER_MARK
 
 MAX_TEXTGRID = 2**24  # bytes
 MAX_LINE = 2**16  # bytes of a line of a CTM file
@@ -102,6 +103,9 @@ class Ctm:
         try:
             require_regular_file(path)
             with open(path, "rb") as f:
+                if f.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK:
+                    position = len(BYTE_ORDER_MARK)
+                f.seek(position)
                 while line := f.readline(MAX_LINE):
                     if len(line) == MAX_LINE:
                         raise DataError(f"{path}: a line of more than {MAX_LINE} bytes")

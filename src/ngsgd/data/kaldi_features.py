@@ -89,7 +89,7 @@ def config_files(text: str) -> list[str]:
 def _read_config(path: Path, where: str) -> str:
     """Reads a file of options, one on each line, with comments after ``#``."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as e:
         raise ConfigError(f"{where}: --config={path} cannot be read ({e})") from None
     return " ".join(line.partition("#")[0].strip() for line in lines)
@@ -197,7 +197,7 @@ class Features:
             if path is None or not path.exists():
                 return None
             try:
-                return path.read_text(encoding="utf-8").strip()
+                return path.read_text(encoding="utf-8-sig").strip()
             except (OSError, ValueError) as e:
                 raise DataError(f"{path}: cannot be read ({e})") from None
 
@@ -208,7 +208,8 @@ class Features:
         if cmvn and self._cmvn.norm_means:
             if not cmvn.exists():
                 raise DataError(
-                    f"{cmvn}: no such file; to use the features as they are, set cmvn_opts: --norm-means=false"
+                    f"{cmvn}: no such file; to use the features as they are, set cmvn_opts: --norm-means=false "
+                    "(--cmvn-opts of ngsgd compute)"
                 )
             self._stats = script(cmvn)
         self._cached_stats: tuple[str | None, Array] = (None, np.zeros(0))
@@ -250,7 +251,7 @@ class Features:
             self._ivectors = script(ivectors / "ivector_online.scp")
             period = ivectors / "ivector_period"
             try:
-                self._period = int(period.read_text(encoding="utf-8"))
+                self._period = int(period.read_text(encoding="utf-8-sig"))
             except (OSError, ValueError) as e:
                 raise DataError(f"{period}: not a number of frames ({e})") from None
             if not 0 < self._period < MAX_PERIOD:
@@ -357,7 +358,7 @@ def numbered(directory: str | os.PathLike[str], stem: str) -> list[Path]:
     num_jobs = Path(directory) / "num_jobs"
     if num_jobs.exists():
         try:
-            last = int(num_jobs.read_text(encoding="utf-8"))
+            last = int(num_jobs.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as e:
             raise DataError(f"{num_jobs}: not a number ({e})") from None
         found = [(number, path) for number, path in found if number <= last]

@@ -66,7 +66,8 @@ def assemble(parts: Sequence[Path], directory: Path, max_bad_share: float, max_u
     written = {subset: write_subset(directory, subset, utterances(subset), first.dim) for subset in SUBSETS}
     for subset, w in written.items():
         if not w.frames:
-            raise DataError(f"no utterance is left in the {subset} subset")
+            reasons = [f"; dropped were {name}: {reason}" for name, reason in intake.dropped.items()]
+            raise DataError(f"no utterance is left in the {subset} subset{''.join(reasons[:1])}")
     write_info(directory, _info(first, written, intake))
 
 

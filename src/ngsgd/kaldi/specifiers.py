@@ -81,6 +81,8 @@ class Wspecifier:
             )
         if "scp" not in options:
             return cls(path, None, "t" in options)
+        if text.index("scp") < text.index("ark"):
+            raise DataError(f"{text!r:.100}: the archive comes first: ark,scp:A.ark,A.scp")
         archive, comma, script = path.partition(",")
         if not comma or not archive or not script:
             raise DataError(f"{text!r:.100}: expected the names of an archive and of an .scp file: ark,scp:A.ark,A.scp")
@@ -106,13 +108,17 @@ def _split(text: str, others: set[str]) -> tuple[set[str], str]:
 
 @contextlib.contextmanager
 def open_archive_input(path: str) -> Iterator[Input]:
-    """Opens an archive, or standard input for ``-``.
+    """Opens an archive, a pipe, or standard input for ``-``.
 
     Raises:
         DataError: the file cannot be opened.
+        OSError: the pipe cannot be opened.
     """
     if path == STANDARD_STREAM:
         yield Input(sys.stdin.buffer, "standard input")
+    elif Path(path).exists() and not Path(path).is_file():  # a pipe, such as a shell's <(command)
+        with open(path, "rb") as f:
+            yield Input(f, path)
     else:
         with open_input(path) as source:
             yield source

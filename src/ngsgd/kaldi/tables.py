@@ -150,7 +150,8 @@ class Script:
             if "|" in entry and not locations.allow_pipes:
                 raise DataError(
                     f"{os.fspath(path)}: the entry of {key} is a command ({entry:.60}), which is not run unless the "
-                    "configuration has allow_pipes: true; or write its output to an archive with copy-feats"
+                    "configuration has allow_pipes: true (--allow-pipes of ngsgd compute); or write its output to an "
+                    "archive with copy-feats"
                 )
 
     def __contains__(self, key: str) -> bool:
@@ -190,7 +191,8 @@ def read_location(location: str, locations: Locations, where: str) -> Array:
     path = locations.resolve(name)
     if not path.exists():
         raise DataError(
-            f"{where}: {path}: no such file; if it is a path of another machine, replace its start by path_map"
+            f"{where}: {path}: no such file; if it is a path of another machine, replace its start by "
+            "path_map (--path-map of ngsgd compute)"
         )
     try:
         with open_input(path, offset=offset) as source:

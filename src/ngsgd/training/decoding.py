@@ -224,6 +224,12 @@ def score_points(settings: Settings, transcripts: Mapping[str, Transcripts]) -> 
     for k, point in enumerate(scoring_points(settings)):
         row: dict[str, Any] = point._asdict()
         for name, subset in transcripts.items():
+            if not any(subset.references):
+                unscored = f", or all are unscored_words ({', '.join(settings.unscored_words)})"
+                raise DataError(
+                    f"word error rate: the references of the {name} subset have no words"
+                    f"{unscored if settings.unscored_words else ''}; check the text of the data directories"
+                )
             errors = word_errors(subset.references, subset.hypotheses[k])
             row[name] = {"word_error_rate": errors.rate} | errors._asdict() | {"incomplete": subset.incomplete[k]}
         rows.append(row)
@@ -279,7 +285,7 @@ def write_alignments(test: Transcripts, point: int, per_utterance: Path, per_spe
         per_utterance: table to be written, with columns utterance, speaker, reference and hypothesis (aligned, with
             ``***`` where a word is missing), operations (C, S, I or D for each position), and their numbers.
         per_speaker: table to be written, with columns speaker, utterances, words, correct, substitutions, insertions,
-            deletions, word_error_rate.
+            deletions, word_error_rate (empty for a speaker without words).
 
     Raises:
         OSError: a file cannot be written.
@@ -300,9 +306,11 @@ def write_alignments(test: Transcripts, point: int, per_utterance: Path, per_spe
     columns = tuple(OPERATIONS.values())
     _write_table(per_utterance, [("utterance", "speaker", "reference", "hypothesis", "operations", *columns), *rows])
     table = [
-        (speaker, c["utterances"], c["words"], *(c[o] for o in OPERATIONS), (c["S"] + c["I"] + c["D"]) / c["words"])
+        (
+            *(speaker, c["utterances"], c["words"], *(c[o] for o in OPERATIONS)),
+            (c["S"] + c["I"] + c["D"]) / c["words"] if c["words"] else "",
+        )
         for speaker, c in sorted(speakers.items())
-        if c["words"]
     ]
     _write_table(per_speaker, [("speaker", "utterances", "words", *columns, "word_error_rate"), *table])
 

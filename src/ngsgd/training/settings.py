@@ -426,7 +426,7 @@ class Settings(
         from ngsgd.data.corpora import path_stamps
 
         path = self.path("graph")
-        stamps = [] if path is None else path_stamps("graph", path, self._root, {})
+        stamps = [] if path is None else path_stamps("graph", path, self._root, {}, ("HCLG.fst", "words.txt"))
         return digest(stamps)
 
     def check(self) -> None:
@@ -480,6 +480,7 @@ class Settings(
             for file in ("HCLG.fst", "words.txt"):
                 if not (graph / file).exists():
                     raise ConfigError(f"graph: {graph} has no {file}; make the graph with mkgraph.sh")
+            self.corpus_settings.check_words()
 
     def of_stages(self, *stages: Stage) -> dict[str, Any]:
         """The settings, apart from those of the corpus, that change the results of the given stages."""

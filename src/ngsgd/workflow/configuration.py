@@ -87,10 +87,7 @@ def typed_values(config: Mapping[str, Any]) -> dict[str, Any]:
     properties = config_schema()["properties"]
 
     def typed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-        return {
-            name: _typed(value, properties.get(name, {}).get("type", []), f"{where}{name}")
-            for name, value in values.items()
-        }
+        return {name: _typed(value, properties.get(name, {}), f"{where}{name}") for name, value in values.items()}
 
     runs = config.get("runs")
     if not isinstance(runs, Mapping):
@@ -99,7 +96,13 @@ def typed_values(config: Mapping[str, Any]) -> dict[str, Any]:
     return typed(config, "") | {"runs": own}
 
 
-def _typed(value: Any, types: str | list[str], where: str) -> Any:
+def _typed(value: Any, schema: Mapping[str, Any], where: str) -> Any:
+    types = schema.get("type", [])
+    if isinstance(value, list):
+        return [_typed(item, schema.get("items", {}), where) for item in value]
+    if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
+        wrong = next(key for key in value if not isinstance(key, str))
+        raise ConfigError(f"{where}: YAML reads the key {wrong} as no text; write it in quotes")
     if isinstance(value, str) and EXPONENT.fullmatch(value):
         if "number" in types:
             return float(value)

@@ -213,7 +213,12 @@ class SnakemakeCall:
         Args:
             config: the configuration of the command line, or that of a module.
             defaults: path of the file.
+
+        Raises:
+            NgsgdError: the configuration is not a mapping.
         """
+        if not isinstance(config, Mapping):
+            raise NgsgdError(f"the configuration is {config!r:.60}, expected settings, such as `num_epochs: 4`")
         settings = self._workflow.config_settings
         if not self._workflow.modifier.skip_configfile:
             # A module without a configuration has an empty one.

@@ -5,6 +5,7 @@ To add a corpus, add a module: nothing else has a list of them. It is prepared i
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import pkgutil
 import re
@@ -18,6 +19,7 @@ from ngsgd.data.corpus import Utterance, WordModel
 from ngsgd.declare import declared, setting
 from ngsgd.errors import ConfigError, DataError
 from ngsgd.files import digest, expand_path, file_stamp, resolve_path, scp_targets
+from ngsgd.kaldi.tables import Locations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,13 @@ class CorpusSettings:
             if declaration.is_source and (path := self.path(name)) is not None:
                 check_exists(name, path, self.root)
 
+    def check_words(self) -> None:
+        """Checks that the corpus has what decoding with a graph needs.
+
+        Raises:
+            ConfigError: it has not.
+        """
+
     def sources(self) -> list[str]:
         """Fingerprints of the contents of everything that the corpus is made from.
 
@@ -84,8 +93,12 @@ class CorpusSettings:
         stamps = self.stamps()
         for name, declaration in declared(type(self)).items():
             if declaration.is_source and (path := self.path(name)) is not None:
-                stamps += path_stamps(name, path, self.root, getattr(self, "path_map", {}))
+                stamps += path_stamps(name, path, self.root, self.expanded_path_map(), declaration.files)
         return stamps
+
+    def expanded_path_map(self) -> dict[str, str]:
+        """Replacements of the start of paths inside files; see `FileSettings`."""
+        return {}
 
     def stamps(self) -> list[str]:
         """Fingerprints of what the data depends on apart from the values of settings and the files that they name.
@@ -96,19 +109,28 @@ class CorpusSettings:
         return []
 
 
-def path_stamps(name: str, path: Path, root: Path, path_map: Mapping[str, str]) -> list[str]:
+def path_stamps(
+    name: str, path: Path, root: Path, path_map: Mapping[str, str], patterns: tuple[str, ...] | None = None
+) -> list[str]:
     """Fingerprints of the contents of a file or folder, and of the files that its ``.scp`` files point into.
 
     Args:
         name: of the setting that gives the path.
         path: the file or folder.
         root, path_map: see `ngsgd.kaldi.tables.Locations`.
+        patterns: of the names of the files in a folder that count; None for all.
     """
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.is_file() and (patterns is None or _matches(p, patterns)))
     targets = {other for p in files if p.suffix == ".scp" for other in scp_targets(p, root, path_map)}
     return [f"{name} {p.name} {file_stamp(p)}" for p in files] + [
         f"{name} {other} {file_stamp(other, hashed=0)}" for other in sorted(targets - set(files))
     ]
+
+
+def _matches(path: Path, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns)
 
 
 def check_exists(name: str, path: Path, root: Path) -> None:
@@ -136,6 +158,14 @@ class TestSetSettings(CorpusSettings):
 @dataclass(frozen=True, kw_only=True)
 class FileSettings(CorpusSettings):
     """Settings of corpora that are read from files of the user."""
+
+    def locations(self) -> Locations:
+        """How paths inside files are looked up."""
+        return Locations(self.root, self.expanded_path_map(), self.allow_pipes)
+
+    def expanded_path_map(self) -> dict[str, str]:
+        """``path_map`` with ``~`` and variables replaced in the new paths."""
+        return {old: expand_path(new) for old, new in self.path_map.items()}
 
     valid_utterances: str | None = setting(
         None,

@@ -22,12 +22,21 @@ from ngsgd.declare import setting
 from ngsgd.errors import ConfigError, DataError, UtteranceError
 from ngsgd.files import file_stamp, resolve_path
 from ngsgd.kaldi.stream import Input
-from ngsgd.kaldi.tables import Locations, Script, integers, read_archive, read_lines, skip_integers, split_words
+from ngsgd.kaldi.tables import Script, integers, read_archive, read_lines, skip_integers, split_words
 from ngsgd.kaldi.transition import TransitionModel, read_transition_model, transitions_to_text
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# The files of each directory that are read; others may come and go.
+DATA_FILES = ("feats.scp", "cmvn.scp", "utt2spk", "text", "utt2uniq")
+TRANSFORM_FILES = ("trans.*", "raw_trans.*", "num_jobs")
+ALIGNMENT_FILES = (
+    *("ali.*", "final.mdl", "final.mat", "splice_opts", "cmvn_opts", "frame_subsampling_factor"),
+    *TRANSFORM_FILES,
+)
+IVECTOR_FILES = ("ivector_online.scp", "ivector_period")
 
 PHONES = r"\d{1,9}(:\d{1,9})*"  # regular expression of phone numbers such as 1:2:3
 NO_TRANSFORMS = "none"  # value of `train_transforms` and `test_transforms`
@@ -42,7 +51,7 @@ def check_frame_rate(alignment: Path) -> None:
     """
     path = alignment / "frame_subsampling_factor"
     try:
-        factor = path.read_text(encoding="utf-8").strip() if path.exists() else "1"
+        factor = path.read_text(encoding="utf-8-sig").strip() if path.exists() else "1"
     except (OSError, ValueError) as e:
         raise DataError(f"{path}: cannot be read ({e})") from None
     if factor != "1":
@@ -232,19 +241,21 @@ class KaldiSettings(FileSettings):
     train_data: str | None = setting(
         None,
         "Training data directory with `feats.scp` and, where present, `cmvn.scp`, `utt2spk`, `text`, `utt2uniq`.",
-        stage="corpus", is_source=True,
+        stage="corpus", is_source=True, files=DATA_FILES,
     )  # fmt: skip
-    test_data: str | None = setting(None, "Test data directory, likewise.", stage="corpus", is_source=True)
+    test_data: str | None = setting(
+        None, "Test data directory, likewise.", stage="corpus", is_source=True, files=DATA_FILES
+    )
     train_alignment: str | None = setting(
         None,
         "Alignment directory of the training data with `ali.*.gz` and `final.mdl`, or an archive of pdf-ids.",
-        stage="corpus", is_source=True,
+        stage="corpus", is_source=True, files=ALIGNMENT_FILES,
     )  # fmt: skip
     test_alignment: str | None = setting(
         None,
         "Alignment directory of the test data, or an archive of pdf-ids; null for none: then the final model is scored "
         "by its words alone, if there is a `graph`.",
-        stage="corpus", is_source=True,
+        stage="corpus", is_source=True, files=ALIGNMENT_FILES,
     )  # fmt: skip
     silence_phones: str | None = setting(
         None,
@@ -271,21 +282,23 @@ class KaldiSettings(FileSettings):
         None,
         "Directory with `trans.*` (fMLLR by speaker) of the training data, or `raw_trans.*` for raw features; null for "
         "those of `train_alignment`, if it has any; `none` to use none. Training and test data are transformed alike.",
-        stage="corpus", is_source=True, kaldi="transform-dir", not_a_path=NO_TRANSFORMS,
+        stage="corpus", is_source=True, files=TRANSFORM_FILES, kaldi="transform-dir", not_a_path=NO_TRANSFORMS,
     )  # fmt: skip
     test_transforms: str | None = setting(
         None,
         "Directory with the transforms of the test data, likewise, such as a decoding directory.",
-        stage="corpus", is_source=True, not_a_path=NO_TRANSFORMS,
+        stage="corpus", is_source=True, files=TRANSFORM_FILES, not_a_path=NO_TRANSFORMS,
     )  # fmt: skip
     train_ivectors: str | None = setting(
         None,
         "Directory with `ivector_online.scp` and `ivector_period` of the training data.",
-        stage="corpus", is_source=True, kaldi="online-ivector-dir",
+        stage="corpus", is_source=True, files=IVECTOR_FILES, kaldi="online-ivector-dir",
     )  # fmt: skip
     test_ivectors: str | None = setting(
-        None, "Directory with the i-vectors of the test data, likewise.", stage="corpus", is_source=True
-    )
+        None,
+        "Directory with the i-vectors of the test data, likewise.",
+        stage="corpus", is_source=True, files=IVECTOR_FILES,
+    )  # fmt: skip
 
     def check(self) -> None:
         for name in ("train_data", "train_alignment", "test_data"):
@@ -307,11 +320,23 @@ class KaldiSettings(FileSettings):
                 except DataError as e:
                     raise ConfigError(f"{name}: {e}") from None
 
+    def check_words(self) -> None:
+        for name in ("train_data", "test_data"):
+            folder = self.path(name)
+            if folder is not None and not (folder / "text").exists():
+                raise ConfigError(f"{name}: {folder} has no file text, with which decoded words are compared")
+        alignment = self.path("train_alignment")
+        if alignment is not None and not alignment.is_dir():
+            raise ConfigError(
+                f"graph: its transition-ids mean nothing without a model: train_alignment ({alignment}) must be an "
+                "alignment directory with final.mdl"
+            )
+
     def stamps(self) -> list[str]:
         options = [self.cmvn_opts or ""]
         if (alignment := self.path("train_alignment")) and self.cmvn_opts is None:
             with contextlib.suppress(OSError, ValueError):  # opening the corpus reports it
-                options.append((alignment / "cmvn_opts").read_text(encoding="utf-8"))
+                options.append((alignment / "cmvn_opts").read_text(encoding="utf-8-sig"))
         files = [resolve_path(name, self.root) for text in options for name in config_files(text)]
         return [f"cmvn_opts {file_stamp(path)}" for path in files]
 
@@ -356,14 +381,14 @@ class KaldiCorpus:
             paths("train"),
             paths("test"),
             FeatureOptions(
-                Locations(settings.root, settings.path_map, settings.allow_pipes),
+                settings.locations(),
                 cmvn=settings.cmvn_opts,
                 feature_type=settings.feature_type,
                 delta_order=settings.delta_order,
             ),
             settings.path("valid_utterances"),
             settings.num_valid_utterances,
-            settings.silence_phones,
+            settings.path("silence_phones") or settings.silence_phones,
         )
 
     def __init__(
@@ -373,7 +398,7 @@ class KaldiCorpus:
         options: FeatureOptions,
         valid_utterances: Path | None,
         num_valid_utterances: int,
-        silence_phones: str | None,
+        silence_phones: str | Path | None,
     ) -> None:
         self.words: list[WordModel] = []
         self._paths = {"train": train, "test": test}
@@ -391,7 +416,7 @@ class KaldiCorpus:
         if silence_phones is not None:
             if labels.transitions is None:
                 raise ConfigError("silence_phones: needs an alignment directory, an archive of pdf-ids has no phones")
-            self._silence_phones = _phones(silence_phones, options.locations.root)
+            self._silence_phones = _phones(silence_phones)
             labels.transitions.check_phones(self._silence_phones)
         uniq_file = train.data / "utt2uniq"
         uniq = dict(read_lines(uniq_file)) if uniq_file.exists() else {}
@@ -508,15 +533,16 @@ def _check_same_transforms(paths: Mapping[str, DataPaths], directories: Mapping[
             )
 
 
-def _phones(text: str, root: Path) -> list[int]:
-    if not re.fullmatch(PHONES, text):
-        path = resolve_path(text, root)
+def _phones(source: str | Path) -> list[int]:
+    """Returns phones from text such as ``1:2:3``, or from a file with it."""
+    text = str(source)
+    if isinstance(source, Path):
         try:
-            text = path.read_text(encoding="utf-8").strip()
+            text = source.read_text(encoding="utf-8-sig").strip()
         except (OSError, ValueError) as e:
             raise ConfigError(
                 f"silence_phones: neither phone numbers such as 1:2:3 nor a file with them ({e})"
             ) from None
         if not re.fullmatch(PHONES, text):
-            raise ConfigError(f"silence_phones: {path} has {text!r:.60}, expected phone numbers such as 1:2:3")
+            raise ConfigError(f"silence_phones: {source} has {text!r:.60}, expected phone numbers such as 1:2:3")
     return [int(phone) for phone in text.split(":")]

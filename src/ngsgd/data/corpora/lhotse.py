@@ -168,8 +168,8 @@ class LhotseCorpus:
         return cls(
             train,
             test,
-            Locations(settings.root, settings.path_map, settings.allow_pipes),
-            settings.feature_extractor,
+            settings.locations(),
+            str(settings.path("feature_extractor") or settings.feature_extractor),
             labels,
             settings.path("valid_utterances"),
             settings.num_valid_utterances,
@@ -325,10 +325,14 @@ class LhotseCorpus:
     def _alignment(self, cut: Any) -> Sequence[Any]:
         """Returns the items of a cut's alignment, from its supervisions or from the files next to the manifest."""
         found: list[Any] = []
+        is_whole = True
         for supervision in cut.supervisions:
             items = (supervision.alignment or {}).get(self._options.alignment)
-            found += items or self._alignment_in_files(cut, supervision)
-        if not found:
+            own = items or self._alignment_in_files(cut, supervision)
+            # Speech without alignment would be labelled as silence.
+            is_whole = is_whole and bool(own or not supervision.text)
+            found += own
+        if not found or not is_whole:
             where = f" or in {self._options.files}" if self._files else "; alignment_files can name files of it"
             raise UtteranceError(f"{UNALIGNED} of type {self._options.alignment} in its supervisions{where}")
         return found
