@@ -84,17 +84,16 @@ class RunLock:
     def _last_holder(self) -> tuple[str, bool]:
         """Returns the last holder of the lock, and whether the lock is held now."""
         try:
-            f = open(self._path, encoding="utf-8")  # noqa: SIM115  closed below
+            with open(self._path, encoding="utf-8") as f:
+                try:
+                    fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return f.read(), True
+                except OSError:  # locks are not supported; `claim` reports it
+                    pass
+                return f.read(), False
         except OSError:  # there is none, or `claim` reports why it cannot be read
             return "", False
-        with f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return f.read(), True
-            except OSError:  # locks are not supported; `claim` reports it
-                pass
-            return f.read(), False
 
     def _read(self) -> str:
         return self._path.read_text(encoding="utf-8")

@@ -61,7 +61,7 @@ def make_request(resources: Mapping[str, Any], threads: int, defaults: Set[str])
     Args:
         resources: the job's resources.
         threads: the job's threads.
-        defaults: the names of those that the rule has from ``default-resources``.
+        defaults: names of the resources that the rule takes from ``default-resources``.
 
     Raises:
         WorkflowError: a value has the wrong type, or stands for several processes.

@@ -98,7 +98,7 @@ def test_defaults_of_the_environment_reach_the_job(tmp_path: Path, slurm: Slurm,
 
 @pytest.mark.parametrize("scheduler", ["slurm", "slurm-allocation"])
 def test_allocation_around_the_call(tmp_path: Path, slurm: Slurm, scheduler: str) -> None:
-    """Of the variables of the allocation, those that describe its own resources contradict the jobs' requests."""
+    """Variables that describe the resources of the allocation contradict the jobs' requests."""
     command = shlex.join(map(str, prepare(tmp_path, {"mem_mb": 150}, scheduler)))
     harmful = "SLURM_TRES_PER_TASK=cpu:7 SLURM_CPU_BIND=map_cpu:99 SLURM_GPUS_PER_TASK=3"
     number = slurm.run(

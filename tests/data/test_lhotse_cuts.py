@@ -192,7 +192,7 @@ def test_only_the_cuts_of_a_part_become_objects(tmp_path: Path, monkeypatch: pyt
 
 
 def test_cuts_are_made_of_recordings_and_supervisions(tmp_path: Path) -> None:
-    """The same cuts as Lhotse makes; those that cannot be made are dropped."""
+    """Compares the cuts with Lhotse's own; a cut that cannot be made is dropped."""
     recordings = [sound(tmp_path / f"{name}.wav", 2.0) for name in "abc"]
     segments = [
         SupervisionSegment(f"{recording.id}-{i}", recording.id, 0.5 * i, 0.7, text=f"number {i}")

@@ -44,7 +44,7 @@ class Hdf5File:
     def __init__(self, path: Path) -> None:
         require_regular_file(path)
         self._path = path
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115  closed by __exit__
         self._size = os.fstat(self._file.fileno()).st_size
         try:
             self._root = self._superblock()

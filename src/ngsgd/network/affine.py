@@ -31,7 +31,7 @@ class AffineForms:
         W, b = fields["LinearParams"], fields["BiasParams"]
         if W.size == 0 or len(b) != len(W):
             raise ValueError(f"parameters of {W.shape[0]} x {W.shape[1]} with a bias of {len(b)}")
-        affine: Any = cls(W.shape[1], W.shape[0])  # type: ignore[call-arg]
+        affine: Any = cls(W.shape[1], W.shape[0])  # type: ignore[call-arg]  # a mixin: its components take two sizes
         affine.load_state_dict({"weight": torch.from_numpy(np.array(W)), "bias": torch.from_numpy(np.array(b))})
         component: Self = affine
         return component

@@ -61,7 +61,7 @@ def follow(run: Run) -> None:
 
 
 def describe_test_scores(run: Run) -> str:
-    """Returns the scores of the final model on the test set as text; those that a corpus does not have are left out."""
+    """Returns the scores of the final model on the test set as text, without scores that the corpus does not have."""
     scores = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
     texts = []
     if "log_probability" in scores:

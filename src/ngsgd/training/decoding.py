@@ -152,7 +152,7 @@ def _penalised(graph: Path, penalty: float) -> Iterator[Path]:
 
 
 class Transcripts(NamedTuple):
-    """Words of the utterances of a subset, without those that are not scored.
+    """Scored words of the utterances of a subset; the setting ``unscored_words`` names the others.
 
     Attributes:
         names, speakers: of the utterances.

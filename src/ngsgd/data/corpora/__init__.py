@@ -301,7 +301,7 @@ def check_unchanged(values: Mapping[str, Any], key: str) -> None:
         DataError: a source was changed in the meantime.
     """
     if corpus_key(values) != key:
-        raise DataError(f"the data of corpus {key} was changed while it was read; run again, which reads it anew")
+        raise DataError(f"the data of corpus {key} was changed while it was read; run again to read it again")
 
 
 def open_corpus(values: Mapping[str, Any]) -> Corpus:

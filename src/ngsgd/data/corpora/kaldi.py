@@ -189,7 +189,7 @@ class DataPaths:
 
     Attributes:
         name: ``train`` or ``test``, with which the names of its settings begin.
-        data, alignment, transforms, ivectors: the directories; None for those that are not set.
+        data, alignment, transforms, ivectors: the directories; None where the setting is null.
         no_transforms: whether transforms of the alignment directory are ignored, too.
     """
 
